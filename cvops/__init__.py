@@ -1,0 +1,41 @@
+"""Detection operators for NumPy, CuPy and every DLPack array.
+
+>>> import numpy as np
+>>> import cvops
+>>> boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]], np.float32)
+>>> cvops.nms(boxes, np.array([0.8, 0.9, 0.7], np.float32), iou_threshold=0.5)
+array([1, 2])
+"""
+
+from ._boxes import (
+    box_area,
+    box_convert,
+    box_iou,
+    clip_boxes_to_image,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    masks_to_boxes,
+    remove_small_boxes,
+)
+from ._nms import batched_nms, nms
+from ._runtime import get_num_threads, set_num_threads, warmup
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "batched_nms",
+    "box_area",
+    "box_convert",
+    "box_iou",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "distance_box_iou",
+    "generalized_box_iou",
+    "get_num_threads",
+    "masks_to_boxes",
+    "nms",
+    "remove_small_boxes",
+    "set_num_threads",
+    "warmup",
+]

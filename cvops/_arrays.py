@@ -1,0 +1,131 @@
+"""The seam: which backend computes, and how its result goes back to the caller.
+
+This is the only file that knows that array libraries exist. They are recognised by their protocol and by what is
+already imported, never imported in order to be recognised.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+# DLPack device type -> backend module. Pinned host memory (3) is ordinary memory to a CPU.
+_BACKENDS = {1: "cvops._cpu", 3: "cvops._cpu"}
+_DEVICE_NAMES = {
+    1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 11: "rocm host",
+    12: "ext_dev", 13: "cuda", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia",
+}  # fmt: skip
+
+
+def backend_of(**arrays: Any) -> Any:
+    """Return the backend module for the one device that all `arrays` (given by argument name) lie on.
+
+    Raises
+    ------
+    TypeError
+        An argument is no array, hides a computation (requires grad, tracer), or its library cannot take a result back.
+    ValueError
+        An array lies on a device without a backend, or two arrays lie on different devices.
+    """
+    numpy = sys.modules.get("numpy")
+    ndarray = getattr(numpy, "ndarray", None)
+    for array in arrays.values():
+        if type(array) is not ndarray or array.dtype.hasobject:
+            return _backend_of_any(arrays)
+    return _load("cvops._cpu")
+
+
+def to_caller(result: Any, like: Any) -> Any:
+    """Return the native array `result` as an array of the library of `like`, sharing its memory where it can."""
+    if isinstance(like, sys.modules["numpy"].ndarray):
+        return result
+    return _from_dlpack_of(like)(result)
+
+
+def _load(name: str) -> Any:
+    return sys.modules.get(name) or importlib.import_module(name)
+
+
+def _backend_of_any(arrays: dict[str, Any]) -> Any:
+    first_name, first = next(iter(arrays.items()))
+    devices = {name: _device_of(name, array) for name, array in arrays.items()}
+    for name, device in devices.items():
+        if device[0] not in _BACKENDS:
+            raise ValueError(f"`{name}` is on {_device_text(device)}: cvops computes on the CPU; move it to the host")
+        if device != devices[first_name]:
+            one, two = _device_text(devices[first_name]), _device_text(device)
+            raise ValueError(f"`{first_name}` is on {one} and `{name}` is on {two}: move them to one device")
+    if _from_dlpack_of(first) is None and not isinstance(first, sys.modules["numpy"].ndarray):
+        raise TypeError(f"`{first_name}`: {_kind(first)} has no from_dlpack to give a result back with")
+    return _load(_BACKENDS[devices[first_name][0]])
+
+
+def _device_of(name: str, array: Any) -> tuple[int, int]:
+    """DLPack's (device type, device number), with pinned host and managed memory counted as cpu and cuda."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(array, numpy.ndarray):
+        masked = sys.modules.get("numpy.ma")
+        if masked is not None and isinstance(array, masked.MaskedArray):
+            raise TypeError(f"`{name}` must be an array, got MaskedArray")
+        if array.dtype.hasobject:
+            raise TypeError(f"`{name}` must be an array, got {_kind(array)} of objects")
+        return (1, 0)
+    # Looked up on the type: instances of proxies and modules may answer to any name.
+    if not hasattr(type(array), "__dlpack__"):
+        raise TypeError(f"`{name}` must be an array, got {_kind(array)}")
+    _refuse_hidden_computation(name, array)
+    try:
+        device_type, number = array.__dlpack_device__()
+    except Exception as error:
+        device = getattr(array, "device", None)
+        if device is None:
+            raise TypeError(f"`{name}` must be an array, got {_kind(array)}: {error}") from error
+        raise ValueError(f"`{name}` is on {device}: cvops computes on the CPU; move it to the host") from error
+    device_type = int(device_type)
+    if device_type in (1, 3):
+        return (1, 0)  # every host has one memory, whatever the producer numbers it
+    return (2 if device_type == 13 else device_type, int(number))
+
+
+def _refuse_hidden_computation(name: str, array: Any) -> None:
+    """Raise for arrays whose values are recorded or not there yet: a copy through DLPack would drop that silently."""
+    if _is_tensor(array):
+        torch = sys.modules["torch"]
+        if "Fake" in type(array).__name__ or "Functional" in type(array).__name__:
+            raise TypeError(f"`{name}` is a {_kind(array)} without values (torch.compile, export): use cvops.torch")
+        if torch._C._functorch.is_functorch_wrapped_tensor(array):
+            raise TypeError(f"`{name}` is traced by torch.func: use cvops.torch")
+        if array.requires_grad:
+            raise TypeError(f"`{name}` requires grad: use cvops.torch, or pass {name}.detach()")
+        if array.layout is not torch.strided:
+            raise TypeError(f"`{name}` must be an array, got a {_kind(array)} of layout {array.layout}")
+    jax: Any = sys.modules.get("jax")
+    if jax is not None and isinstance(array, jax.core.Tracer):
+        raise TypeError(f"`{name}` is traced by jax (jit, grad, vmap): use cvops.jax")
+
+
+def _from_dlpack_of(array: Any) -> Any:
+    """The function that makes an array of this one's library from a native array; None where there is none."""
+    if _is_tensor(array):
+        return sys.modules["torch"].from_dlpack
+    if hasattr(type(array), "__array_namespace__"):
+        from_dlpack = getattr(array.__array_namespace__(), "from_dlpack", None)
+        if from_dlpack is not None:
+            return from_dlpack
+    root = sys.modules.get(type(array).__module__.partition(".")[0])
+    return getattr(root, "from_dlpack", None)
+
+
+def _is_tensor(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, getattr(torch, "Tensor", ()))
+
+
+def _kind(array: Any) -> str:
+    return "None" if array is None else type(array).__name__
+
+
+def _device_text(device: tuple[int, int]) -> str:
+    name = _DEVICE_NAMES.get(device[0], f"device type {device[0]}")
+    return name if device[0] == 1 else f"{name}:{device[1]}"

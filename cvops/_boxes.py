@@ -1,0 +1,410 @@
+"""Operations on axis-aligned boxes: the public functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._arrays import backend_of, to_caller
+from ._checks import BOX_DTYPES, INTEGERS, check_batched_boxes, check_boxes, check_dtype, number, working_dtype
+
+_FORMATS = ("xyxy", "xywh", "cxcywh")
+_ROTATED_FORMATS = ("xywhr", "cxcywhr", "xyxyxyxy")
+
+
+def box_area(boxes: Any, fmt: str = "xyxy") -> Any:
+    """Area of each box.
+
+    Parameters
+    ----------
+    boxes : array of shape (..., 4), float64 | float32 | float16 | integer
+        Boxes in the format `fmt`.
+    fmt : {"xyxy", "xywh", "cxcywh"}
+        Two corners; corner and size; centre and size.
+
+    Returns
+    -------
+    area : array of shape (...), float64 | float32
+        ``(x2 - x1) * (y2 - y1)``, negative for a box inverted along one axis; float64 for float64 and 32- and 64-bit
+        integers, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `boxes` is not an array, or its dtype or shape does not fit, or `fmt` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> cvops.box_area(np.array([[0, 0, 2, 3], [1, 1, 2, 2]], np.float32))
+    array([6., 1.], dtype=float32)
+    """
+    _check_format(fmt, "fmt")
+    backend = backend_of(boxes=boxes)
+    native = backend.asarray(boxes, "boxes")
+    check_batched_boxes(native, "boxes")
+    return to_caller(backend.copy(_area(native.astype(working_dtype(native)), fmt, backend)), boxes)
+
+
+def box_iou(boxes1: Any, boxes2: Any, fmt: str = "xyxy") -> Any:
+    """Intersection over union (Jaccard index) of each box of one set with each of another.
+
+    Parameters
+    ----------
+    boxes1 : array of shape (..., N, 4), float64 | float32 | float16 | integer
+        Boxes in the format `fmt`.
+    boxes2 : array of shape (..., M, 4), float64 | float32 | float16 | integer
+        Boxes in the format `fmt`. Leading dimensions broadcast against those of `boxes1`.
+    fmt : {"xyxy", "xywh", "cxcywh"}
+        Two corners; corner and size; centre and size.
+
+    Returns
+    -------
+    iou : array of shape (..., N, M), float64 | float32
+        float64 if an argument is float64 or a 32- or 64-bit integer, else float32. 0/0, of two empty boxes, is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not an array, or its dtype or shape does not fit, or `fmt` is unknown.
+
+    Notes
+    -----
+    Nothing of the size of the result is allocated but the result. The rows are shared among the threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> boxes = np.array([[0, 0, 2, 2], [1, 0, 3, 2]], np.float32)
+    >>> cvops.box_iou(boxes, boxes)
+    array([[1.        , 0.33333334],
+           [0.33333334, 1.        ]], dtype=float32)
+    """
+    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
+    return to_caller(backend.box_iou(*corners_and_areas), boxes1)
+
+
+def generalized_box_iou(boxes1: Any, boxes2: Any, *, fmt: str = "xyxy") -> Any:
+    """Generalized IoU of each pair of boxes [1]_: IoU less the empty share of the smallest box around both.
+
+    Parameters
+    ----------
+    boxes1, boxes2, fmt
+        As in `box_iou`.
+
+    Returns
+    -------
+    giou : array of shape (..., N, M), float64 | float32
+        In (-1, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `box_iou`.
+
+    References
+    ----------
+    .. [1] H. Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> one, two = np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([[3.0, 0.0, 4.0, 1.0]])
+    >>> cvops.generalized_box_iou(one, two)
+    array([[-0.5]])
+    """
+    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
+    return to_caller(backend.generalized_box_iou(*corners_and_areas), boxes1)
+
+
+def distance_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
+    """Distance IoU of each pair of boxes [1]_: IoU less the squared distance of the centres over the hull's diagonal.
+
+    Parameters
+    ----------
+    boxes1, boxes2, fmt
+        As in `box_iou`.
+    eps : float >= 0
+        Added to the squared diagonal.
+
+    Returns
+    -------
+    diou : array of shape (..., N, M), float64 | float32
+        In (-1, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `box_iou`.
+
+    References
+    ----------
+    .. [1] Z. Zheng et al., "Distance-IoU Loss", AAAI 2020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> one, two = np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[2.0, 0.0, 4.0, 2.0]])
+    >>> cvops.distance_box_iou(one, two).round(3)
+    array([[-0.2]])
+    """
+    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
+    return to_caller(backend.distance_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
+
+
+def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
+    """Complete IoU of each pair of boxes [1]_: distance IoU less a term for the difference of aspect ratios.
+
+    Parameters
+    ----------
+    boxes1, boxes2, fmt
+        As in `box_iou`.
+    eps : float >= 0
+        Added to the two denominators.
+
+    Returns
+    -------
+    ciou : array of shape (..., N, M), float64 | float32
+        At most 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `box_iou`.
+
+    References
+    ----------
+    .. [1] Z. Zheng et al., "Distance-IoU Loss", AAAI 2020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> one, two = np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 4.0, 2.0]])
+    >>> cvops.complete_box_iou(one, two).round(3)
+    array([[0.447]])
+    """
+    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
+    return to_caller(backend.complete_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
+
+
+def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
+    """Boxes in another format.
+
+    Parameters
+    ----------
+    boxes : array of shape (..., 4), float64 | float32 | float16 | integer
+        Boxes in the format `in_fmt`.
+    in_fmt, out_fmt : {"xyxy", "xywh", "cxcywh"}
+        Two corners; corner and size; centre and size.
+
+    Returns
+    -------
+    converted : array of shape (..., 4)
+        A new array of the dtype of `boxes`. Halves that centres bring into integers are dropped towards zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `boxes` is not an array, or its dtype or shape does not fit, or a format is unknown or not supported yet.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> cvops.box_convert(np.array([[10, 20, 30, 60]]), "xyxy", "cxcywh")
+    array([[20, 40, 20, 40]])
+    """
+    _check_format(in_fmt, "in_fmt")
+    _check_format(out_fmt, "out_fmt")
+    backend = backend_of(boxes=boxes)
+    native = backend.asarray(boxes, "boxes")
+    check_batched_boxes(native, "boxes")
+    if in_fmt == out_fmt:
+        return to_caller(backend.copy(native), boxes)
+    halves = native.dtype.char in INTEGERS and "cxcywh" in (in_fmt, out_fmt)
+    converted = _corners(native.astype(working_dtype(native)) if halves else native, in_fmt, backend)
+    if out_fmt != "xyxy":
+        x1, y1, x2, y2 = (converted[..., k] for k in range(4))
+        with backend.quiet():
+            first = (x1, y1) if out_fmt == "xywh" else ((x1 + x2) / 2, (y1 + y2) / 2)
+            converted = backend.xp.stack([*first, x2 - x1, y2 - y1], -1)
+    return to_caller(backend.copy(converted.astype(native.dtype)), boxes)
+
+
+def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
+    """Boxes with their corners moved into the image.
+
+    Parameters
+    ----------
+    boxes : array of shape (..., 4), float64 | float32 | float16 | integer
+        Corners ``x1, y1, x2, y2`` in pixels.
+    size : (int, int)
+        Height and width of the image in pixels.
+
+    Returns
+    -------
+    clipped : array of shape (..., 4)
+        A new array of the dtype of `boxes`: x in [0, width], y in [0, height]. NaN stays NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `boxes` is not an array, or its dtype or shape does not fit, or `size` is not two numbers >= 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> cvops.clip_boxes_to_image(np.array([[-5, 10, 700, 90]]), (480, 640))
+    array([[  0,  10, 640,  90]])
+    """
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"`size` must be (height, width), got {size!r}")
+    height, width = (number(side, "size", 0.0) for side in size)
+    backend = backend_of(boxes=boxes)
+    xp, native = backend.xp, backend.asarray(boxes, "boxes")
+    check_batched_boxes(native, "boxes")
+    limits = xp.asarray([width, height, width, height])
+    if native.dtype.char in INTEGERS:
+        limits = xp.minimum(limits, xp.iinfo(native.dtype).max)
+    clipped = xp.minimum(xp.maximum(native, native.dtype.type(0)), limits.astype(native.dtype))
+    return to_caller(backend.copy(clipped), boxes)
+
+
+def remove_small_boxes(boxes: Any, min_size: float) -> Any:
+    """Indices of the boxes of which both sides are at least `min_size`.
+
+    Parameters
+    ----------
+    boxes : array of shape (L, 4), float64 | float32 | float16 | integer
+        Corners ``x1, y1, x2, y2``.
+    min_size : float
+        Smallest side to keep, in the unit of the boxes.
+
+    Returns
+    -------
+    keep : array of shape (M,), int64
+        Increasing indices.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `boxes` is not an array, or its dtype or shape does not fit, or `min_size` is not a number.
+
+    Notes
+    -----
+    The number of indices depends on the data, so a GPU is waited for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> cvops.remove_small_boxes(np.array([[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, 3.0, 2.0]]), 2)
+    array([1])
+    """
+    min_size = number(min_size, "min_size")
+    backend = backend_of(boxes=boxes)
+    native = backend.asarray(boxes, "boxes")
+    check_boxes(native, "boxes")
+    native = native.astype(working_dtype(native))
+    with backend.quiet():
+        big = (native[:, 2] - native[:, 0] >= min_size) & (native[:, 3] - native[:, 1] >= min_size)
+    return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("q")), boxes)
+
+
+def masks_to_boxes(masks: Any) -> Any:
+    """The smallest box around the nonzero pixels of each mask.
+
+    Parameters
+    ----------
+    masks : array of shape (N, H, W), bool | integer | float64 | float32 | float16
+        Nonzero (and NaN) is inside.
+
+    Returns
+    -------
+    boxes : array of shape (N, 4), float32
+        ``x1, y1, x2, y2`` of the first and last nonzero columns and rows, both included; zeros for an empty mask.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `masks` is not an array, or its dtype or shape does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> masks = np.zeros((1, 6, 8), bool)
+    >>> masks[0, 2:5, 3:7] = True
+    >>> cvops.masks_to_boxes(masks)
+    array([[3., 2., 6., 4.]], dtype=float32)
+    """
+    backend = backend_of(masks=masks)
+    xp, native = backend.xp, backend.asarray(masks, "masks")
+    if native.ndim != 3:
+        raise ValueError(f"`masks` must have shape (N, H, W), got {native.shape}")
+    if native.dtype.char != "?":
+        check_dtype(native, "masks", BOX_DTYPES)
+    if native.size == 0:
+        return to_caller(backend.copy(xp.zeros((len(native), 4), "f")), masks)
+    rows, columns = native.any(axis=2), native.any(axis=1)
+    last_row, last_column = native.shape[1] - 1, native.shape[2] - 1
+    edges = [
+        columns.argmax(axis=1),
+        rows.argmax(axis=1),
+        last_column - columns[:, ::-1].argmax(axis=1),
+        last_row - rows[:, ::-1].argmax(axis=1),
+    ]
+    return to_caller(backend.copy((xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f")), masks)
+
+
+def _check_format(fmt: Any, name: str) -> None:
+    if fmt in _ROTATED_FORMATS:
+        raise ValueError(f"`{name}` {fmt!r}: rotated boxes are not supported yet")
+    if fmt not in _FORMATS:
+        raise ValueError(f"`{name}` must be one of {', '.join(_FORMATS)}, got {fmt!r}")
+
+
+def _pair(boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, tuple[Any, Any, Any, Any]]:
+    """(backend, (corners and areas of both sets)), checked and in working precision."""
+    _check_format(fmt, "fmt")
+    backend = backend_of(boxes1=boxes1, boxes2=boxes2)
+    sets = backend.asarray(boxes1, "boxes1"), backend.asarray(boxes2, "boxes2")
+    for native, name in zip(sets, ("boxes1", "boxes2"), strict=True):
+        check_batched_boxes(native, name)
+        if native.ndim < 2:
+            raise ValueError(f"`{name}` must have shape (..., N, 4), got {native.shape}")
+    batch1, batch2 = sets[0].shape[:-2], sets[1].shape[:-2]
+    for one, two in zip(batch1[::-1], batch2[::-1], strict=False):
+        if one != two and 1 not in (one, two):
+            raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, got {batch1} and {batch2}")
+    dtype = working_dtype(*sets)
+    first, second = (native.astype(dtype, copy=False) for native in sets)
+    return backend, (
+        _corners(first, fmt, backend),
+        _area(first, fmt, backend),
+        _corners(second, fmt, backend),
+        _area(second, fmt, backend),
+    )
+
+
+def _corners(boxes: Any, fmt: str, backend: Any) -> Any:
+    if fmt == "xyxy":
+        return boxes
+    x, y, width, height = (boxes[..., k] for k in range(4))
+    with backend.quiet():
+        if fmt == "xywh":
+            return backend.xp.stack([x, y, x + width, y + height], -1)
+        half_width, half_height = width / 2, height / 2
+        return backend.xp.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
+
+
+def _area(boxes: Any, fmt: str, backend: Any) -> Any:
+    with backend.quiet():
+        if fmt == "xyxy":
+            return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+        return boxes[..., 2] * boxes[..., 3]

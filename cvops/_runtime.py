@@ -1,0 +1,100 @@
+"""What concerns the process and not one operator: threads, and compilation ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ._checks import count
+
+_DTYPES = ("float64", "float32", "float16")
+
+
+def get_num_threads() -> int:
+    """Return how many threads one call on CPU arrays may use.
+
+    Returns
+    -------
+    threads : int
+        What `set_num_threads` set; else the environment variable ``CVOPS_NUM_THREADS``; else the number of processors
+        that this process may use.
+
+    Examples
+    --------
+    >>> import cvops
+    >>> cvops.get_num_threads() >= 1
+    True
+    """
+    from ._cpu import _threads
+
+    return _threads.get_num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads every later call on CPU arrays may use; results do not depend on it.
+
+    Parameters
+    ----------
+    threads : int >= 1
+        The caller's thread included: 1 means that no other thread is used.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `threads` is not an integer, or is less than 1.
+
+    Notes
+    -----
+    Matrix products follow the threads of NumPy's BLAS, which this does not set. In worker processes of a data loader
+    1 is the right number.
+
+    Examples
+    --------
+    >>> import cvops
+    >>> cvops.set_num_threads(2)
+    >>> cvops.get_num_threads()
+    2
+    """
+    threads = count(threads, "threads", 1)
+    from ._cpu import _threads
+
+    _threads.set_num_threads(threads)
+
+
+def warmup(device: str = "cpu", dtypes: Iterable[str] = ("float32",), operators: Iterable[str] | None = None) -> None:
+    """Compile the kernels ahead of the first calls and leave them in the cache on disk.
+
+    Parameters
+    ----------
+    device : {"cpu"}
+        The backend to compile for.
+    dtypes : iterable of {"float64", "float32", "float16"}
+        The working precisions to compile for.
+    operators : iterable of str, optional
+        Names of operators, such as ``["nms", "box_iou"]``. By default all that have kernels.
+
+    Raises
+    ------
+    ValueError
+        A device, dtype or operator is unknown.
+
+    Examples
+    --------
+    >>> import cvops
+    >>> cvops.warmup(operators=["nms"])
+    """
+    if device != "cpu":
+        raise ValueError(f"`device` must be cpu, got {device!r}")
+    from . import _warmup
+
+    names = list(_warmup.CALLS) if operators is None else _names(operators, "operators", list(_warmup.CALLS))
+    for dtype in _names(dtypes, "dtypes", list(_DTYPES)):
+        for name in names:
+            _warmup.CALLS[name](dtype)
+
+
+def _names(given: Iterable[str], argument: str, known: list[str]) -> list[str]:
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`{argument}` must be among {', '.join(known)}, got {name!r}")
+    return names
