@@ -82,7 +82,7 @@ def full(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def madd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once or twice as the processor likes; `a` is lanes or a scalar."""
+    """The sum a * b + c, rounded once or twice as the processor likes; `a` is lanes or a scalar."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         factor = arguments[0]
