@@ -6,6 +6,7 @@ already imported, never imported in order to be recognised.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from typing import Any
@@ -36,35 +37,52 @@ def backend_of(**arrays: Any) -> Any:
     return _load("cvops._cpu")
 
 
+def share(array: Any, name: str, from_dlpack: Any) -> Any:
+    """Return the foreign `array` as what a backend's `from_dlpack` makes of it: the same memory."""
+    if _is_tensor(array):
+        _refuse_compilation(name)
+        array = array.resolve_neg()  # torch may have put off a change of sign, and DLPack would not show it
+    try:
+        return from_dlpack(array)
+    except (BufferError, RuntimeError) as error:
+        dtype = str(getattr(array, "dtype", "unknown")).rpartition(".")[2]
+        if dtype.startswith(("bfloat", "float", "int", "uint")):  # one that the backend's library has not
+            text = f"`{name}` must be float64, float32 or float16, got {dtype}: convert it with .astype"
+            raise TypeError(text) from error
+        raise TypeError(f"`{name}` cannot be shared through DLPack: {error}") from error
+
+
 def to_caller(result: Any, like: Any) -> Any:
     """Return the native array `result` as an array of the library of `like`, sharing its memory where it can."""
-    if isinstance(like, sys.modules["numpy"].ndarray):
+    if _is_ndarray(like):
         return result
     return _from_dlpack_of(like)(result)
 
 
+@functools.cache  # not sys.modules, where another thread's import may be half done
 def _load(name: str) -> Any:
-    return sys.modules.get(name) or importlib.import_module(name)
+    return importlib.import_module(name)
 
 
 def _backend_of_any(arrays: dict[str, Any]) -> Any:
     first_name, first = next(iter(arrays.items()))
     devices = {name: _device_of(name, array) for name, array in arrays.items()}
     for name, device in devices.items():
-        if device[0] not in _BACKENDS:
-            raise ValueError(f"`{name}` is on {_device_text(device)}: cvops computes on the CPU; move it to the host")
         if device != devices[first_name]:
             one, two = _device_text(devices[first_name]), _device_text(device)
             raise ValueError(f"`{first_name}` is on {one} and `{name}` is on {two}: move them to one device")
-    if _from_dlpack_of(first) is None and not isinstance(first, sys.modules["numpy"].ndarray):
+    device_type = devices[first_name][0]
+    if device_type not in _BACKENDS:
+        place = _device_text(devices[first_name])
+        raise ValueError(f"`{first_name}` is on {place}: cvops computes on the CPU; move it to the host")
+    if not _is_ndarray(first) and _from_dlpack_of(first) is None:
         raise TypeError(f"`{first_name}`: {_kind(first)} has no from_dlpack to give a result back with")
-    return _load(_BACKENDS[devices[first_name][0]])
+    return _load(_BACKENDS[device_type])
 
 
 def _device_of(name: str, array: Any) -> tuple[int, int]:
     """DLPack's (device type, device number), with pinned host and managed memory counted as cpu and cuda."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(array, numpy.ndarray):
+    if _is_ndarray(array):
         masked = sys.modules.get("numpy.ma")
         if masked is not None and isinstance(array, masked.MaskedArray):
             raise TypeError(f"`{name}` must be an array, got MaskedArray")
@@ -91,6 +109,7 @@ def _device_of(name: str, array: Any) -> tuple[int, int]:
 def _refuse_hidden_computation(name: str, array: Any) -> None:
     """Raise for arrays whose values are recorded or not there yet: a copy through DLPack would drop that silently."""
     if _is_tensor(array):
+        _refuse_compilation(name)
         torch = sys.modules["torch"]
         if "Fake" in type(array).__name__ or "Functional" in type(array).__name__:
             raise TypeError(f"`{name}` is a {_kind(array)} without values (torch.compile, export): use cvops.torch")
@@ -98,11 +117,22 @@ def _refuse_hidden_computation(name: str, array: Any) -> None:
             raise TypeError(f"`{name}` is traced by torch.func: use cvops.torch")
         if array.requires_grad:
             raise TypeError(f"`{name}` requires grad: use cvops.torch, or pass {name}.detach()")
+        if torch.autograd.forward_ad.unpack_dual(array).tangent is not None:
+            raise TypeError(f"`{name}` carries a tangent: use cvops.torch")
         if array.layout is not torch.strided:
             raise TypeError(f"`{name}` must be an array, got a {_kind(array)} of layout {array.layout}")
     jax: Any = sys.modules.get("jax")
     if jax is not None and isinstance(array, jax.core.Tracer):
         raise TypeError(f"`{name}` is traced by jax (jit, grad, vmap): use cvops.jax")
+
+
+def _refuse_compilation(name: str) -> None:
+    # True while torch.compile traces this very line. Else the callback tells of a call that it traces around: then it
+    # would go on to trace the array library and Numba, and die there.
+    compiling = sys.modules["torch"].compiler.is_compiling()
+    evaluation = sys.modules.get("torch._C._dynamo.eval_frame")
+    if compiling or (evaluation is not None and evaluation.get_eval_frame_callback() not in (None, False)):
+        raise TypeError(f"`{name}` is traced by torch.compile: use cvops.torch")
 
 
 def _from_dlpack_of(array: Any) -> Any:
@@ -115,6 +145,11 @@ def _from_dlpack_of(array: Any) -> Any:
             return from_dlpack
     root = sys.modules.get(type(array).__module__.partition(".")[0])
     return getattr(root, "from_dlpack", None)
+
+
+def _is_ndarray(array: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(array, numpy.ndarray)
 
 
 def _is_tensor(array: Any) -> bool:

@@ -313,7 +313,7 @@ def remove_small_boxes(boxes: Any, min_size: float) -> Any:
     native = native.astype(working_dtype(native))
     with backend.quiet():
         big = (native[:, 2] - native[:, 0] >= min_size) & (native[:, 3] - native[:, 1] >= min_size)
-    return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("q")), boxes)
+    return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("int64")), boxes)
 
 
 def masks_to_boxes(masks: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy as xp
 
+from .._arrays import share
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._memory import copy
 from ._nms import batched_nms, nms
@@ -36,20 +37,9 @@ def asarray(array: Any, name: str) -> np.ndarray[Any, Any]:
     writable and read-only inputs.
     """
     if type(array) is not np.ndarray:
-        array = np.asarray(array) if isinstance(array, np.ndarray) else _from_dlpack(array, name)
+        array = np.asarray(array) if isinstance(array, np.ndarray) else share(array, name, np.from_dlpack)
     if not array.flags.aligned or not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     view: np.ndarray[Any, Any] = array.view()
     view.setflags(write=False)
     return view
-
-
-def _from_dlpack(array: Any, name: str) -> Any:
-    try:
-        return np.from_dlpack(array)
-    except (BufferError, RuntimeError) as error:
-        dtype = str(getattr(array, "dtype", "unknown")).rpartition(".")[2]
-        if dtype.startswith(("bfloat", "float", "int", "uint")):  # one that NumPy has not
-            text = f"`{name}` must be float64, float32 or float16, got {dtype}: convert it with .astype"
-            raise TypeError(text) from error
-        raise TypeError(f"`{name}` cannot be shared with NumPy through DLPack: {error}") from error

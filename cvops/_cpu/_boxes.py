@@ -1,4 +1,4 @@
-"""Pairwise box measures: one pass over the pairs, nothing stored but the result and a tile of 128 columns."""
+"""Pairwise box measures: one pass over the pairs, nothing stored but the result and a tile of 1 024 columns."""
 
 from __future__ import annotations
 
@@ -32,81 +32,81 @@ def complete_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array, e
 
 def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
     """Corners (..., N, 4) and (..., M, 4) and areas (..., N) and (..., M) of one dtype -> (..., N, M)."""
-    dtype = boxes1.dtype.char
     batch = np.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
+    dtype = boxes1.dtype.char
     result = empty((*batch, n, m), dtype)
+
     _threads.run(
-        _pairs_range,
+        _pairs,
         size * n,
         kind,
-        contiguous(np.broadcast_to(boxes1, (*batch, n, 4)), dtype).reshape(size, n, 4),
-        contiguous(np.broadcast_to(area1, (*batch, n)), dtype).reshape(size, n),
-        contiguous(np.broadcast_to(boxes2, (*batch, m, 4)), dtype).reshape(size, m, 4),
-        contiguous(np.broadcast_to(area2, (*batch, m)), dtype).reshape(size, m),
+        _of_batches(boxes1, batch, (n, 4)),
+        _of_batches(area1, batch, (n,)),
+        _of_batches(boxes2, batch, (m, 4)),
+        _of_batches(area2, batch, (m,)),
         boxes1.dtype.type(eps),
         result.reshape(size, n, m),
-        nanoseconds=0.2 * size * n * m,
+        nanoseconds=0.15 * size * n * m,
     )
     return result
 
 
-_TILE = 128
+def _of_batches(array: Array, batch: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """`array` as (number of batches, *shape), contiguous."""
+    if batch:
+        array = np.broadcast_to(array, batch + shape)
+    return contiguous(array, array.dtype.char).reshape(math.prod(batch), *shape)
+
+
+_TILE = 1024
 
 
 @jit
-def _pairs_range(begin, end, kind, boxes1, area1, boxes2, area2, eps, result):
-    """Rows [begin, end) of the result, all batches counted through."""
+def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, eps, result):
+    """Rows [begin, end) of the result, all batches counted through.
+
+    The loops over a tile are one for each term, without a branch and in this very function: else they stay scalar.
+    """
+    zero, one, two = result.dtype.type(0), result.dtype.type(1), result.dtype.type(2)
     n = boxes1.shape[1]
-    tile = np.empty((6, _TILE), result.dtype)  # x1, y1, x2, y2, area, angle of the diagonal
+    tile = np.empty((6, _TILE), result.dtype)
+    X1, Y1, X2, Y2, areas, angles = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
     row = begin
     while row < end:
         batch, first = row // n, row % n
         last = min(n, first + end - row)
+        row += last - first
         for left in range(0, boxes2.shape[1], _TILE):
             width = min(_TILE, boxes2.shape[1] - left)
-            _load(tile, boxes2[batch, left : left + width], area2[batch, left : left + width], kind)
+            for j in range(width):
+                X1[j], Y1[j] = boxes2[batch, left + j, 0], boxes2[batch, left + j, 1]
+                X2[j], Y2[j] = boxes2[batch, left + j, 2], boxes2[batch, left + j, 3]
+                areas[j] = area2[batch, left + j]
+                if kind == _COMPLETE:
+                    angles[j] = math.atan((X2[j] - X1[j]) / (Y2[j] - Y1[j]))
             for i in range(first, last):
-                _pairs(kind, boxes1[batch, i], area1[batch, i], tile, eps, result[batch, i, left : left + width])
-        row += last - first
-
-
-@jit
-def _load(tile, boxes, areas, kind):
-    for j in range(len(boxes)):
-        for k in range(4):
-            tile[k, j] = boxes[j, k]
-        tile[4, j] = areas[j]
-        if kind == _COMPLETE:
-            tile[5, j] = math.atan((tile[2, j] - tile[0, j]) / (tile[3, j] - tile[1, j]))
-
-
-@jit
-def _pairs(kind, box, area, tile, eps, result):
-    """One box with each box of the tile. The loops are apart because a branch inside would keep them scalar."""
-    zero, two = result.dtype.type(0), result.dtype.type(2)
-    x1, y1, x2, y2 = box[0], box[1], box[2], box[3]
-    X1, Y1, X2, Y2, areas, angles = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
-    for j in range(len(result)):
-        inter = max(min(x2, X2[j]) - max(x1, X1[j]), zero) * max(min(y2, Y2[j]) - max(y1, Y1[j]), zero)
-        result[j] = inter / ((area + areas[j]) - inter)
-    if kind == _GENERALIZED:
-        for j in range(len(result)):
-            inter = max(min(x2, X2[j]) - max(x1, X1[j]), zero) * max(min(y2, Y2[j]) - max(y1, Y1[j]), zero)
-            union = (area + areas[j]) - inter
-            hull = max(max(x2, X2[j]) - min(x1, X1[j]), zero) * max(max(y2, Y2[j]) - min(y1, Y1[j]), zero)
-            result[j] -= (hull - union) / hull
-        return
-    if kind == _COMPLETE:
-        angle = math.atan((x2 - x1) / (y2 - y1))
-        one, scale = result.dtype.type(1), result.dtype.type(4 / math.pi**2)
-        for j in range(len(result)):
-            v = scale * (angle - angles[j]) * (angle - angles[j])
-            result[j] -= v / (one - result[j] + v + eps) * v
-    if kind >= _DISTANCE:
-        for j in range(len(result)):
-            hull_width = max(max(x2, X2[j]) - min(x1, X1[j]), zero)
-            hull_height = max(max(y2, Y2[j]) - min(y1, Y1[j]), zero)
-            dx = (x1 + x2) / two - (X1[j] + X2[j]) / two
-            dy = (y1 + y2) / two - (Y1[j] + Y2[j]) / two
-            result[j] -= (dx * dx + dy * dy) / (hull_width * hull_width + hull_height * hull_height + eps)
+                x1, y1, x2, y2 = boxes1[batch, i, 0], boxes1[batch, i, 1], boxes1[batch, i, 2], boxes1[batch, i, 3]
+                area = area1[batch, i]
+                out = result[batch, i, left : left + width]
+                for j in range(width):
+                    inter = max(min(x2, X2[j]) - max(x1, X1[j]), zero) * max(min(y2, Y2[j]) - max(y1, Y1[j]), zero)
+                    out[j] = inter / ((area + areas[j]) - inter)
+                if kind == _GENERALIZED:
+                    for j in range(width):
+                        inter = max(min(x2, X2[j]) - max(x1, X1[j]), zero) * max(min(y2, Y2[j]) - max(y1, Y1[j]), zero)
+                        union = (area + areas[j]) - inter
+                        hull = max(max(x2, X2[j]) - min(x1, X1[j]), zero) * max(max(y2, Y2[j]) - min(y1, Y1[j]), zero)
+                        out[j] -= (hull - union) / hull
+                if kind == _COMPLETE:
+                    angle, scale = math.atan((x2 - x1) / (y2 - y1)), result.dtype.type(4 / math.pi**2)
+                    for j in range(width):
+                        v = scale * (angle - angles[j]) * (angle - angles[j])
+                        out[j] -= v / (one - out[j] + v + eps) * v
+                if kind >= _DISTANCE:
+                    for j in range(width):
+                        hull_width = max(max(x2, X2[j]) - min(x1, X1[j]), zero)
+                        hull_height = max(max(y2, Y2[j]) - min(y1, Y1[j]), zero)
+                        dx = (x1 + x2) / two - (X1[j] + X2[j]) / two
+                        dy = (y1 + y2) / two - (Y1[j] + Y2[j]) / two
+                        out[j] -= (dx * dx + dy * dy) / (hull_width * hull_width + hull_height * hull_height + eps)

@@ -81,7 +81,7 @@ def _result(keep: Array, limit: int, padded_length: int | None) -> Array | tuple
     keep = keep[:limit]
     if padded_length is None:
         return copy(keep)
-    indices, count = empty((padded_length,), "q"), empty((), "q")
+    indices, count = empty((padded_length,), "int64"), empty((), "int64")
     indices[: len(keep)] = keep
     indices[len(keep) :] = -1
     count[()] = len(keep)
@@ -394,9 +394,9 @@ def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
     older = np.empty(len(boxes), np.int32)
     filled = np.empty(len(boxes), np.int32)
     occupied = np.zeros(4096, np.bool_)  # by pair of levels, so that empty scales cost nothing; may err to True
-    # Where an area or a size may underflow, sizes say nothing about IoU: such boxes are compared with all their like,
-    # up to 2^30 times larger ones, which is more than any ratio of sizes that a threshold lets through.
-    least_size = 2.0**-900
+    # Where an area or a size may underflow or overflow, sizes say nothing about IoU: such boxes are compared with all
+    # their like, those within a factor 2^30 included, which is more than any ratio that a threshold lets through.
+    least_size, largest_size = 2.0**-900, 2.0**900
     delicate = np.empty((len(boxes) // _LANES + 1, 5, _LANES), boxes.dtype)
     used = held = total = 0
     for i in range(len(boxes)):
@@ -408,7 +408,7 @@ def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
         area = width * height
         if width > zero and height > zero and zero < area < infinity:
             w, h = np.float64(width), np.float64(height)
-            margin = min(area / least_area, min(w, h) / least_size)
+            margin = min(area / least_area, min(w, h) / least_size, largest_size / max(w, h))
             a, c = _level(w, shift), _level(h, shift)
             column, row = _cell(x1 * _scale(a, shift, pitch)), _cell(y1 * _scale(c, shift, pitch))
             slot = _slot(column, row, a, c, mask)

@@ -1,0 +1,268 @@
+"""From the raw output of a detector to a table and a picture of its detections, with `cvops.batched_nms`.
+
+    pip install ".[demo]"
+    python examples/detect.py
+    python examples/detect.py examples/data/ssd_coco_coffee.npz --iou 0.6 --out coffee.png
+
+data/NOTICE.md says what a detection file holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+import cvops
+
+ASTRONAUT = Path(__file__).parent / "data" / "ssd_coco_astronaut.npz"
+MAX_SIDE = 10_000  # a larger picture is a mistake in the file
+
+Rectangle = tuple[int, int, int, int]
+
+
+class DetectionFile(NamedTuple):
+    """All that a detector proposed for one picture."""
+
+    boxes: NDArray[Any]
+    scores: NDArray[Any]
+    labels: NDArray[Any]
+    class_names: list[str]
+    picture: Image.Image
+
+
+class Detection(NamedTuple):
+    """One box that was kept."""
+
+    label: int
+    class_name: str
+    score: float
+    box: list[float]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser that reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def main() -> None:
+    parser = OneLineParser(description="Keep the best boxes of a detection file, class by class; print and draw them.")
+    add = parser.add_argument
+    add("file", nargs="?", type=Path, default=ASTRONAUT, help="detection file (.npz; default: the astronaut in data/)")
+    add(
+        "--iou",
+        type=iou,
+        default=0.5,
+        help="drop a box that overlaps a better one of its class by more than this IoU: 0 to 1 (default: %(default)s)",
+    )
+    add(
+        "--score",
+        type=score,
+        default=0.2,
+        help="drop a box unless its score is above this: any number (default: %(default)s)",
+    )
+    add("--max", type=count, help="keep at most this many boxes: 0 or more (default: no limit)")
+    add(
+        "--out",
+        type=picture_path,
+        default="detections.png",
+        help="picture to write: .png or .jpg (default: %(default)s)",
+    )
+    options = parser.parse_args()
+
+    try:
+        file = read(options.file)
+        keep_best(file, options)  # the first call compiles
+        start = time.perf_counter()
+        kept = keep_best(file, options)
+        milliseconds = 1e3 * (time.perf_counter() - start)
+    except (TypeError, ValueError) as error:
+        parser.error(f"{options.file}: {error}")
+    detections = [detection(file, index) for index in kept]
+    picture = draw(file.picture, detections)
+    try:
+        picture.save(options.out)
+    except OSError as error:
+        parser.error(f"argument --out: {options.out}: {error.strerror or error}")
+
+    print(table(detections) if detections else "No boxes to show.", end="\n\n")
+    print(
+        f"{len(file.scores)} candidates, {np.sum(file.scores > options.score)} above score {options.score},"
+        f" {len(kept)} kept at IoU {options.iou} in {milliseconds:.2f} ms; picture: {options.out}"
+    )
+
+
+def keep_best(file: DetectionFile, options: argparse.Namespace) -> NDArray[np.int64]:
+    """Return the indices of the boxes to keep, best first."""
+    kept: NDArray[np.int64] = cvops.batched_nms(
+        file.boxes, file.scores, file.labels, options.iou, score_threshold=options.score, max_output=options.max
+    )
+    return kept
+
+
+def detection(file: DetectionFile, index: np.int64) -> Detection:
+    label = int(file.labels[index])
+    return Detection(label, file.class_names[label], float(file.scores[index]), file.boxes[index].tolist())
+
+
+def iou(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
+def score(text: str) -> float:
+    value = float(text)
+    if np.isnan(value):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
+def picture_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".jpg"):
+        raise argparse.ArgumentTypeError(f"must end in .png or .jpg, got {text!r}")
+    return path
+
+
+def read(path: Path) -> DetectionFile:
+    """Read a detection file; ValueError says what is wrong with it, save for boxes and scores, which cvops checks."""
+    arrays = read_arrays(path)
+    needed = ("boxes", "scores", "labels", "class_names", "image_hw")
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        raise ValueError(f"not a detection file, lacks {', '.join(missing)} (it holds {', '.join(arrays)})")
+    boxes, scores, labels, class_names, image_hw = (arrays[name] for name in needed)
+
+    if class_names.ndim != 1 or class_names.dtype.kind != "U" or not all(map(str.isprintable, class_names)):
+        raise ValueError(
+            f"`class_names` must be printable text of shape (C,), got {class_names.dtype} {class_names.shape}"
+        )
+    if labels.shape != scores.shape or labels.dtype.kind not in "iu":
+        raise ValueError(f"`labels` must be integers, one for each score, got {labels.dtype} {labels.shape}")
+    if np.any((labels < 0) | (labels >= len(class_names))):
+        raise ValueError(f"`labels` must be from 0 to {len(class_names) - 1}, the last of `class_names`")
+    if (
+        image_hw.shape != (2,)
+        or image_hw.dtype.kind not in "iu"
+        or not np.all((image_hw >= 1) & (image_hw <= MAX_SIDE))
+    ):
+        raise ValueError(f"`image_hw` must be two integers from 1 to {MAX_SIDE}, got {image_hw.tolist()}")
+
+    height, width = image_hw.tolist()
+    if "image_jpeg" in arrays:
+        picture = decode(arrays["image_jpeg"], (width, height))
+    else:
+        picture = Image.new("RGB", (width, height), "white")
+    return DetectionFile(boxes, scores, labels, class_names.tolist(), picture)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: np.asarray(member) for name, member in archive.items()}
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except Exception as error:  # a damaged file makes zipfile, zlib or NumPy raise whatever they stumble over
+        raise ValueError("not an .npz file of plain arrays, or a damaged one") from error
+
+
+def decode(jpeg: NDArray[Any], size: tuple[int, int]) -> Image.Image:
+    try:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            picture = Image.open(io.BytesIO(jpeg.tobytes()), formats=["JPEG"]).convert("RGB")
+    except Exception as error:  # there are as many kinds as ways to damage a JPEG
+        raise ValueError("`image_jpeg` cannot be decoded as a JPEG") from error
+    if picture.size != size:
+        raise ValueError(f"`image_jpeg` is {picture.width} x {picture.height}, `image_hw` says {size[0]} x {size[1]}")
+    return picture
+
+
+def table(detections: list[Detection]) -> str:
+    width = max(len(name) for name in ["class", *(detection.class_name for detection in detections)])
+    lines = [f" rank  {'class':{width}}    score       x1       y1       x2       y2"]
+    for rank, (_, class_name, score, box) in enumerate(detections, start=1):
+        coordinates = "".join(f"{coordinate:9.1f}" for coordinate in box)
+        lines.append(f"{rank:5}  {class_name:{width}}{score:9.3f}{coordinates}")
+    return "\n".join(lines)
+
+
+def draw(picture: Image.Image, detections: list[Detection]) -> Image.Image:
+    """Return the picture with each box on it, labelled with class and score where there is room."""
+    picture = picture.copy()
+    pen = ImageDraw.Draw(picture, "RGBA")
+    line = max(2, sum(picture.size) // 600)
+    text_size = max(13, sum(picture.size) / 110)
+    font = ImageFont.load_default(text_size)
+    height = round(1.25 * text_size)
+
+    boxes = [(detection, visible_part(detection.box, picture.size)) for detection in detections]
+    shown = [(detection, box) for detection, box in boxes if box]
+    for detection, (x1, y1, x2, y2) in reversed(shown):  # the best on top
+        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0, 140), width=line + 2)
+        pen.rectangle((x1, y1, x2, y2), outline=colour(detection.label), width=line)
+
+    taken: list[Rectangle] = []
+    for detection, box in shown:
+        text = f"{detection.class_name} {detection.score:.2f}"
+        width = round(font.getlength(text) + 0.6 * text_size)
+        spot = free_spot(box, width, height, picture.size, taken)
+        if spot:
+            taken.append(spot)
+            pen.rectangle(spot, fill=colour(detection.label))
+            pen.text((spot[0] + width / 2, spot[1] + height / 2), text, fill="black", font=font, anchor="mm")
+    return picture
+
+
+def visible_part(box: list[float], picture_size: tuple[int, int]) -> Rectangle | None:
+    """Return the part of the box in the picture, in whole pixels; None for a box outside, inverted or NaN."""
+    width, height = picture_size
+    x1, y1, x2, y2 = np.clip(box, 0, (width - 1, height - 1, width - 1, height - 1))
+    if not (x1 < x2 and y1 < y2):
+        return None
+    return round(x1), round(y1), round(x2), round(y2)
+
+
+def free_spot(
+    box: Rectangle, width: int, height: int, picture_size: tuple[int, int], taken: list[Rectangle]
+) -> Rectangle | None:
+    """Return where a label goes: above its box, else inside, else below; never on another label or off the picture."""
+    x1, y1, x2, y2 = box
+    for top in (y1 - height, y1, y2):
+        for left in (x1, x2 - width):
+            left = max(0, min(left, picture_size[0] - width))
+            spot = (left, top, left + width, top + height)
+            inside = top >= 0 and spot[2] <= picture_size[0] and spot[3] <= picture_size[1]
+            if inside and not any(overlap(spot, other) for other in taken):
+                return spot
+    return None
+
+
+def overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def colour(label: int) -> tuple[int, ...]:
+    """Return one colour a class, light enough for black text; steps of the golden angle keep neighbours apart."""
+    return ImageColor.getrgb(f"hsl({(200 + 137.5 * label) % 360}, 90%, 70%)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""`python -m cvops`, `import cvops` and the package as a whole."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import cvops
+from cvops import __main__
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, "-W", "error", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_info_reports_versions_threads_cache_and_backends():
+    done = python("-m", "cvops", "info")
+    assert done.returncode == 0, done.stderr
+    report = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert cvops.__version__ in report["cvops"]
+    assert {"numpy", "numba", "threads", "blas", "cache", "cpu backend", "cuda backend", "torch", "jax"} <= set(report)
+
+
+def test_warmup_from_the_command_line():
+    done = python("-m", "cvops", "warmup", "--operators", "nms", "--dtypes", "float32", "float64")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ready after")
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["warmup", "--dtypes", "int8"], ["warmup", "--device", "x"]])
+def test_wrong_arguments_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        __main__.main(arguments)
+    assert exit_.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["--help"])
+    text = capsys.readouterr().out
+    assert "info" in text
+    assert "warmup" in text
+
+
+def test_import_is_light():
+    heavy = "numpy", "numba", "llvmlite", "torch", "jax", "cupy", "importlib.metadata"
+    code = f"import sys, cvops; print([name for name in {heavy} if name in sys.modules])"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_every_public_name_is_documented_with_an_example():
+    for name in cvops.__all__:
+        text = inspect.getdoc(getattr(cvops, name))
+        assert ">>> " in text, name
+        assert "Parameters\n" in text or not inspect.signature(getattr(cvops, name)).parameters, name
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.walk_packages(cvops.__path__, "cvops.")])
+def test_examples_in_docstrings(name):
+    if name.endswith("__main__"):
+        return
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
