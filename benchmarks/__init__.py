@@ -1,0 +1,1 @@
+"""cvops beside its peers: `python -m benchmarks --help`."""

@@ -1,0 +1,92 @@
+"""The inputs of every measurement. Published figures refer to them: change no number and no order of draws here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def clustered(
+    n: int, objects: int | None = None, size: float | None = None, seed: int = 0
+) -> tuple[Array, Array, Array]:
+    """`n` noisy detections of a few objects, as a detector gives them before nms.
+
+    Returns boxes (n, 4) and scores (n,), both float32, and class ids (n,) int64 in [0, 80). By default there is an
+    object for every 20 boxes, in a square image whose side of `size` pixels keeps the crowding the same above 5 000.
+    """
+    rng = np.random.default_rng(seed)
+    objects = objects or max(5, n // 20)
+    size = size or 1000 * max(1.0, n / 5000) ** 0.5
+    object_centres = rng.uniform(0, size, (objects, 2))
+    object_sides = np.exp(rng.normal(4, 0.7, (objects, 2)))
+    found = rng.integers(0, objects, n)
+    centres = object_centres[found] + rng.normal(0, 0.1, (n, 2)) * object_sides[found]
+    sides = object_sides[found] * np.exp(rng.normal(0, 0.15, (n, 2)))
+    scores = rng.uniform(0, 1, n).astype(np.float32)
+    return _corners(centres - sides / 2, centres + sides / 2), scores, (found % 80).astype(np.int64)
+
+
+def hostile(n: int, seed: int = 0) -> dict[str, Array]:
+    """Sets of `n` boxes (n, 4) float32, by name, each of which breaks a shortcut that nms could take."""
+    rng = np.random.default_rng(seed)
+    place = rng.permutation(n)[:, None] * 20.0
+    radius = 10.0 ** rng.uniform(-3, 3, (n, 1))
+    centre = rng.normal(0, 1000, (n, 2))
+    corner = rng.uniform(0, 3000, (n, 2))
+    cluster = rng.normal(0, 0.25, (n, 2)) * 50 + rng.integers(0, 10, (n, 2)) * 200
+    in_a_row = place * [1, 0]
+    side = np.where(np.arange(n) % 10 == 0, 2500, 8)[:, None]
+    columns = int(np.ceil(n**0.5))
+    lattice = 2.0**18 * np.stack(np.unravel_index(np.arange(n), (columns, columns)), 1)
+    return {
+        "identical": np.full((n, 4), [0, 0, 50, 50], np.float32),
+        "disjoint": _corners(in_a_row, in_a_row + 10),
+        "chain": _corners(in_a_row / 5, in_a_row / 5 + 10),
+        "six decades": _corners(centre - radius, centre + radius),
+        "huge over small": _corners(corner, corner + side),
+        "dense": _corners(cluster - 25, cluster + 25),
+        "power-of-two lattice": _corners(lattice, lattice + 1),
+    }
+
+
+def uniform_scores(n: int, seed: int = 1) -> Array:
+    """`n` random scores, for the boxes of `hostile`."""
+    return np.random.default_rng(seed).uniform(0, 1, n).astype(np.float32)
+
+
+def rois(
+    k: int,
+    height: int,
+    width: int,
+    scale: float,
+    batch: int = 1,
+    seed: int = 0,
+    smallest: float = 10,
+    fraction: float = 0.2,
+) -> Array:
+    """`k` RoIs (k, 5) float32 in image pixels, for a (height, width) feature map of the given spatial scale.
+
+    Sides lie between `smallest` and that plus `fraction` of the image.
+    """
+    rng = np.random.default_rng(seed)
+    # Multiplied before divided, in this order: another one rounds otherwise.
+    corner = rng.uniform(0, 1, (k, 2)) * [width, height] / scale * 0.8
+    sides = rng.uniform(0, 1, (k, 2)) * [width, height] / scale * fraction + smallest
+    image_of_roi = rng.integers(0, batch, (k, 1))
+    rois: Array = np.concatenate([image_of_roi, corner, corner + sides], 1).astype(np.float32)
+    return rois
+
+
+def pyramid_boxes(k: int = 512, height: int = 800, width: int = 1344, seed: int = 0) -> Array:
+    """`k` boxes (k, 4) float32 with a detector's spread of sizes, clipped to the image."""
+    rng = np.random.default_rng(seed)
+    sides = np.exp(rng.normal(4.6, 0.9, (k, 2)))
+    centres = rng.uniform(0, 1, (k, 2)) * [width, height]
+    return _corners(*np.clip([centres - sides / 2, centres + sides / 2], 0, [width, height]))
+
+
+def _corners(top_left: Array, bottom_right: Array) -> Array:
+    return np.concatenate([top_left, bottom_right], 1).astype(np.float32)

@@ -1,0 +1,164 @@
+"""How each peer is called. A maker prepares the inputs in the peer's own form, untimed, and returns the call to time.
+
+Peers are optional: `sides` leaves out what is not installed. To add one for an operator, write its maker and name it
+in the operator's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+import cvops
+
+from .data import Array
+from .harness import Call
+
+Maker = Callable[..., Call]
+
+# The packages without which a peer cannot be called.
+PACKAGES = {
+    "torchvision": ["torchvision"],
+    "ONNX Runtime": ["onnxruntime", "onnx"],
+    "OpenCV": ["cv2"],
+    "lsnms": ["lsnms"],
+}
+
+
+def installed(peer: str) -> bool:
+    return all(find_spec(package) for package in PACKAGES[peer])
+
+
+def sides(makers: Mapping[str, Maker], *inputs: Any, but: Collection[str] = ()) -> dict[str, Call]:
+    """The call of each installed peer for these inputs, except for the peers named in `but`."""
+    return {peer: make(*inputs) for peer, make in makers.items() if peer not in but and installed(peer)}
+
+
+def set_threads(count: int) -> None:
+    """Let cvops, the peers and NumPy's BLAS use `count` threads each. lsnms has only one."""
+    cvops.set_num_threads(count)
+    if installed("torchvision"):
+        import torch
+
+        torch.set_num_threads(count)
+    if installed("OpenCV"):
+        import cv2
+
+        cv2.setNumThreads(count)
+    if find_spec("threadpoolctl"):
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(count, "blas")
+
+
+# ------------------------------------------------------------------------------------------- any operator of a peer
+
+
+def with_torchvision(operator: str, *args: Any) -> Call:
+    """`torchvision.ops.<operator>` with every array as a tensor on the same memory."""
+    import torch
+    import torchvision
+
+    function = getattr(torchvision.ops, operator)
+    return partial(function, *(torch.from_numpy(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
+
+
+def with_onnxruntime(operator: str, **inputs: Array) -> Call:
+    """A session that holds one node. `inputs` are in the operator's order; the call returns the list of outputs."""
+    import onnxruntime
+    from onnx import ValueInfoProto, helper
+
+    node = helper.make_node(operator, list(inputs), ["result"])
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in inputs.items()
+    ]
+    result = ValueInfoProto(name="result")  # the runtime infers type and shape
+    graph = helper.make_graph([node], operator, values, [result])
+    # Not the newest versions that `onnx` knows: the runtime is often older than it.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cvops.get_num_threads()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return partial(session.run, None, inputs)
+
+
+# ------------------------------------------------------------------------------------------------- nms, batched_nms
+
+
+def _onnxruntime_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
+    run = _onnxruntime_selection(boxes, scores[None], iou_threshold)
+    return lambda: run()[0][:, 2]
+
+
+def _onnxruntime_batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float) -> Call:
+    scores_by_class = np.zeros((idxs.max() + 1, len(scores)), np.float32)
+    scores_by_class[idxs, np.arange(len(scores))] = scores
+    run = _onnxruntime_selection(boxes, scores_by_class, iou_threshold)
+
+    def call() -> Array:
+        selected = run()[0][:, 2]  # class after class
+        ranked: Array = selected[np.argsort(-scores[selected], kind="stable")]
+        return ranked
+
+    return call
+
+
+def _onnxruntime_selection(boxes: Array, scores_by_class: Array, iou_threshold: float) -> Call:
+    return with_onnxruntime(
+        "NonMaxSuppression",
+        boxes=boxes[None],
+        scores=scores_by_class[None],
+        max_output_boxes_per_class=np.array([len(boxes)]),
+        iou_threshold=np.array([iou_threshold], np.float32),
+        score_threshold=np.array([0], np.float32),  # drops the classes that a box is not of
+    )
+
+
+def _opencv_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
+    import cv2
+
+    return partial(cv2.dnn.NMSBoxes, _xywh(boxes), scores.tolist(), 0.0, iou_threshold)
+
+
+def _opencv_batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float) -> Call:
+    import cv2
+
+    return partial(cv2.dnn.NMSBoxesBatched, _xywh(boxes), scores.tolist(), idxs.tolist(), 0.0, iou_threshold)
+
+
+def _xywh(boxes: Array) -> list[tuple[float, ...]]:
+    """Boxes as OpenCV takes them: corner and size. In tuples, which its binding reads faster than an array."""
+    corners = boxes.astype(np.float64)
+    corners[:, 2:] -= corners[:, :2]
+    return [tuple(box) for box in corners.tolist()]
+
+
+def _lsnms_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
+    import lsnms
+
+    return partial(lsnms.nms, boxes, scores, iou_threshold)
+
+
+def _lsnms_batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float) -> Call:
+    import lsnms
+
+    return partial(lsnms.nms, boxes, scores, iou_threshold, class_ids=idxs)
+
+
+NMS: dict[str, Maker] = {
+    "torchvision": partial(with_torchvision, "nms"),
+    "ONNX Runtime": _onnxruntime_nms,
+    "OpenCV": _opencv_nms,
+    "lsnms": _lsnms_nms,
+}
+BATCHED_NMS: dict[str, Maker] = {
+    "torchvision": partial(with_torchvision, "batched_nms"),
+    "ONNX Runtime": _onnxruntime_batched_nms,
+    "OpenCV": _opencv_batched_nms,
+    "lsnms": _lsnms_batched_nms,
+}
