@@ -268,10 +268,12 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
     backend = backend_of(boxes=boxes)
     xp, native = backend.xp, backend.asarray(boxes, "boxes")
     check_batched_boxes(native, "boxes")
-    limits = xp.asarray([width, height, width, height])
     if native.dtype.char in INTEGERS:
-        limits = xp.minimum(limits, xp.iinfo(native.dtype).max)
-    clipped = xp.minimum(xp.maximum(native, native.dtype.type(0)), limits.astype(native.dtype))
+        largest = xp.iinfo(native.dtype).max
+        width, height = (min(int(min(side, 2.0**64)), largest) for side in (width, height))
+    with backend.quiet():
+        limits = xp.asarray([width, height, width, height]).astype(native.dtype)
+    clipped = xp.minimum(xp.maximum(native, native.dtype.type(0)), limits)
     return to_caller(backend.copy(clipped), boxes)
 
 

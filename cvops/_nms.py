@@ -61,9 +61,9 @@ def nms(
     NaN coordinate, an infinite size or no area have no IoU above 0: they are kept and suppress nothing.
 
     The result is the same for any number of threads. Memory is O(L). Time is near-linear in L for thresholds from 0.1
-    upwards. Below 0.1 (and up to 7 000 boxes) each box is compared with the kept ones of better score, 16 at a time:
-    100 000 boxes of which 12 000 stay take about 0.1 s, and 100 000 that all stay, 0.5 s. So do boxes whose area
-    underflows (below 2e-37 in float32).
+    upwards. Below 0.1 each box is compared with the kept ones of better score, 16 at a time: 100 000 boxes of which
+    3 000 stay take about 0.02 s, and 100 000 that all stay, 0.9 s. So are boxes whose area underflows (below 2e-37 in
+    float32) with each other, at any threshold.
 
     References
     ----------

@@ -22,8 +22,9 @@ from ._memory import Array, contiguous, copy, empty
 
 # Up to here one dispatch that ranks by counting beats a sort; measured with 16 to 1 024 boxes.
 _FEW = 256
-# From here on, and for thresholds not below the second figure, looking only near is faster; both measured.
-_MANY = 7000
+# Once so many boxes are kept, and for thresholds not below the second figure, looking only near is faster than looking
+# at all of them; both measured.
+_FEW_KEPT = 1024
 _NEAR_THRESHOLD = 0.1
 
 
@@ -66,14 +67,12 @@ def batched_nms(
     order = _rank(scores, score_threshold)
     if len(order) == 0:
         return _result(order, limit, length if padded else None)
-    labels, classes = _labels(idxs)
+    labels, low, classes = _labels(idxs)
     starts = np.zeros(classes + 1, np.int64)
     ranks = np.empty(len(order), np.int64)  # position in `order` of each box, class after class
     members = np.empty(len(order), np.int64)
-    _group(labels, order, starts, ranks, members)
-    kept_by_class = _suppress(_gather(boxes, members), starts, iou_threshold, limit)
-    kept = np.empty_like(kept_by_class)
-    kept[ranks] = kept_by_class
+    _group(labels, low, order, starts, ranks, members)
+    kept = _by_rank(_suppress(_gather(boxes, members), starts, iou_threshold, limit), ranks)
     return _result(_select(order, kept), limit, length if padded else None)
 
 
@@ -154,30 +153,48 @@ def _index_of_keys(keys):
         keys[i] &= np.uint64(0xFFFFFFFF)
 
 
-def _labels(idxs: Array) -> tuple[Array, int]:
-    """(class of each box as int64 in [0, classes), classes); a class may be empty."""
-    if idxs.dtype.kind in "iu":
-        low, high = int(idxs.min()), int(idxs.max())
-        if high - low < 4 * len(idxs) + 1024 and high < 1 << 63:
-            return idxs.astype(np.int64) - low, high - low + 1
+def _labels(idxs: Array) -> tuple[Array, int, int]:
+    """(class of each box as int64, the least class, classes from there on); a class may be empty."""
+    if idxs.dtype.kind in "iu" and idxs.dtype != np.uint64:
+        labels = contiguous(idxs, np.dtype(np.int64).char)
+        low, high = _extent(labels)
+        if high - low < 4 * len(labels) + 1024:
+            return labels, low, high - low + 1
     values, labels = np.unique(idxs, return_inverse=True)
-    return labels, len(values)
+    labels.setflags(write=False)
+    return labels, 0, len(values)
 
 
 @jit
-def _group(labels, order, starts, ranks, members):
+def _extent(labels):
+    low = high = labels[0]
+    for label in labels:
+        low, high = min(low, label), max(high, label)
+    return low, high
+
+
+@jit
+def _group(labels, low, order, starts, ranks, members):
     """Counting sort of the ranked boxes by class: ranks stay in order within a class."""
     for i in order:
-        starts[labels[i] + 1] += 1
+        starts[labels[i] - low + 1] += 1
     for c in range(1, starts.size):
         starts[c] += starts[c - 1]
     free = starts.copy()
     for rank in range(order.size):
         i = order[rank]
-        k = free[labels[i]]
+        k = free[labels[i] - low]
         ranks[k] = rank
         members[k] = i
-        free[labels[i]] = k + 1
+        free[labels[i] - low] = k + 1
+
+
+@jit
+def _by_rank(kept, ranks):
+    ranked = np.empty_like(kept)
+    for k in range(ranks.size):
+        ranked[ranks[k]] = kept[k]
+    return ranked
 
 
 def _gather(boxes: Array, order: Array) -> Array:
@@ -217,32 +234,50 @@ def _suppress(ranked: Array, starts: Array, iou_threshold: float, limit: int) ->
         kept[:] = True
         return kept
     threshold = _threshold(iou_threshold, ranked.dtype.char)
-    segments = len(starts) - 1
-    nanoseconds = len(ranked) * min(5 + len(ranked) / segments / 50, 100)
-    if len(ranked) <= _MANY or iou_threshold < _NEAR_THRESHOLD or np.diff(starts).max() <= _MANY:
-        _threads.run(_search_all_range, segments, ranked, starts, threshold, limit, kept, nanoseconds=nanoseconds)
-    else:
-        grid = _grid(iou_threshold, ranked.dtype)
+    few = len(ranked) if iou_threshold < _NEAR_THRESHOLD else _FEW_KEPT
+    finished = np.empty(len(starts) - 1, np.bool_)
+    nanoseconds = len(ranked) * min(5 + len(ranked) / len(finished) / 50, 100)
+    _threads.run(
+        _search_all_range,
+        len(finished),
+        ranked,
+        starts,
+        threshold,
+        limit,
+        few,
+        kept,
+        finished,
+        nanoseconds=nanoseconds,
+    )
+    if not finished.all():
+        unfinished = np.flatnonzero(~finished)
         _threads.run(
-            _search_near_range, segments, ranked, starts, threshold, limit, kept, *grid, nanoseconds=nanoseconds
+            _search_near_range,
+            len(unfinished),
+            unfinished,
+            ranked,
+            starts,
+            threshold,
+            limit,
+            kept,
+            *_grid(iou_threshold, ranked.dtype),
+            nanoseconds=nanoseconds,
         )
     return kept
 
 
 @jit
-def _search_all_range(begin, end, ranked, starts, threshold, limit, kept):
+def _search_all_range(begin, end, ranked, starts, threshold, limit, few, kept, finished):
     for s in range(begin, end):
-        _search_all(ranked[starts[s] : starts[s + 1]], threshold, limit, kept[starts[s] : starts[s + 1]])
+        segment = slice(starts[s], starts[s + 1])
+        finished[s] = _search_all(ranked[segment], threshold, limit, few, kept[segment])
 
 
 @jit
-def _search_near_range(begin, end, ranked, starts, threshold, limit, kept, t, shift, pitch, least_area):
-    for s in range(begin, end):
-        boxes, flags = ranked[starts[s] : starts[s + 1]], kept[starts[s] : starts[s + 1]]
-        if len(boxes) <= _MANY:
-            _search_all(boxes, threshold, limit, flags)
-        else:
-            _search_near(boxes, threshold, limit, flags, t, shift, pitch, least_area)
+def _search_near_range(begin, end, segments, ranked, starts, threshold, limit, kept, t, shift, pitch, least_area):
+    for s in segments[begin:end]:
+        segment = slice(starts[s], starts[s + 1])
+        _search_near(ranked[segment], threshold, limit, kept[segment], t, shift, pitch, least_area)
 
 
 # Kept boxes lie in blocks of this many, coordinate by coordinate: x1, y1, x2, y2, area. LLVM turns a loop of just this
@@ -290,10 +325,13 @@ def _put(block, k, x1, y1, x2, y2, area):
 
 
 @jit
-def _search_all(boxes, threshold, limit, kept):
-    """Suppress `boxes`, which are in rank order, comparing each with every kept one."""
+def _search_all(boxes, threshold, limit, few, kept):
+    """Suppress `boxes`, which are in rank order, comparing each with every kept one.
+
+    Returns False, with `kept` unfinished, when more than `few` would have to be compared with.
+    """
     zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
-    blocks = np.empty((len(boxes) // _LANES + 1, 5, _LANES), boxes.dtype)
+    blocks = np.empty((min(len(boxes), few) // _LANES + 1, 5, _LANES), boxes.dtype)
     held = total = 0
     for i in range(len(boxes)):
         x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
@@ -305,10 +343,13 @@ def _search_all(boxes, threshold, limit, kept):
         if overlapping and not suppressed:
             suppressed = _overlaps_any(blocks, held, x1, y1, x2, y2, area, threshold)
         if overlapping and not suppressed:
+            if held == few:
+                return False
             _put(blocks[held // _LANES], held % _LANES, x1, y1, x2, y2, area)
             held += 1
         kept[i] = not suppressed
         total += kept[i]
+    return True
 
 
 @jit
@@ -325,7 +366,7 @@ def _nms_few(boxes, scores, threshold, has_floor, floor, limit, keep):
         order[rank] = np.int64(keys[i] & np.uint64(0xFFFFFFFF))
     _gather_range(0, count, boxes, order, ranked)
     kept = np.empty(count, np.bool_)
-    _search_all(ranked, threshold, limit, kept)
+    _search_all(ranked, threshold, limit, count, kept)
     return _select_into(order, kept, keep)
 
 

@@ -1,0 +1,35 @@
+"""Fixtures and the Hypothesis profile of all tests."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+import cvops
+from tests import libraries
+
+# The same examples on every run, so that a failure is a change of the code and not of the dice.
+hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
+hypothesis.settings.load_profile("cvops")
+
+
+def pytest_configure():
+    unknown = libraries.required() - {*libraries.OPTIONAL, *libraries.CONVERTERS}
+    if unknown:
+        raise pytest.UsageError(f"CVOPS_REQUIRE lists {', '.join(sorted(unknown))}, which no test asks for")
+
+
+@pytest.fixture(scope="session", params=libraries.CONVERTERS)
+def array(request):
+    """A converter from a NumPy array to an array of one library; the test runs once for each library."""
+    convert = libraries.CONVERTERS[request.param]
+    convert([0.0])  # skips where the library is missing
+    return convert
+
+
+@pytest.fixture
+def threads():
+    """`cvops.set_num_threads`, undone after the test."""
+    before = cvops.get_num_threads()
+    yield cvops.set_num_threads
+    cvops.set_num_threads(before)

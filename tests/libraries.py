@@ -1,0 +1,83 @@
+"""The array libraries that the tests run over, and what to do where one is not installed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import numpy as np
+import pytest
+
+# Modules that tests ask for with `require`; CI lists in CVOPS_REQUIRE those that have to be there.
+OPTIONAL = ("array_api_strict", "torch", "jax", "torchvision", "onnxruntime", "onnx", "cv2", "scipy", "pandas")
+
+
+def required():
+    return {name for name in os.environ.get("CVOPS_REQUIRE", "").replace(" ", "").split(",") if name}
+
+
+def require(name):
+    """Import the module `name`. Where it is missing: skip the test, or fail it if CVOPS_REQUIRE lists `name`."""
+    assert name in OPTIONAL, f"add {name!r} to OPTIONAL"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name or name in required():
+            raise
+        pytest.skip(f"{name} is not installed")
+
+
+def _numpy(values):
+    return np.array(values)
+
+
+def _readonly(values):
+    array = np.array(values)
+    array.flags.writeable = False
+    return array
+
+
+def _strided(values):
+    """Every other element of every axis, the first one backwards, with other values in between."""
+    values = np.asarray(values)
+    array = np.full([2 * n for n in values.shape], 77).astype(values.dtype)
+    view = array[(..., *(slice(1, None, 2) for _ in values.shape))]
+    if values.ndim:
+        view = view[::-1]
+    view[...] = values
+    return view
+
+
+def _array_api_strict(values):
+    return require("array_api_strict").asarray(np.array(values))
+
+
+def _torch(values):
+    return require("torch").from_numpy(np.array(values))
+
+
+def _jax(values):
+    return require("jax").numpy.asarray(np.array(values))
+
+
+# Name of the parameter of the fixture `array` -> converter from a NumPy array.
+CONVERTERS = {
+    "numpy": _numpy,
+    "numpy-readonly": _readonly,
+    "numpy-strided": _strided,
+    "array_api_strict": _array_api_strict,
+    "torch": _torch,
+    "jax": _jax,
+}
+
+
+def to_numpy(array):
+    return array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+
+
+def dtype_in(array, dtype):
+    """The dtype that `dtype` becomes in the library of `array`: JAX has no 64-bit types unless told to."""
+    dtype = np.dtype(dtype)
+    if type(array).__module__.startswith("jax"):
+        return require("jax").dtypes.canonicalize_dtype(dtype)
+    return dtype

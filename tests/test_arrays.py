@@ -1,0 +1,543 @@
+"""The seam: which arguments are arrays, what is refused, and how a result goes back to the caller's library."""
+
+from __future__ import annotations
+
+import gc
+import re
+import subprocess
+import sys
+import types
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+import cvops
+from tests import compare, libraries, reference
+from tests.libraries import require, to_numpy
+
+BOXES = np.array([[0, 0, 8, 9], [1, 0, 8, 9], [20, 5, 41, 9], [2, 3, 5, 4], [20, 6, 40, 9]], np.float32)
+SCORES = np.array([0.5, 0.75, 0.25, 1, 0.125], np.float32)
+IDXS = np.array([3, 3, -1, 3, -1])
+MASKS = (np.arange(60).reshape(3, 4, 5) % 13 == 6).astype(np.uint8)
+
+# The arguments of an ordinary call of every operator; the function of this name in reference.py gives the answer.
+OPERATORS = {
+    "nms": (BOXES, SCORES, 0.5),
+    "batched_nms": (BOXES, SCORES, IDXS, 0.5),
+    "box_area": (BOXES,),
+    "box_iou": (BOXES, BOXES[1:4]),
+    "generalized_box_iou": (BOXES, BOXES[1:4]),
+    "distance_box_iou": (BOXES, BOXES[1:4]),
+    "complete_box_iou": (BOXES, BOXES[1:4]),
+    "box_convert": (BOXES, "xyxy", "cxcywh"),
+    "clip_boxes_to_image": (BOXES, (7, 30)),
+    "remove_small_boxes": (BOXES, 4),
+    "masks_to_boxes": (MASKS,),
+}
+OPTIONS = {"get_num_threads", "set_num_threads", "warmup"}
+
+every_operator = pytest.mark.parametrize("operator", OPERATORS)
+
+
+def arguments(operator, convert):
+    """The arguments of the ordinary call, each array passed through `convert`."""
+    return [convert(value) if isinstance(value, np.ndarray) else value for value in OPERATORS[operator]]
+
+
+def check(operator, convert, dtype="f4"):
+    """Call the operator on arrays made by `convert`, the float32 ones in `dtype`, and compare with the reference."""
+    values = arguments(operator, lambda value: value.astype(dtype) if value.dtype == "f4" else value)
+    inputs = [convert(value) if isinstance(value, np.ndarray) else value for value in values]
+    got, want = getattr(cvops, operator)(*inputs), getattr(reference, operator)(*values)
+    (compare.same if want.dtype.kind == "i" else compare.close)(got, want, inputs[0])
+
+
+def test_operators_are_all_tested():
+    assert set(cvops.__all__) == {*OPERATORS, *OPTIONS}
+
+
+@every_operator
+def test_every_library_gets_its_own_arrays_back(array, operator):
+    check(operator, array)
+
+
+# ------------------------------------------------------------------------------------------------- NumPy in any form
+
+
+class Plain(np.ndarray):
+    """A subclass that adds nothing."""
+
+
+def memory_mapped(values, folder):
+    array = np.lib.format.open_memmap(folder / f"{id(values)}.npy", "w+", values.dtype, values.shape)
+    array[...] = values
+    return array
+
+
+def field_of_packed_records(values, _):
+    records = np.zeros(values.shape, [("first", "i1"), ("second", values.dtype)])
+    records["second"] = values
+    return records["second"]
+
+
+FORMS = {
+    "Fortran order": lambda values, _: np.asfortranarray(values),
+    "reversed": lambda values, _: np.ascontiguousarray(np.flip(values))[(slice(None, None, -1),) * values.ndim],
+    "big-endian": lambda values, _: values.astype(values.dtype.newbyteorder(">")),
+    "unaligned": lambda values, _: np.frombuffer(b"-" + values.tobytes(), values.dtype, offset=1).reshape(values.shape),
+    "field of packed records": field_of_packed_records,
+    "memory-mapped": memory_mapped,
+    "subclass": lambda values, _: values.view(Plain),
+}
+
+
+@every_operator
+@pytest.mark.parametrize("form", FORMS)
+def test_numpy_arrays_of_any_form(operator, form, tmp_path):
+    check(operator, lambda values: FORMS[form](values, tmp_path))
+
+
+def test_arrays_of_stride_zero():
+    boxes = np.broadcast_to(BOXES[0], (5, 4))
+    compare.same(cvops.nms(boxes, SCORES, 0.5), np.array([3]), boxes)
+    compare.same(cvops.nms(BOXES, np.broadcast_to(SCORES[0], 5), 0.5), np.array([0, 2, 3]), boxes)
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+@every_operator
+def test_inputs_are_not_written_and_not_shared_with_the_result(array, operator):
+    inputs = arguments(operator, array)
+    views = [to_numpy(value) for value in inputs if not isinstance(value, (int, float, str, tuple))]
+    before = [view.tobytes() for view in views]
+    result = to_numpy(getattr(cvops, operator)(*inputs))
+    assert [view.tobytes() for view in views] == before
+    assert not any(np.shares_memory(result, view) for view in views)
+
+
+@pytest.mark.parametrize(
+    ("operator", "args"), [("box_convert", ("xywh", "xywh")), ("clip_boxes_to_image", ((99, 99),))]
+)
+def test_a_result_equal_to_the_input_is_a_copy(array, operator, args):
+    boxes = array(BOXES)
+    got = getattr(cvops, operator)(boxes, *args)
+    compare.same(got, BOXES, boxes)
+    assert not np.shares_memory(to_numpy(got), to_numpy(boxes))
+
+
+@every_operator
+def test_numpy_results_are_writable(operator):
+    result = getattr(cvops, operator)(*arguments(operator, libraries.CONVERTERS["numpy-readonly"]))
+    result[...] = 1
+
+
+@every_operator
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_results_go_back_without_a_copy(monkeypatch, library, operator):
+    jax, given = library == "jax" and require("jax"), []
+    module = jax.numpy if jax else require("torch")
+    from_dlpack = module.from_dlpack
+    monkeypatch.setattr(module, "from_dlpack", lambda native: given.append(native) or from_dlpack(native))
+    with jax.enable_x64(True) if jax else nullcontext():  # else it has to convert int64
+        result = getattr(cvops, operator)(*arguments(operator, module.asarray))
+    address = result.unsafe_buffer_pointer() if jax else result.data_ptr()
+    assert [native.ctypes.data for native in given] == [address]
+
+
+def test_results_outlive_what_made_them(array):
+    results = [cvops.box_iou(array(BOXES), array(BOXES)) for _ in range(50)]
+    gc.collect()
+    for result in results:
+        compare.close(result, reference.box_iou(BOXES, BOXES), array(BOXES))
+
+
+def test_jax_with_64_bit_types():
+    jax = require("jax")
+    with jax.enable_x64(True):
+        boxes, scores = jax.numpy.asarray(BOXES.astype("f8")), jax.numpy.asarray(SCORES.astype("f8"))
+        assert boxes.dtype == "float64"
+        compare.same(cvops.nms(boxes, scores, 0.5), reference.nms(BOXES, SCORES, 0.5), boxes)
+        compare.close(cvops.box_iou(boxes, boxes), reference.box_iou(BOXES.astype("f8"), BOXES.astype("f8")), boxes)
+
+
+# ------------------------------------------------------------------------------------------- libraries and devices
+
+
+@pytest.mark.parametrize("second", libraries.CONVERTERS)
+def test_the_result_follows_the_first_array(array, second):
+    boxes, scores = array(BOXES), libraries.CONVERTERS[second](SCORES)
+    compare.same(cvops.nms(boxes, scores, 0.5), reference.nms(BOXES, SCORES, 0.5), boxes)
+
+
+@pytest.fixture
+def own_library(monkeypatch):
+    """A function that makes a small array library and returns its array type.
+
+    `from_dlpack` is offered by the root module of the type, by its `__array_namespace__`, by both or by neither.
+    """
+
+    def make(*, root=False, namespace=False):
+        class Array:
+            def __init__(self, values, place=(1, 0), origin=None):
+                self.values, self.place, self.origin, self.exports = values, place, origin, 0
+
+            def __dlpack_device__(self):
+                return self.place
+
+            def __dlpack__(self, **options):
+                self.exports += 1
+                return self.values.__dlpack__(**options)
+
+        def from_dlpack(origin):
+            return lambda exporter: Array(np.from_dlpack(exporter), origin=origin)
+
+        module = types.ModuleType("ownlib")
+        if root:
+            module.from_dlpack = from_dlpack("root")
+        monkeypatch.setitem(sys.modules, "ownlib", module)
+        Array.__module__ = "ownlib.core.arrays"
+        if namespace:
+            Array.__array_namespace__ = lambda self, api_version=None: types.SimpleNamespace(
+                **({"from_dlpack": from_dlpack("namespace")} if namespace == "with from_dlpack" else {})
+            )
+        return Array
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("root", "namespace", "origin"),
+    [
+        (True, False, "root"),
+        (True, "without from_dlpack", "root"),
+        (True, "with from_dlpack", "namespace"),
+        (False, "with from_dlpack", "namespace"),
+    ],
+)
+def test_the_way_back(own_library, root, namespace, origin):
+    Array = own_library(root=root, namespace=namespace)
+    got = cvops.nms(Array(BOXES), Array(SCORES), 0.5)
+    assert (type(got), got.origin) == (Array, origin)
+    np.testing.assert_array_equal(got.values, reference.nms(BOXES, SCORES, 0.5))
+
+
+@every_operator
+@pytest.mark.parametrize("namespace", [False, "without from_dlpack"])
+def test_no_way_back_is_refused_before_any_work(own_library, operator, namespace):
+    Array = own_library(namespace=namespace)
+    inputs = arguments(operator, Array)
+    with pytest.raises(TypeError, match=r"`(boxes|boxes1|masks)`.* Array has no from_dlpack"):
+        getattr(cvops, operator)(*inputs)
+    assert not any(value.exports for value in inputs if isinstance(value, Array))
+
+
+def test_only_the_first_array_needs_a_way_back(own_library):
+    scores = own_library()(SCORES)
+    compare.same(cvops.nms(BOXES, scores, 0.5), reference.nms(BOXES, SCORES, 0.5), BOXES)
+
+
+@pytest.mark.parametrize("device", [(1, 0), (3, 0), (3, 1)])
+def test_host_and_pinned_host_memory(own_library, device):
+    Array = own_library(root=True)
+    got = cvops.nms(Array(BOXES, device), Array(SCORES), 0.5)
+    np.testing.assert_array_equal(got.values, reference.nms(BOXES, SCORES, 0.5))
+
+
+DEVICES = {
+    (2, 0): "cuda:0",
+    (2, 1): "cuda:1",
+    (13, 1): "cuda:1",
+    (4, 0): "opencl:0",
+    (7, 0): "vulkan:0",
+    (8, 0): "metal:0",
+    (10, 2): "rocm:2",
+    (14, 0): "oneapi:0",
+    (99, 3): "99:3",
+}
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=DEVICES.values())
+@every_operator
+def test_devices_without_a_backend(own_library, operator, device):
+    Array = own_library(root=True)
+    inputs = arguments(operator, lambda values: Array(values, device))
+    with pytest.raises(ValueError, match=rf"`(boxes|boxes1|masks)` is on .*{DEVICES[device]}"):
+        getattr(cvops, operator)(*inputs)
+    assert not any(value.exports for value in inputs if isinstance(value, Array))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "text"),
+    [
+        ((1, 0), (2, 0), "`boxes` is on cpu and `scores` is on cuda:0"),
+        ((2, 3), (1, 0), "`boxes` is on cuda:3 and `scores` is on cpu"),
+        ((2, 0), (2, 1), "`boxes` is on cuda:0 and `scores` is on cuda:1"),
+        ((13, 0), (2, 1), "`boxes` is on cuda:0 and `scores` is on cuda:1"),
+        ((3, 0), (8, 0), "`boxes` is on cpu and `scores` is on metal:0"),
+    ],
+)
+def test_arrays_on_two_devices(own_library, boxes, scores, text):
+    Array = own_library(root=True)
+    with pytest.raises(ValueError, match=text):
+        cvops.nms(Array(BOXES, boxes), Array(SCORES, scores), 0.5)
+    with pytest.raises(ValueError, match=text):
+        cvops.batched_nms(Array(BOXES, boxes), Array(SCORES, scores), Array(IDXS, boxes), 0.5)
+    with pytest.raises(ValueError, match=text.replace("scores", "idxs")):
+        cvops.batched_nms(Array(BOXES, boxes), Array(SCORES, boxes), Array(IDXS, scores), 0.5)
+
+
+def test_a_producer_of_the_first_dlpack_version(own_library):
+    """It knows no keywords but `stream`."""
+    Array = own_library(root=True)
+    Array.__dlpack__ = lambda self, stream=None: self.values.__dlpack__(stream=stream)
+    np.testing.assert_array_equal(cvops.nms(Array(BOXES), Array(SCORES), 0.5).values, reference.nms(BOXES, SCORES, 0.5))
+
+
+def test_a_producer_that_refuses(own_library):
+    Array = own_library(root=True)
+
+    def refuse(self, **options):
+        raise BufferError("not today")
+
+    Array.__dlpack__ = refuse
+    with pytest.raises(TypeError, match=r"`boxes` .*not today"):
+        cvops.nms(Array(BOXES), SCORES, 0.5)
+
+
+# --------------------------------------------------------------------------------------------------- not an array
+
+NOT_ARRAYS = {
+    "list": BOXES.tolist(),
+    "tuple": (BOXES, BOXES),
+    "float": 1.5,
+    "int": 3,
+    "str": "boxes",
+    "bytes": BOXES.tobytes(),
+    "None": None,
+    "dict": {"boxes": BOXES},
+    "range": range(4),
+    "type": np.ndarray,
+    "object": object(),
+    "module": np,
+    "float32": np.float32(1),
+    "memoryview": memoryview(BOXES),
+    "MaskedArray": np.ma.masked_array(BOXES, BOXES > 5),
+    "ndarray": BOXES.astype(object),
+}
+
+
+def refuses(error, text, wrong):
+    """Every array argument of every operator refuses `wrong` with the same text, but for the name of the argument."""
+    for operator, args in OPERATORS.items():
+        function = getattr(cvops, operator)
+        names = function.__code__.co_varnames
+        for i, arg in enumerate(args):
+            if isinstance(arg, np.ndarray):
+                with pytest.raises(error, match=re.escape(text.replace("NAME", names[i]))):
+                    function(*args[:i], wrong, *args[i + 1 :])
+
+
+@pytest.mark.parametrize("kind", NOT_ARRAYS)
+def test_what_is_not_an_array(kind):
+    refuses(TypeError, f"`NAME` must be an array, got {kind}", NOT_ARRAYS[kind])
+
+
+def test_half_of_the_dlpack_protocol(own_library):
+    Array = own_library(root=True)
+    del Array.__dlpack_device__
+    refuses(TypeError, "`NAME` must be an array, got Array", Array(BOXES))
+
+
+def test_sparse_and_pandas():
+    sparse = require("scipy").sparse
+    refuses(TypeError, "`NAME` must be an array, got csr_matrix", sparse.csr_matrix(BOXES))
+    refuses(TypeError, "`NAME` must be an array, got coo_array", sparse.coo_array(BOXES))
+
+
+def test_pandas():
+    pandas = require("pandas")
+    refuses(TypeError, "`NAME` must be an array, got DataFrame", pandas.DataFrame(BOXES))
+    refuses(TypeError, "`NAME` must be an array, got Series", pandas.Series(SCORES))
+
+
+# ----------------------------------------------------------------------------------------------------------- torch
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_tensors():
+    torch = require("torch")
+    refuses(TypeError, "`NAME` must be an array", torch.from_numpy(BOXES).to_sparse())
+    refuses(TypeError, "`NAME` must be an array", torch.from_numpy(BOXES).to_sparse_csr())
+
+
+@pytest.mark.parametrize("mode", ["enable_grad", "no_grad", "inference_mode"])
+def test_tensors_that_require_grad(mode):
+    torch = require("torch")
+    leaf = torch.from_numpy(BOXES.copy()).requires_grad_()
+    computed, parameter = leaf * 2, torch.nn.Parameter(torch.ones(5, 4))
+    with getattr(torch, mode)():
+        for tensor in (leaf, computed, parameter):
+            refuses(TypeError, "`NAME` requires grad: use cvops.torch, or pass NAME.detach()", tensor)
+        boxes = leaf.detach()
+        compare.same(cvops.nms(boxes, torch.from_numpy(SCORES), 0.5), reference.nms(BOXES, SCORES, 0.5), boxes)
+
+
+def test_tensors_without_values():
+    torch = require("torch")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.ones(5, 4)
+        refuses(TypeError, "cvops.torch", fake)
+    refuses(TypeError, "cvops.torch", fake)
+    refuses(ValueError, "`NAME` is on meta", torch.ones(5, 4, device="meta"))
+
+
+# Torch's forward mode starts by calling its own deprecated function.
+forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
+
+@forward_mode
+def test_tensors_under_torch_func():
+    torch = require("torch")
+    boxes = torch.from_numpy(BOXES.copy())
+    for transform in (torch.func.vmap, torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises(TypeError, match=r"`boxes` .*cvops\.torch"):
+            transform(lambda boxes: cvops.box_area(boxes).sum())(boxes)
+
+
+@forward_mode
+def test_tensors_that_carry_a_tangent():
+    torch = require("torch")
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.from_numpy(BOXES.copy()), torch.ones(5, 4))
+        refuses(TypeError, "cvops.torch", dual)
+
+
+def test_tensors_under_torch_compile():
+    """Refused whether torch may compile around the call or not; outside of what it compiles, calls work."""
+    torch = require("torch")
+    boxes, scores = torch.from_numpy(BOXES.copy()), torch.from_numpy(SCORES.copy())
+
+    def call(boxes, scores):
+        return cvops.nms(boxes + 1, scores, 0.5)
+
+    with pytest.raises(TypeError, match=r"`boxes` .*cvops\.torch"):
+        torch.compile(call, backend="eager")(boxes, scores)
+    with pytest.raises((TypeError, torch._dynamo.exc.Unsupported), match=r"`boxes` .*cvops\.torch"):
+        torch.compile(call, backend="eager", fullgraph=True)(boxes, scores)
+    around = torch.compiler.disable(call)
+    got = torch.compile(lambda boxes: around(boxes - 1, scores), backend="eager")(boxes + 1)
+    compare.same(got, reference.nms(BOXES, SCORES, 0.5), boxes)
+
+
+def test_tensors_whose_signs_are_flipped_lazily():
+    """Torch's DLPack export hands out the memory as it is."""
+    torch = require("torch")
+    boxes = torch.complex(torch.zeros(5, 4), torch.from_numpy(BOXES[:, [2, 3, 0, 1]])).conj().imag
+    assert boxes.is_neg()
+    compare.close(cvops.box_area(boxes), reference.box_area(-BOXES[:, [2, 3, 0, 1]]), boxes)
+    compare.same(cvops.box_convert(boxes, "xyxy", "xyxy"), -BOXES[:, [2, 3, 0, 1]], boxes)
+
+
+def test_tensors_of_any_strides():
+    torch = require("torch")
+    boxes = torch.from_numpy(BOXES.T.copy()).T
+    compare.same(cvops.nms(boxes, torch.from_numpy(SCORES), 0.5), reference.nms(BOXES, SCORES, 0.5), boxes)
+    boxes = torch.from_numpy(BOXES[:1].copy()).expand(5, 4)
+    compare.same(cvops.nms(boxes, torch.from_numpy(SCORES), 0.5), np.array([3]), boxes)
+
+
+# ------------------------------------------------------------------------------------------------------------- jax
+
+
+@pytest.mark.parametrize("transform", ["jit", "vmap", "grad", "make_jaxpr"])
+def test_jax_tracers(transform):
+    jax = require("jax")
+    with pytest.raises(TypeError, match=r"`boxes` .*cvops\.jax"):
+        getattr(jax, transform)(lambda boxes: cvops.box_area(boxes).sum())(jax.numpy.asarray(BOXES))
+    with pytest.raises(TypeError, match=r"`scores` .*cvops\.jax"):
+        jax.jit(lambda scores: cvops.nms(BOXES, scores, 0.5))(SCORES)
+
+
+# --------------------------------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_bfloat16(library):
+    module = require(library)
+    boxes = (module if library == "torch" else module.numpy).ones((5, 4), dtype=getattr(module, "bfloat16", "bfloat16"))
+    refuses(TypeError, "got bfloat16", boxes)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+@every_operator
+def test_float16(library, operator):
+    check(operator, libraries.CONVERTERS[library], "f2")
+
+
+# ------------------------------------------------------------------------------------------------------ thresholds
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_numbers_that_are_arrays(array, shape):
+    """Also where it would do no harm: on a GPU, reading it would wait for the device."""
+    half, boxes, scores = array(np.full(shape, 0.5, np.float32)), array(BOXES), array(SCORES)
+    two = array(np.full(shape, 2, np.int32))
+    for call, name in [
+        (lambda: cvops.nms(boxes, scores, half), "iou_threshold"),
+        (lambda: cvops.nms(boxes, scores, 0.5, score_threshold=half), "score_threshold"),
+        (lambda: cvops.nms(boxes, scores, 0.5, max_output=two), "max_output"),
+        (lambda: cvops.batched_nms(boxes, scores, array(IDXS), half), "iou_threshold"),
+        (lambda: cvops.distance_box_iou(boxes, boxes, half), "eps"),
+        (lambda: cvops.complete_box_iou(boxes, boxes, half), "eps"),
+        (lambda: cvops.clip_boxes_to_image(boxes, (two, 5)), "size"),
+        (lambda: cvops.remove_small_boxes(boxes, half), "min_size"),
+    ]:
+        with pytest.raises(TypeError, match=f"`{name}` must be "):
+            call()
+
+
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64])
+def test_numbers_may_be_numpy_scalars(number):
+    got = cvops.nms(BOXES, SCORES, number(0.5), score_threshold=number(0.25), max_output=np.int8(2))
+    compare.same(got, reference.nms(BOXES, SCORES, 0.5, score_threshold=0.25, max_output=2), BOXES)
+
+
+# --------------------------------------------------------------------------------------------------------- imports
+
+
+def run(code):
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+HEAVY = "sorted({'numpy', 'numba', 'llvmlite', 'torch', 'jax', 'cupy', 'array_api_strict'} & set(sys.modules))"
+
+
+def test_import_is_light():
+    assert run(f"import sys, cvops; print(*{HEAVY})") == []
+
+
+def test_calls_import_only_what_computes():
+    code = "import sys, cvops, numpy as np; cvops.nms(np.zeros((0, 4)), np.zeros(0), 0.5)"
+    assert run(f"{code}\nprint(*{HEAVY})") == ["llvmlite", "numba", "numpy"]
+
+
+def test_refusals_before_numpy_is_imported():
+    code = """
+import sys, cvops
+class Array:
+    __dlpack__ = None
+    def __dlpack_device__(self): return 1, 0
+for wrong in ([[0, 0, 1, 1]], None, Array(), Array):
+    try:
+        cvops.nms(wrong, wrong, 0.5)
+    except TypeError as error:
+        print("`boxes`" in str(error))
+"""
+    assert run(f"{code}\nprint(*{HEAVY})") == ["True"] * 4

@@ -1,0 +1,405 @@
+"""The box functions: against the reference, and every edge by name."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import cvops
+from benchmarks import data
+from tests import compare, reference, strategies
+from tests.libraries import to_numpy
+
+FORMATS = ("xyxy", "xywh", "cxcywh")
+IOUS = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
+# dtype of the boxes -> dtype of areas and IoUs
+RESULTS = dict.fromkeys(("f8", "i4", "i8", "u4", "u8"), "f8") | dict.fromkeys(
+    ("f4", "f2", "i1", "i2", "u1", "u2"), "f4"
+)
+
+A, B, EMPTY = [0, 0, 2, 2], [1, 1, 3, 3], [1, 1, 1, 5]
+
+every_iou = pytest.mark.parametrize("name", IOUS)
+every_format = pytest.mark.parametrize("fmt", FORMATS)
+
+
+def some_boxes(*shape, seed=0):
+    """Boxes (*shape, 4) that are small, not inverted and made of whole numbers in every format."""
+    random = np.random.default_rng(seed)
+    corner = 2 * random.integers(8, 16, (*shape, 2))
+    return np.concatenate([corner, corner + 2 * random.integers(1, 9, (*shape, 2))], -1).astype(np.float32)
+
+
+def check(name, *args, **options):
+    """Call the function and compare with the reference, which gets the values that arrays of other libraries hold."""
+    values = [to_numpy(arg) if hasattr(arg, "__dlpack__") else arg for arg in args]
+    got, want = getattr(cvops, name)(*args, **options), getattr(reference, name)(*values, **options)
+    (compare.same if want.dtype.kind in "iu" else compare.close)(got, want, args[0])
+
+
+# ------------------------------------------------------------------------------------------------------- box_area
+
+
+@every_format
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (2, 3), (2, 0, 3), (2, 3, 1, 2), ()])
+def test_box_area(array, fmt, shape):
+    check("box_area", array(some_boxes(*shape)), fmt)
+
+
+@given(strategies.boxes(), st.sampled_from(FORMATS))
+def test_box_area_of_any_boxes(boxes, fmt):
+    check("box_area", boxes, fmt)
+
+
+@pytest.mark.parametrize(("dtype", "result"), RESULTS.items())
+def test_box_area_dtypes(dtype, result):
+    got = cvops.box_area(some_boxes(5).astype(dtype))
+    compare.close(got, reference.box_area(some_boxes(5)).astype(result), got)
+
+
+def test_box_area_does_not_overflow_small_dtypes():
+    assert cvops.box_area(np.array([[-128, -128, 127, 127]], np.int8)) == 255 * 255
+    assert cvops.box_area(np.array([[9, 9, 0, 0], [9, 0, 0, 9]], np.uint8)).tolist() == [81, -81]
+    assert cvops.box_area(np.array([[0, 0, 60000, 60000]], np.float16)) == np.float32(np.float16(60000)) ** 2
+    assert cvops.box_area(np.array([[-(2**31), 0, 2**31 - 1, 1]], np.int32)) == 2**32 - 1
+    assert cvops.box_area(np.array([[-(2**63), 0, 2**62, 2]], np.int64)) == 3.0 * 2**63
+
+
+# -------------------------------------------------------------------------------------------------- the IoU family
+
+
+@every_iou
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0), (1, 1), (1, 17), (17, 1), (40, 33), (3, 128), (2, 300)])
+def test_pairs(array, name, n, m):
+    check(name, array(some_boxes(n)), array(some_boxes(m, seed=1)))
+
+
+@every_iou
+@every_format
+def test_pairs_in_every_format(array, name, fmt):
+    check(name, array(some_boxes(9)), array(some_boxes(11, seed=1)), fmt=fmt)
+
+
+@every_iou
+@pytest.mark.parametrize(
+    ("batch1", "batch2"),
+    [
+        ((2,), (2,)),
+        ((2,), ()),
+        ((), (3, 2)),
+        ((2, 1), (3,)),
+        ((1,), (4,)),
+        ((0,), (1,)),
+        ((2, 3), (2, 3)),
+        ((5, 1, 2), (3, 1)),
+    ],
+)
+def test_pairs_in_batches(array, name, batch1, batch2):
+    check(name, array(some_boxes(*batch1, 4)), array(some_boxes(*batch2, 3, seed=1)))
+
+
+@every_iou
+@given(boxes1=strategies.boxes(12), boxes2=strategies.boxes(12))
+def test_pairs_of_any_boxes(name, boxes1, boxes2):
+    check(name, boxes1, boxes2)
+
+
+@every_iou
+@pytest.mark.parametrize(("dtype", "result"), RESULTS.items())
+def test_dtypes_of_pairs(name, dtype, result):
+    one, two = some_boxes(5), some_boxes(6, seed=1)
+    got = getattr(cvops, name)(one.astype(dtype), two.astype(dtype))
+    want = getattr(reference, name)(one.astype("f8"), two.astype("f8"))
+    compare.close(got, want.astype(result), got)
+
+
+@every_iou
+@pytest.mark.parametrize(
+    ("first", "second", "result"),
+    [
+        ("f4", "f8", "f8"),
+        ("f8", "f2", "f8"),
+        ("f4", "i4", "f8"),
+        ("u1", "i8", "f8"),
+        ("f2", "f4", "f4"),
+        ("i2", "f2", "f4"),
+    ],
+)
+def test_pairs_of_two_dtypes(name, first, second, result):
+    one, two = some_boxes(5), some_boxes(6, seed=1)
+    got = getattr(cvops, name)(one.astype(first), two.astype(second))
+    want = getattr(reference, name)(one.astype("f8"), two.astype("f8"))
+    compare.close(got, want.astype(result), got)
+
+
+def test_every_number_of_threads_gives_the_same(threads):
+    """Enough pairs that threads are worth it: 3 batches of 650 x 700. Rows at the ends of the batches are checked."""
+    boxes1, boxes2 = data.clustered(3 * 650)[0].reshape(3, 650, 4), data.clustered(700)[0]
+    rows = [0, 1, 325, 649]
+    want = reference.box_iou(boxes1[:, rows], boxes2)
+    results = []
+    for count in (1, 2, 3, 4):
+        threads(count)
+        results.append(cvops.box_iou(boxes1, boxes2))
+        assert results[-1].shape == (3, 650, 700)
+        np.testing.assert_array_equal(results[-1][:, rows], want)
+        np.testing.assert_array_equal(results[-1], results[0])
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_box_iou_is_exactly_that_of_nms(dtype):
+    """Working precision in the written order: no contraction, no reciprocal."""
+    boxes = data.clustered(60)[0].astype(dtype)
+    compare.same(cvops.box_iou(boxes, boxes), reference.box_iou(boxes, boxes), boxes)
+
+
+def test_values_by_hand():
+    a, b, apart = (np.array([box], np.float64) for box in (A, B, [4, 0, 6, 2]))
+    assert cvops.box_iou(a, b) == 1 / 7
+    assert cvops.generalized_box_iou(a, apart) == -4 / 12
+    assert cvops.distance_box_iou(a, b, 0) == pytest.approx(1 / 7 - 2 / 18)
+    v = 4 / math.pi**2 * (math.pi / 4 - math.atan(1 / 2)) ** 2
+    high = np.array([[0, 0, 2, 4.0]])
+    assert cvops.complete_box_iou(a, high, 0) == pytest.approx(1 / 2 - 1 / 20 - v / (1 / 2 + v) * v)
+
+
+@every_iou
+def test_zero_over_zero_is_nan(name):
+    empty, one = np.array([EMPTY], np.float32), np.array([A], np.float32)
+    function = getattr(cvops, name)
+    assert math.isnan(function(empty, empty)[0, 0])
+    assert cvops.box_iou(empty, one) == 0
+    assert math.isnan(function(np.array([[0, 0, math.nan, 2]], np.float32), one)[0, 0])
+
+
+@pytest.mark.parametrize("name", ["distance_box_iou", "complete_box_iou"])
+@pytest.mark.parametrize("eps", [0, 1e-7, 0.5, np.float32(2), 3])
+def test_eps(name, eps):
+    check(name, some_boxes(5), some_boxes(6, seed=1), eps)
+    check(name, some_boxes(5), some_boxes(6, seed=1), eps=eps)
+
+
+# ----------------------------------------------------------------------------------------------------- box_convert
+
+
+@pytest.mark.parametrize("out_fmt", FORMATS)
+@pytest.mark.parametrize("in_fmt", FORMATS)
+@pytest.mark.parametrize("shape", [(0,), (7,), (2, 3), ()])
+def test_box_convert(array, in_fmt, out_fmt, shape):
+    check("box_convert", array(some_boxes(*shape)), in_fmt, out_fmt)
+
+
+@given(strategies.boxes(dtypes=strategies.FLOATS), st.sampled_from(FORMATS), st.sampled_from(FORMATS))
+def test_box_convert_of_any_boxes(boxes, in_fmt, out_fmt):
+    # Where an intermediate value is too large for the dtype, the result is infinite sooner or later.
+    boxes[~(abs(boxes) < np.finfo(boxes.dtype).max / 8)] = math.nan
+    check("box_convert", boxes, in_fmt, out_fmt)
+
+
+@pytest.mark.parametrize("dtype", [*strategies.FLOATS, *strategies.INTEGERS])
+@pytest.mark.parametrize("out_fmt", FORMATS)
+@pytest.mark.parametrize("in_fmt", FORMATS)
+def test_box_convert_keeps_the_dtype(dtype, in_fmt, out_fmt):
+    check("box_convert", some_boxes(20).astype(dtype), in_fmt, out_fmt)
+
+
+def test_integer_centres_lose_their_halves_towards_zero():
+    boxes = np.array([[0, 0, 3, 5], [-3, -5, 0, 0]])
+    compare.same(cvops.box_convert(boxes, "xyxy", "cxcywh"), np.array([[1, 2, 3, 5], [-1, -2, 3, 5]]), boxes)
+
+
+# --------------------------------------------------------------------------------- clip_boxes_to_image
+
+
+@pytest.mark.parametrize("size", [(30, 50), (50, 30), (0, 0), (30.5, 25.25), (np.int64(9), np.float32(8)), [30, 50]])
+@pytest.mark.parametrize("shape", [(0,), (7,), (2, 3), ()])
+def test_clip_boxes_to_image(array, shape, size):
+    boxes = array(some_boxes(*shape) - 20)
+    compare.same(cvops.clip_boxes_to_image(boxes, size), reference.clip_boxes_to_image(to_numpy(boxes), size), boxes)
+
+
+@given(strategies.boxes(), st.tuples(st.integers(0, 100), st.integers(0, 100)))
+def test_clip_any_boxes(boxes, size):
+    compare.same(cvops.clip_boxes_to_image(boxes, size), reference.clip_boxes_to_image(boxes, size), boxes)
+
+
+@pytest.mark.parametrize("dtype", [*strategies.FLOATS, *strategies.INTEGERS])
+def test_clip_to_an_image_larger_than_the_dtype(dtype):
+    boxes = np.array([[0, 1, 2, 127]], dtype)
+    compare.same(cvops.clip_boxes_to_image(boxes, (10**6, 10**9)), boxes, boxes)
+
+
+def test_clip_keeps_nan_and_bounds_inf():
+    boxes = np.array([[math.nan, -math.inf, math.inf, math.nan]], np.float32)
+    compare.same(cvops.clip_boxes_to_image(boxes, (5, 6)), np.array([[math.nan, 0, 6, math.nan]], np.float32), boxes)
+
+
+# ---------------------------------------------------------------------------------------------- remove_small_boxes
+
+
+@pytest.mark.parametrize("min_size", [0, 10, 12.5, -1, math.inf, np.float32(7), np.int8(6)])
+@pytest.mark.parametrize("length", [0, 1, 50])
+def test_remove_small_boxes(array, length, min_size):
+    check("remove_small_boxes", array(some_boxes(length)), min_size)
+
+
+@given(strategies.boxes(), st.sampled_from([-1, 0, 1, 4, 1e-3, 1e3, math.inf]))
+def test_remove_small_boxes_of_any_kind(boxes, min_size):
+    got, want = cvops.remove_small_boxes(boxes, min_size), reference.remove_small_boxes(boxes, min_size)
+    compare.same(got, want, boxes)
+
+
+def test_sides_equal_to_the_minimum_are_kept():
+    boxes = np.array([[0, 0, 3, 3], [0, 0, 3, 2.5], [0, 0, 2.5, 3], [3, 3, 0, 0], [0, 0, math.nan, 5]], np.float32)
+    assert cvops.remove_small_boxes(boxes, 3).tolist() == [0]
+    assert cvops.remove_small_boxes(boxes, 0).tolist() == [0, 1, 2]
+
+
+def test_sides_of_unsigned_boxes_do_not_wrap():
+    boxes = np.array([[9, 9, 0, 0], [0, 0, 255, 255], [200, 0, 0, 255]])
+    for dtype in (np.uint8, np.uint16, np.uint32, np.uint64):
+        assert cvops.remove_small_boxes(boxes.astype(dtype), 3).tolist() == [1]
+    assert cvops.remove_small_boxes(np.array([[-128, -128, 127, 127]], np.int8), 255).tolist() == [0]
+
+
+# -------------------------------------------------------------------------------------------------- masks_to_boxes
+
+masks = hnp.arrays(
+    st.sampled_from(["?", "u1", "i4", "f2", "f4", "f8"]),
+    st.tuples(st.integers(0, 4), st.integers(1, 6), st.integers(1, 6)),
+    elements=st.sampled_from([0, 0, 0, 1]),
+)
+
+
+@given(masks)
+def test_masks_to_boxes(masks):
+    check("masks_to_boxes", masks)
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i4", "f4"])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 1), (5, 1, 9), (5, 9, 1), (3, 20, 30)])
+def test_masks_to_boxes_of_every_library(array, shape, dtype):
+    pixels = np.random.default_rng(0).random(shape) > 0.9
+    check("masks_to_boxes", array(pixels.astype(dtype)))
+
+
+def test_nonzero_is_inside():
+    masks = np.zeros((7, 3, 4), np.float32)
+    masks[:, 1, 2] = [-1, 0.25, math.nan, math.inf, 1e-45, -0.0, 0]
+    want = np.array([[2, 1, 2, 1]] * 5 + [[0, 0, 0, 0]] * 2, np.float32)
+    compare.same(cvops.masks_to_boxes(masks), want, masks)
+
+
+# --------------------------------------------------------------------------------------------------- refused inputs
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3), (4, 0), ()])
+def test_boxes_of_another_shape(array, shape):
+    wrong, right = array(np.zeros(shape, np.float32)), array(some_boxes(2))
+    text = re.escape(f"`boxes` must have shape (..., 4), got {shape}")
+    for call in (
+        lambda: cvops.box_area(wrong),
+        lambda: cvops.box_convert(wrong, "xyxy", "xywh"),
+        lambda: cvops.clip_boxes_to_image(wrong, (9, 9)),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
+    for name in IOUS:
+        with pytest.raises(ValueError, match=r"`boxes1` must have shape .*" + re.escape(f", 4), got {shape}")):
+            getattr(cvops, name)(wrong, right)
+        with pytest.raises(ValueError, match=r"`boxes2` must have shape .*" + re.escape(f", 4), got {shape}")):
+            getattr(cvops, name)(right, wrong)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (3, 5)])
+def test_remove_small_boxes_takes_one_set(array, shape):
+    with pytest.raises(ValueError, match=re.escape(f"`boxes` must have shape (L, 4), got {shape}")):
+        cvops.remove_small_boxes(array(np.zeros(shape, np.float32)), 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4, 5), ()])
+def test_masks_of_another_shape(array, shape):
+    with pytest.raises(ValueError, match=re.escape(f"`masks` must have shape (N, H, W), got {shape}")):
+        cvops.masks_to_boxes(array(np.zeros(shape, np.float32)))
+
+
+@every_iou
+@pytest.mark.parametrize(("batch1", "batch2"), [((2,), (3,)), ((2, 3), (2,)), ((0,), (2,))])
+def test_batches_that_do_not_match(array, name, batch1, batch2):
+    with pytest.raises(ValueError, match=r"`boxes1` and `boxes2` must .*" + re.escape(f"{batch1} and {batch2}")):
+        getattr(cvops, name)(array(some_boxes(*batch1, 4)), array(some_boxes(*batch2, 5)))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.complex64, np.longdouble, "datetime64[s]", "U3"])
+def test_boxes_of_other_dtypes(dtype):
+    wrong = np.zeros((2, 4), dtype)
+    for call in (
+        lambda: cvops.box_area(wrong),
+        lambda: cvops.box_convert(wrong, "xyxy", "xyxy"),
+        lambda: cvops.clip_boxes_to_image(wrong, (9, 9)),
+        lambda: cvops.remove_small_boxes(wrong, 1),
+    ):
+        with pytest.raises(TypeError, match=r"`boxes` must be .*, got "):
+            call()
+    for name in IOUS:
+        with pytest.raises(TypeError, match=r"`boxes1` must be .*, got "):
+            getattr(cvops, name)(wrong, some_boxes(2))
+        with pytest.raises(TypeError, match=r"`boxes2` must be .*, got "):
+            getattr(cvops, name)(some_boxes(2), wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.longdouble, "datetime64[s]"])
+def test_masks_of_other_dtypes(dtype):
+    with pytest.raises(TypeError, match=r"`masks` must be .*, got "):
+        cvops.masks_to_boxes(np.zeros((2, 3, 4), dtype))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "text"),
+    [
+        ("xyxyr", "got 'xyxyr'"),
+        ("", "got ''"),
+        *((fmt, "not supported yet") for fmt in ("xywhr", "cxcywhr", "xyxyxyxy")),
+    ],
+)
+def test_other_formats(fmt, text):
+    boxes = some_boxes(2)
+    for call in (
+        lambda: cvops.box_area(boxes, fmt),
+        lambda: cvops.box_convert(boxes, fmt, "xyxy"),
+        lambda: cvops.box_convert(boxes, "xyxy", fmt),
+        *(lambda name=name: getattr(cvops, name)(boxes, boxes, fmt=fmt) for name in IOUS),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
+def test_formats_are_keywords_where_torchvision_has_none():
+    boxes = some_boxes(2)
+    for name in IOUS[1:]:
+        with pytest.raises(TypeError):
+            getattr(cvops, name)(boxes, boxes, "xywh")
+        with pytest.raises(TypeError, match="positional"):
+            getattr(cvops, name)(boxes, boxes, 1e-7, "xywh")
+
+
+@pytest.mark.parametrize("size", [(5,), (5, 6, 7), (-1, 5), (5, math.nan)])
+def test_image_sizes_that_are_none(size):
+    with pytest.raises(ValueError, match="`size` must be "):
+        cvops.clip_boxes_to_image(some_boxes(2), size)
+
+
+@pytest.mark.parametrize("value", ["3", None, 1j, [3]])
+def test_numbers_that_are_none(value):
+    with pytest.raises(TypeError, match="`min_size` must be "):
+        cvops.remove_small_boxes(some_boxes(2), value)
+    with pytest.raises(TypeError, match="`eps` must be "):
+        cvops.distance_box_iou(some_boxes(2), some_boxes(2), value)
+    with pytest.raises(TypeError, match="`size` must be "):
+        cvops.clip_boxes_to_image(some_boxes(2), (value, 3))
