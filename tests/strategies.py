@@ -51,6 +51,12 @@ def many(n):
     }
 
 
+def crowd(dtype=np.float32):
+    """1 500 disjoint unit boxes, all kept: beside them, any boxes are handled as thousands are."""
+    corner = 20 + 2 * np.stack(np.divmod(np.arange(1500), 50), 1)
+    return _corners(corner, corner + 1).astype(dtype)
+
+
 def pairs_at(threshold, n, dtype):
     """`n` disjoint pairs of boxes (2 n, 4) whose IoU is `threshold`, give or take some roundings.
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 DETECTIONS = ("ssd_coco_astronaut", "ssd_coco_coffee", "ssd_coco_chelsea", "picodet_layout_zoo")
 # Around the numbers of boxes at which a vector, a block or another way to sort begins.
 SIZES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000)
-# From about this many boxes on, a box is compared only with those near it.
+# For this many boxes, if more than a thousand of them are kept, each is compared only with those near it.
 MANY = 7100
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99)
 
@@ -79,21 +79,26 @@ def test_batched_nms_of_any_boxes(detections, threshold, options):
     compare.same(cvops.batched_nms(*detections, threshold, **options), want, detections[0])
 
 
-@given(strategies.detections(), strategies.thresholds)
-def test_nms_of_any_boxes_before_many(detections, threshold):
-    """The same boxes, but handled as thousands are: all the others are equal and rank last."""
+@given(strategies.detections(), st.sampled_from(THRESHOLDS) | st.floats(0.1, 0.999))
+def test_nms_of_any_boxes_among_many(detections, threshold):
     boxes, scores, _ = detections
-    boxes = np.concatenate([boxes, np.full((MANY, 4), [100, 100, 120, 120], boxes.dtype)])
-    scores = np.concatenate([scores, np.full(MANY, math.nan, scores.dtype)])
-    if threshold < 1:  # else all are kept
-        compare.same(cvops.nms(boxes, scores, threshold), reference.nms_of_many(boxes, scores, threshold), boxes)
+    crowd = strategies.crowd(boxes.dtype)
+    crowd = np.concatenate([np.repeat(crowd[:1], MANY - len(crowd), 0), crowd])
+    boxes = np.concatenate([boxes, crowd])
+    scores = np.concatenate([scores, np.full(len(crowd), math.nan, scores.dtype)])
+    want = reference.nms_of_many(boxes, scores, threshold)
+    assert len(want) > 1400
+    compare.same(cvops.nms(boxes, scores, threshold), want, boxes)
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("name", strategies.many(1))
 def test_nms_of_many_boxes(name, threshold):
-    boxes, scores = many(MANY)[name], data.uniform_scores(MANY)
-    compare.same(cvops.nms(boxes, scores, threshold), reference.nms_of_many(boxes, scores, threshold), boxes)
+    crowd = strategies.crowd()
+    boxes, scores = np.concatenate([many(MANY - len(crowd))[name], crowd]), data.uniform_scores(MANY)
+    want = reference.nms_of_many(boxes, scores, threshold)
+    assert len(want) > 1400
+    compare.same(cvops.nms(boxes, scores, threshold), want, boxes)
 
 
 @pytest.mark.parametrize("threshold", [0, 0.05, 1, 2])
@@ -118,10 +123,10 @@ def test_nms_of_pairs_at_the_threshold(pairs, threshold, dtype):
 def test_nms_of_pairs_above_the_threshold_by_rounding(threshold, others):
     pairs = strategies.pairs_above(threshold, 100)
     for columns in ([0, 1, 2, 3], [1, 0, 3, 2]):
-        boxes = np.concatenate([pairs[:, columns], np.full((others, 4), [-1, -1, 0, 0], np.float32)])
+        boxes = np.concatenate([pairs[:, columns], np.resize(strategies.crowd(), (others, 4))])
         scores = np.linspace(1, 0, len(boxes), dtype=np.float32)
         want = reference.nms_of_many(boxes, scores, threshold)
-        assert want.tolist() == [*range(100), 200][: 100 + bool(others)]
+        assert want.tolist() == [*range(100), *range(200, 200 + min(others, 1500))]
         compare.same(cvops.nms(boxes, scores, threshold), want, boxes)
 
 
@@ -132,9 +137,9 @@ def test_nms_of_20_000_boxes(name):
 
 
 @pytest.mark.parametrize("name", ["identical", "dense", "six decades", "with NaN, inf, inverted and empty ones"])
-@pytest.mark.parametrize("share", [1, 80, 5000])
+@pytest.mark.parametrize("share", [1, 3, 80, 5000])
 def test_batched_nms_of_many_boxes(name, share):
-    """One large class and many small ones, 80 equal ones, and about as many classes as boxes."""
+    """One large class and many small ones, 3 large ones, 80 small ones, and about as many classes as boxes."""
     boxes, scores = many(20_000)[name], data.uniform_scores(20_000)
     idxs = np.random.default_rng(0).integers(0, share, 20_000)
     if share == 1:
@@ -143,16 +148,16 @@ def test_batched_nms_of_many_boxes(name, share):
     compare.same(cvops.batched_nms(boxes, scores, idxs, 0.7), want, boxes)
 
 
+@pytest.mark.parametrize("limit", [None, 20, 1200])
 @pytest.mark.parametrize("size", [200, 300, MANY])
-def test_options_of_many_boxes(size):
+def test_options_of_many_boxes(size, limit):
     boxes, scores, idxs = data.clustered(size)
-    likely = np.flatnonzero(scores > np.float64(0.3))
-    want = likely[reference.nms_of_many(boxes[likely], scores[likely], 0.5)]
-    compare.same(cvops.nms(boxes, scores, 0.5, score_threshold=0.3), want, boxes)
-    compare.same(cvops.nms(boxes, scores, 0.5, score_threshold=0.3, max_output=20), want[:20], boxes)
-    want = likely[reference.batched_nms_of_many(boxes[likely], scores[likely], idxs[likely], 0.5)]
-    compare.same(cvops.batched_nms(boxes, scores, idxs, 0.5, score_threshold=0.3), want, boxes)
-    compare.same(cvops.batched_nms(boxes, scores, idxs, 0.5, score_threshold=0.3, max_output=20), want[:20], boxes)
+    likely = np.flatnonzero(scores > np.float64(0.1))
+    want = likely[reference.nms_of_many(boxes[likely], scores[likely], 0.7)][:limit]
+    compare.same(cvops.nms(boxes, scores, 0.7, score_threshold=0.1, max_output=limit), want, boxes)
+    want = likely[reference.batched_nms_of_many(boxes[likely], scores[likely], idxs[likely] % 2, 0.7)][:limit]
+    got = cvops.batched_nms(boxes, scores, idxs % 2, 0.7, score_threshold=0.1, max_output=limit)
+    compare.same(got, want, boxes)
 
 
 @pytest.mark.parametrize("percent", [50, 60, 70])
@@ -220,6 +225,20 @@ def test_every_kind_of_score_has_its_rank(dtype, size):
     boxes = np.arange(size, dtype=np.float32)[:, None] * 10 + np.array([0, 0, 1, 1], np.float32)
     want = [i for kind in kinds[10:0:-1] for i in np.flatnonzero(scores == kind)] + [*np.flatnonzero(np.isnan(scores))]
     assert cvops.nms(boxes, scores, 0.5).tolist() == want
+
+
+@pytest.mark.parametrize("bits", ["u4", "u8"])
+@pytest.mark.parametrize("size", [5, 300])
+def test_nan_of_every_bit_pattern_ranks_last(bits, size):
+    dtype = np.dtype(bits.replace("u", "f"))
+    signalling = np.array([math.inf, -math.inf], dtype).view(bits) + 1
+    all_ones = np.array([2**64 - 1], np.uint64).astype(bits)
+    scores = np.resize(np.concatenate([signalling, all_ones, all_ones // 2]).view(dtype), size)
+    scores[size // 2] = -math.inf
+    boxes = np.zeros((size, 4), dtype)
+    want = [size // 2, *(i for i in range(size) if i != size // 2)]
+    assert cvops.nms(boxes, scores, 0.5).tolist() == want
+    assert cvops.nms(boxes, scores, 0.5, score_threshold=-math.inf).tolist() == []
 
 
 def test_nan_scores_rank_last_and_are_suppressed():
@@ -345,13 +364,13 @@ def test_max_output_counts_what_survives(limit, keep):
 @pytest.mark.parametrize("limit", [None, 0, 3, 2 * MANY])
 def test_padded(array, size, limit):
     boxes, scores, idxs = data.clustered(size)
-    want = reference.nms_of_many(boxes, scores, 0.3)[:limit]
+    want = reference.nms_of_many(boxes, scores, 0.7)[:limit]
     indices = np.full(size if limit is None else limit, -1)
     indices[: len(want)] = want
     boxes, scores = array(boxes), array(scores)
     for got in (
-        cvops.nms(boxes, scores, 0.3, max_output=limit, padded=True),
-        cvops.batched_nms(boxes, scores, array(idxs * 0), 0.3, max_output=limit, padded=True),
+        cvops.nms(boxes, scores, 0.7, max_output=limit, padded=True),
+        cvops.batched_nms(boxes, scores, array(idxs * 0), 0.7, max_output=limit, padded=True),
     ):
         assert type(got) is tuple
         compare.same(got[0], indices, boxes)
@@ -548,14 +567,16 @@ def test_dangerous_values_do_not_crash(tmp_path, size):
         "integers": random.choice([integers.min, -1, 0, 1, integers.max], (size, 4)),
         "slivers": np.array([-1e308, 0, 7e307, 1e-270]) * random.uniform(0.9, 1, (size, 1)),
     }
+    if size == MANY:
+        sets = {name: np.concatenate([boxes, strategies.crowd(boxes.dtype)]) for name, boxes in sets.items()}
     np.savez(tmp_path / "in.npz", **sets)
     command = [*PYTHON, _RUN, tmp_path / "in.npz", tmp_path / "out.npz"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
-    scores, idxs = np.cos(np.arange(size)), np.arange(size) % 3
-    scores[::5] = math.nan
     with np.load(tmp_path / "out.npz") as results:
         for name, boxes in sets.items():
+            scores, idxs = np.cos(np.arange(len(boxes))), np.arange(len(boxes)) % 3
+            scores[::5] = math.nan
             for threshold in (0.1, 0.5):
                 want = reference.nms_of_many(boxes, scores.astype(np.float32), threshold)
                 np.testing.assert_array_equal(results[f"{name} {threshold}"], want, name)
