@@ -6,21 +6,27 @@ already imported, never imported in order to be recognised.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
-# DLPack device type -> backend module. Pinned host memory (3) is ordinary memory to a CPU.
-_BACKENDS = {1: "cvops._cpu", 3: "cvops._cpu"}
+# DLPack device type -> backend module. Pinned host memory (3) is ordinary memory to a CPU, managed (13) to a GPU.
+_BACKENDS = {1: "cvops._cpu", 2: "cvops_cuda", 3: "cvops._cpu", 13: "cvops_cuda"}
 _DEVICE_NAMES = {
     1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 11: "rocm host",
     12: "ext_dev", 13: "cuda", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia",
 }  # fmt: skip
 
 
-def backend_of(**arrays: Any) -> Any:
-    """Return the backend module for the one device that all `arrays` (given by argument name) lie on.
+def backend_of(**arrays: Any) -> AbstractContextManager[Any]:
+    """A context that gives the backend module for the one device that all `arrays` (by argument name) lie on.
+
+    Within it, that device is current, and torch's current stream is if all arrays are torch tensors: they and what is
+    made of them are then safe from torch's reuse of memory, and a CUDA graph of torch sees the work.
 
     Raises
     ------
@@ -34,7 +40,7 @@ def backend_of(**arrays: Any) -> Any:
     for array in arrays.values():
         if type(array) is not ndarray or array.dtype.hasobject:
             return _backend_of_any(arrays)
-    return _load("cvops._cpu")
+    return _cpu()
 
 
 def share(array: Any, name: str, from_dlpack: Any) -> Any:
@@ -54,7 +60,7 @@ def share(array: Any, name: str, from_dlpack: Any) -> Any:
 
 def to_caller(result: Any, like: Any) -> Any:
     """Return the native array `result` as an array of the library of `like`, sharing its memory where it can."""
-    if _is_ndarray(like):
+    if isinstance(like, type(result)):
         return result
     return _from_dlpack_of(like)(result)
 
@@ -64,20 +70,36 @@ def _load(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _backend_of_any(arrays: dict[str, Any]) -> Any:
+@functools.cache
+def _cpu() -> AbstractContextManager[Any]:
+    return contextlib.nullcontext(_load("cvops._cpu"))
+
+
+@contextlib.contextmanager
+def _on_device(backend: Any, device: int, stream: int | None) -> Iterator[Any]:
+    with backend.use(device, stream):
+        yield backend
+
+
+def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
     first_name, first = next(iter(arrays.items()))
     devices = {name: _device_of(name, array) for name, array in arrays.items()}
     for name, device in devices.items():
         if device != devices[first_name]:
             one, two = _device_text(devices[first_name]), _device_text(device)
             raise ValueError(f"`{first_name}` is on {one} and `{name}` is on {two}: move them to one device")
-    device_type = devices[first_name][0]
+    device_type, number = devices[first_name]
     if device_type not in _BACKENDS:
         place = _device_text(devices[first_name])
-        raise ValueError(f"`{first_name}` is on {place}: cvops computes on the CPU; move it to the host")
+        raise ValueError(f"`{first_name}` is on {place}: cvops computes on the CPU and on CUDA; move it to the host")
     if not _is_ndarray(first) and _from_dlpack_of(first) is None:
         raise TypeError(f"`{first_name}`: {_kind(first)} has no from_dlpack to give a result back with")
-    return _load(_BACKENDS[device_type])
+    if device_type == 1:
+        return _cpu()
+    stream = None
+    if all(map(_is_tensor, arrays.values())):
+        stream = sys.modules["torch"].cuda.current_stream(number).cuda_stream
+    return _on_device(_load(_BACKENDS[device_type]), number, stream)
 
 
 def _device_of(name: str, array: Any) -> tuple[int, int]:
@@ -99,7 +121,8 @@ def _device_of(name: str, array: Any) -> tuple[int, int]:
         device = getattr(array, "device", None)
         if device is None:
             raise TypeError(f"`{name}` must be an array, got {_kind(array)}: {error}") from error
-        raise ValueError(f"`{name}` is on {device}: cvops computes on the CPU; move it to the host") from error
+        text = f"`{name}` is on {device}: cvops computes on the CPU and on CUDA; move it to the host"
+        raise ValueError(text) from error
     device_type = int(device_type)
     if device_type in (1, 3):
         return (1, 0)  # every host has one memory, whatever the producer numbers it

@@ -40,10 +40,10 @@ def box_area(boxes: Any, fmt: str = "xyxy") -> Any:
     array([6., 1.], dtype=float32)
     """
     _check_format(fmt, "fmt")
-    backend = backend_of(boxes=boxes)
-    native = backend.asarray(boxes, "boxes")
-    check_batched_boxes(native, "boxes")
-    return to_caller(backend.copy(_area(native.astype(working_dtype(native)), fmt, backend)), boxes)
+    with backend_of(boxes=boxes) as backend:
+        native = backend.asarray(boxes, "boxes")
+        check_batched_boxes(native, "boxes")
+        return to_caller(backend.copy(_area(native.astype(working_dtype(native)), fmt, backend)), boxes)
 
 
 def box_iou(boxes1: Any, boxes2: Any, fmt: str = "xyxy") -> Any:
@@ -81,8 +81,9 @@ def box_iou(boxes1: Any, boxes2: Any, fmt: str = "xyxy") -> Any:
     array([[1.        , 0.33333334],
            [0.33333334, 1.        ]], dtype=float32)
     """
-    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
-    return to_caller(backend.box_iou(*corners_and_areas), boxes1)
+    with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
+        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.box_iou(*corners_and_areas), boxes1)
 
 
 def generalized_box_iou(boxes1: Any, boxes2: Any, *, fmt: str = "xyxy") -> Any:
@@ -115,8 +116,9 @@ def generalized_box_iou(boxes1: Any, boxes2: Any, *, fmt: str = "xyxy") -> Any:
     >>> cvops.generalized_box_iou(one, two)
     array([[-0.5]])
     """
-    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
-    return to_caller(backend.generalized_box_iou(*corners_and_areas), boxes1)
+    with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
+        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.generalized_box_iou(*corners_and_areas), boxes1)
 
 
 def distance_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
@@ -151,8 +153,9 @@ def distance_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = 
     >>> cvops.distance_box_iou(one, two).round(3)
     array([[-0.2]])
     """
-    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
-    return to_caller(backend.distance_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
+    with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
+        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.distance_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
 
 
 def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
@@ -187,8 +190,9 @@ def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = 
     >>> cvops.complete_box_iou(one, two).round(3)
     array([[0.447]])
     """
-    backend, corners_and_areas = _pair(boxes1, boxes2, fmt)
-    return to_caller(backend.complete_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
+    with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
+        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.complete_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
 
 
 def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
@@ -220,19 +224,19 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
     """
     _check_format(in_fmt, "in_fmt")
     _check_format(out_fmt, "out_fmt")
-    backend = backend_of(boxes=boxes)
-    native = backend.asarray(boxes, "boxes")
-    check_batched_boxes(native, "boxes")
-    if in_fmt == out_fmt:
-        return to_caller(backend.copy(native), boxes)
-    halves = native.dtype.char in INTEGERS and "cxcywh" in (in_fmt, out_fmt)
-    converted = _corners(native.astype(working_dtype(native)) if halves else native, in_fmt, backend)
-    if out_fmt != "xyxy":
-        x1, y1, x2, y2 = (converted[..., k] for k in range(4))
-        with backend.quiet():
-            first = (x1, y1) if out_fmt == "xywh" else ((x1 + x2) / 2, (y1 + y2) / 2)
-            converted = backend.xp.stack([*first, x2 - x1, y2 - y1], -1)
-    return to_caller(backend.copy(converted.astype(native.dtype)), boxes)
+    with backend_of(boxes=boxes) as backend:
+        native = backend.asarray(boxes, "boxes")
+        check_batched_boxes(native, "boxes")
+        if in_fmt == out_fmt:
+            return to_caller(backend.copy(native), boxes)
+        halves = native.dtype.char in INTEGERS and "cxcywh" in (in_fmt, out_fmt)
+        converted = _corners(native.astype(working_dtype(native)) if halves else native, in_fmt, backend)
+        if out_fmt != "xyxy":
+            x1, y1, x2, y2 = (converted[..., k] for k in range(4))
+            with backend.quiet():
+                first = (x1, y1) if out_fmt == "xywh" else ((x1 + x2) / 2, (y1 + y2) / 2)
+                converted = backend.xp.stack([*first, x2 - x1, y2 - y1], -1)
+        return to_caller(backend.copy(converted.astype(native.dtype)), boxes)
 
 
 def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
@@ -265,16 +269,16 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"`size` must be (height, width), got {size!r}")
     height, width = (number(side, "size", 0.0) for side in size)
-    backend = backend_of(boxes=boxes)
-    xp, native = backend.xp, backend.asarray(boxes, "boxes")
-    check_batched_boxes(native, "boxes")
-    if native.dtype.char in INTEGERS:
-        largest = xp.iinfo(native.dtype).max
-        width, height = (min(int(min(side, 2.0**64)), largest) for side in (width, height))
-    with backend.quiet():
-        limits = xp.asarray([width, height, width, height]).astype(native.dtype)
-    clipped = xp.minimum(xp.maximum(native, native.dtype.type(0)), limits)
-    return to_caller(backend.copy(clipped), boxes)
+    with backend_of(boxes=boxes) as backend:
+        xp, native = backend.xp, backend.asarray(boxes, "boxes")
+        check_batched_boxes(native, "boxes")
+        if native.dtype.char in INTEGERS:
+            largest = xp.iinfo(native.dtype).max
+            width, height = (min(int(min(side, 2.0**64)), largest) for side in (width, height))
+        with backend.quiet():
+            limits = xp.asarray([width, height, width, height]).astype(native.dtype)
+        clipped = xp.minimum(xp.maximum(native, native.dtype.type(0)), limits)
+        return to_caller(backend.copy(clipped), boxes)
 
 
 def remove_small_boxes(boxes: Any, min_size: float) -> Any:
@@ -309,13 +313,13 @@ def remove_small_boxes(boxes: Any, min_size: float) -> Any:
     array([1])
     """
     min_size = number(min_size, "min_size")
-    backend = backend_of(boxes=boxes)
-    native = backend.asarray(boxes, "boxes")
-    check_boxes(native, "boxes")
-    native = native.astype(working_dtype(native))
-    with backend.quiet():
-        big = (native[:, 2] - native[:, 0] >= min_size) & (native[:, 3] - native[:, 1] >= min_size)
-    return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("int64")), boxes)
+    with backend_of(boxes=boxes) as backend:
+        native = backend.asarray(boxes, "boxes")
+        check_boxes(native, "boxes")
+        native = native.astype(working_dtype(native))
+        with backend.quiet():
+            big = (native[:, 2] - native[:, 0] >= min_size) & (native[:, 3] - native[:, 1] >= min_size)
+        return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("int64")), boxes)
 
 
 def masks_to_boxes(masks: Any) -> Any:
@@ -345,23 +349,23 @@ def masks_to_boxes(masks: Any) -> Any:
     >>> cvops.masks_to_boxes(masks)
     array([[3., 2., 6., 4.]], dtype=float32)
     """
-    backend = backend_of(masks=masks)
-    xp, native = backend.xp, backend.asarray(masks, "masks")
-    if native.ndim != 3:
-        raise ValueError(f"`masks` must have shape (N, H, W), got {native.shape}")
-    if native.dtype.char != "?":
-        check_dtype(native, "masks", BOX_DTYPES)
-    if native.size == 0:
-        return to_caller(backend.copy(xp.zeros((len(native), 4), "f")), masks)
-    rows, columns = native.any(axis=2), native.any(axis=1)
-    last_row, last_column = native.shape[1] - 1, native.shape[2] - 1
-    edges = [
-        columns.argmax(axis=1),
-        rows.argmax(axis=1),
-        last_column - columns[:, ::-1].argmax(axis=1),
-        last_row - rows[:, ::-1].argmax(axis=1),
-    ]
-    return to_caller(backend.copy((xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f")), masks)
+    with backend_of(masks=masks) as backend:
+        xp, native = backend.xp, backend.asarray(masks, "masks")
+        if native.ndim != 3:
+            raise ValueError(f"`masks` must have shape (N, H, W), got {native.shape}")
+        if native.dtype.char != "?":
+            check_dtype(native, "masks", BOX_DTYPES)
+        if native.size == 0:
+            return to_caller(backend.copy(xp.zeros((len(native), 4), "f")), masks)
+        rows, columns = native.any(axis=2), native.any(axis=1)
+        last_row, last_column = native.shape[1] - 1, native.shape[2] - 1
+        edges = [
+            columns.argmax(axis=1),
+            rows.argmax(axis=1),
+            last_column - columns[:, ::-1].argmax(axis=1),
+            last_row - rows[:, ::-1].argmax(axis=1),
+        ]
+        return to_caller(backend.copy((xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f")), masks)
 
 
 def _check_format(fmt: Any, name: str) -> None:
@@ -371,10 +375,9 @@ def _check_format(fmt: Any, name: str) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(_FORMATS)}, got {fmt!r}")
 
 
-def _pair(boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, tuple[Any, Any, Any, Any]]:
-    """(backend, (corners and areas of both sets)), checked and in working precision."""
+def _pair(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, Any, Any]:
+    """Corners and areas of both sets, checked and in working precision."""
     _check_format(fmt, "fmt")
-    backend = backend_of(boxes1=boxes1, boxes2=boxes2)
     sets = backend.asarray(boxes1, "boxes1"), backend.asarray(boxes2, "boxes2")
     for native, name in zip(sets, ("boxes1", "boxes2"), strict=True):
         check_batched_boxes(native, name)
@@ -386,7 +389,7 @@ def _pair(boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, tuple[Any, Any, Any,
             raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, got {batch1} and {batch2}")
     dtype = working_dtype(*sets)
     first, second = (native.astype(dtype, copy=False) for native in sets)
-    return backend, (
+    return (
         _corners(first, fmt, backend),
         _area(first, fmt, backend),
         _corners(second, fmt, backend),

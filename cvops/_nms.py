@@ -78,11 +78,11 @@ def nms(
     >>> cvops.nms(boxes, scores, iou_threshold=0.5)
     array([1, 2])
     """
-    backend = backend_of(boxes=boxes, scores=scores)
-    native_boxes, native_scores = backend.asarray(boxes, "boxes"), backend.asarray(scores, "scores")
-    _check(native_boxes, native_scores)
-    options = _check_options(iou_threshold, score_threshold, max_output)
-    return _to_caller(backend.nms(native_boxes, native_scores, *options, padded), boxes)
+    with backend_of(boxes=boxes, scores=scores) as backend:
+        native_boxes, native_scores = backend.asarray(boxes, "boxes"), backend.asarray(scores, "scores")
+        _check(native_boxes, native_scores)
+        options = _check_options(iou_threshold, score_threshold, max_output)
+        return _to_caller(backend.nms(native_boxes, native_scores, *options, padded), boxes)
 
 
 def batched_nms(
@@ -134,18 +134,18 @@ def batched_nms(
     >>> cvops.batched_nms(boxes, scores, np.array([5, 5, 6]), iou_threshold=0.5)
     array([1, 2])
     """
-    backend = backend_of(boxes=boxes, scores=scores, idxs=idxs)
-    native_boxes, native_scores = backend.asarray(boxes, "boxes"), backend.asarray(scores, "scores")
-    native_idxs = backend.asarray(idxs, "idxs")
-    _check(native_boxes, native_scores)
-    check_length(native_idxs, "idxs", len(native_boxes), "boxes")
-    if native_idxs.dtype.char not in INTEGERS:
-        check_dtype(native_idxs, "idxs", FLOATS + INTEGERS)
-        xp = backend.xp
-        if not bool(xp.all(native_idxs == xp.trunc(native_idxs)) and xp.all(xp.isfinite(native_idxs))):
-            raise ValueError("`idxs` must hold integers, got fractions, NaN or infinities")
-    options = _check_options(iou_threshold, score_threshold, max_output)
-    return _to_caller(backend.batched_nms(native_boxes, native_scores, native_idxs, *options, padded), boxes)
+    with backend_of(boxes=boxes, scores=scores, idxs=idxs) as backend:
+        native_boxes, native_scores = backend.asarray(boxes, "boxes"), backend.asarray(scores, "scores")
+        native_idxs = backend.asarray(idxs, "idxs")
+        _check(native_boxes, native_scores)
+        check_length(native_idxs, "idxs", len(native_boxes), "boxes")
+        if native_idxs.dtype.char not in INTEGERS:
+            check_dtype(native_idxs, "idxs", FLOATS + INTEGERS)
+            xp = backend.xp
+            if not bool(xp.all(native_idxs == xp.trunc(native_idxs)) and xp.all(xp.isfinite(native_idxs))):
+                raise ValueError("`idxs` must hold integers, got fractions, NaN or infinities")
+        options = _check_options(iou_threshold, score_threshold, max_output)
+        return _to_caller(backend.batched_nms(native_boxes, native_scores, native_idxs, *options, padded), boxes)
 
 
 def _check(boxes: Any, scores: Any) -> None:

@@ -14,7 +14,7 @@ hypothesis.settings.load_profile("cvops")
 
 
 def pytest_configure():
-    unknown = libraries.required() - {*libraries.OPTIONAL, *libraries.CONVERTERS}
+    unknown = libraries.required() - {*libraries.OPTIONAL, *libraries.CONVERTERS, "nvrtc"}
     if unknown:
         raise pytest.UsageError(f"CVOPS_REQUIRE lists {', '.join(sorted(unknown))}, which no test asks for")
 
@@ -25,6 +25,13 @@ def array(request):
     convert = libraries.CONVERTERS[request.param]
     convert([0.0])  # skips where the library is missing
     return convert
+
+
+@pytest.fixture(scope="session", params=libraries.BACKENDS)
+def ops(request):
+    """The functions of cvops for NumPy arrays; the test runs once for each backend."""
+    libraries.CONVERTERS[request.param]([0.0])
+    return libraries.Operators(request.param)
 
 
 @pytest.fixture

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 
 import numpy as np
 import pytest
+
+import cvops
+from tests import host_emulation
 
 # Modules that tests ask for with `require`; CI lists in CVOPS_REQUIRE those that have to be there.
 OPTIONAL = ("array_api_strict", "torch", "jax", "torchvision", "onnxruntime", "onnx", "cv2", "scipy", "pandas")
@@ -60,6 +64,12 @@ def _jax(values):
     return require("jax").numpy.asarray(np.array(values))
 
 
+def _cuda_emulated(values):
+    if shutil.which("g++") is None and "cuda-emulated" not in required():
+        pytest.skip("g++ is not installed")
+    return host_emulation.Array(np.array(values))
+
+
 # Name of the parameter of the fixture `array` -> converter from a NumPy array.
 CONVERTERS = {
     "numpy": _numpy,
@@ -68,7 +78,26 @@ CONVERTERS = {
     "array_api_strict": _array_api_strict,
     "torch": _torch,
     "jax": _jax,
+    "cuda-emulated": _cuda_emulated,
 }
+# A library for each backend -> how many boxes are many there. On the CPU, if a thousand are kept, each is compared only
+# with those near it; on CUDA, one block is not enough. The emulation is slow, and this is what limits its sizes.
+BACKENDS = {"numpy": 7100, "cuda-emulated": 2700}
+
+
+class Operators:
+    """The functions of cvops for NumPy arrays, computed by one backend: arguments go there and results come back."""
+
+    def __init__(self, library):
+        self._convert, self.many = CONVERTERS[library], BACKENDS[library]
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            args = [self._convert(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+            result = getattr(cvops, name)(*args, **options)
+            return tuple(map(to_numpy, result)) if isinstance(result, tuple) else to_numpy(result)
+
+        return call
 
 
 def to_numpy(array):

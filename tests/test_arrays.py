@@ -168,6 +168,10 @@ def test_jax_with_64_bit_types():
 @pytest.mark.parametrize("second", libraries.CONVERTERS)
 def test_the_result_follows_the_first_array(array, second):
     boxes, scores = array(BOXES), libraries.CONVERTERS[second](SCORES)
+    if boxes.__dlpack_device__() != scores.__dlpack_device__():
+        with pytest.raises(ValueError, match=r"`boxes` is on .* and `scores` is on .*: move them to one device"):
+            cvops.nms(boxes, scores, 0.5)
+        return
     compare.same(cvops.nms(boxes, scores, 0.5), reference.nms(BOXES, SCORES, 0.5), boxes)
 
 
@@ -246,9 +250,6 @@ def test_host_and_pinned_host_memory(own_library, device):
 
 
 DEVICES = {
-    (2, 0): "cuda:0",
-    (2, 1): "cuda:1",
-    (13, 1): "cuda:1",
     (4, 0): "opencl:0",
     (7, 0): "vulkan:0",
     (8, 0): "metal:0",
@@ -266,6 +267,18 @@ def test_devices_without_a_backend(own_library, operator, device):
     with pytest.raises(ValueError, match=rf"`(boxes|boxes1|masks)` is on .*{DEVICES[device]}"):
         getattr(cvops, operator)(*inputs)
     assert not any(value.exports for value in inputs if isinstance(value, Array))
+
+
+@pytest.mark.parametrize("device", [(2, 0), (2, 1), (13, 0)])
+def test_cuda_without_cupy(own_library, monkeypatch, device):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    Array = own_library(root=True)
+    with pytest.raises(ImportError) as raised:
+        cvops.nms(Array(BOXES, device), Array(SCORES, device), 0.5)
+    assert str(raised.value) == (
+        "CUDA arrays need CuPy 14.2 or newer: "
+        "pip install 'cupy-cuda13x[ctk]' (CUDA 13) or 'cupy-cuda12x[ctk]' (CUDA 12)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+"""The CUDA backend: CuPy arrays, kernels in `kernels/*.cu`. The same names as `cvops._cpu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from ._device import asarray, copy, quiet, use, xp
+from ._nms import batched_nms, nms
+
+__all__ = [
+    "asarray",
+    "batched_nms",
+    "box_iou",
+    "complete_box_iou",
+    "copy",
+    "distance_box_iou",
+    "generalized_box_iou",
+    "nms",
+    "quiet",
+    "use",
+    "xp",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise NotImplementedError(f"{name} does not take CUDA arrays yet: move them to the host")

@@ -1,0 +1,59 @@
+"""Pairwise box measures: one launch, nothing allocated but the result. Nothing waits for the device."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._device import Array, contiguous, empty, launch, xp
+
+# As in kernels/boxes.cu: which measure, and the pairs that one block computes.
+_IOU, _GENERALIZED, _DISTANCE, _COMPLETE = range(4)
+_COLUMNS, _ROWS = 256, 8
+
+
+def box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array) -> Array:
+    return _measure(_IOU, boxes1, area1, boxes2, area2, 0.0)
+
+
+def generalized_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array) -> Array:
+    return _measure(_GENERALIZED, boxes1, area1, boxes2, area2, 0.0)
+
+
+def distance_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
+    return _measure(_DISTANCE, boxes1, area1, boxes2, area2, eps)
+
+
+def complete_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
+    return _measure(_COMPLETE, boxes1, area1, boxes2, area2, eps)
+
+
+def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
+    """Corners (..., N, 4) and (..., M, 4) and areas (..., N) and (..., M) of one dtype -> (..., N, M)."""
+    batch = np.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
+    dtype = boxes1.dtype.char
+    result = empty((*batch, n, m), dtype)
+    if result.size:
+        launch(
+            "boxes",
+            "box_pairs",
+            dtype,
+            size * math.ceil(n / _ROWS) * math.ceil(m / _COLUMNS),
+            _COLUMNS,
+            _of_batches(boxes1, (*batch, n, 4)),
+            _of_batches(area1, (*batch, n)),
+            _of_batches(boxes2, (*batch, m, 4)),
+            _of_batches(area2, (*batch, m)),
+            n,
+            m,
+            kind,
+            eps,
+            result,
+        )
+    return result
+
+
+def _of_batches(array: Array, shape: tuple[int, ...]) -> Array:
+    return contiguous(array if array.shape == shape else xp.broadcast_to(array, shape))

@@ -1,0 +1,57 @@
+// Measures of all pairs of two sets of boxes: IoU, and generalized [1], distance and complete IoU [2].
+//
+// boxes1 (batches, n, 4) and boxes2 (batches, m, 4): corners x1, y1, x2, y2; area1 (batches, n), area2 (batches, m);
+// result (batches, n, m). All contiguous. Bound by the writes of the result: a thread owns a column of ROWS pairs, so
+// that its box of the second set is read once and neighbouring threads write neighbouring addresses.
+//
+// [1] H. Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019.
+// [2] Z. Zheng et al., "Distance-IoU Loss", AAAI 2020.
+
+enum { IOU, GENERALIZED, DISTANCE, COMPLETE };
+constexpr int COLUMNS = 256, ROWS = 8;
+
+struct Box {
+    Real x1, y1, x2, y2;
+};
+
+__device__ __forceinline__ Real overlap(Real begin1, Real end1, Real begin2, Real end2) {
+    return maximum(minimum(end1, end2) - maximum(begin1, begin2), Real{0});
+}
+
+__device__ __forceinline__ Real hull(Real begin1, Real end1, Real begin2, Real end2) {
+    return maximum(maximum(end1, end2) - minimum(begin1, begin2), Real{0});
+}
+
+__device__ __forceinline__ Real angle(Box box) { return {atan(((box.x2 - box.x1) / (box.y2 - box.y1)).value)}; }
+
+__device__ Real measure(long long kind, Box a, Real area_a, Box b, Real area_b, Real eps) {
+    Real inter = overlap(a.x1, a.x2, b.x1, b.x2) * overlap(a.y1, a.y2, b.y1, b.y2);
+    Real both = (area_a + area_b) - inter;
+    Real result = inter / both;
+    if (kind == IOU) return result;
+    Real width = hull(a.x1, a.x2, b.x1, b.x2), height = hull(a.y1, a.y2, b.y1, b.y2);
+    if (kind == GENERALIZED) return result - (width * height - both) / (width * height);
+    if (kind == COMPLETE) {
+        Real difference = angle(a) - angle(b);
+        Real v = Real{(T)0.40528473456935108578} * difference * difference;  // 4 / pi^2
+        result = result - v / (Real{1} - result + v + eps) * v;
+    }
+    Real half = {(T)0.5};
+    Real x = (a.x1 + a.x2) * half - (b.x1 + b.x2) * half, y = (a.y1 + a.y2) * half - (b.y1 + b.y2) * half;
+    return result - (x * x + y * y) / (width * width + height * height + eps);
+}
+
+extern "C" __global__ void __launch_bounds__(COLUMNS)
+box_pairs(const Box* boxes1, const Real* area1, const Box* boxes2, const Real* area2, long long n, long long m,
+          long long kind, double eps, Real* result) {
+    long long across = (m + COLUMNS - 1) / COLUMNS, down = (n + ROWS - 1) / ROWS;
+    long long column = blockIdx.x % across * COLUMNS + threadIdx.x;
+    long long row = blockIdx.x / across % down * ROWS, batch = blockIdx.x / across / down;
+    if (column >= m) return;
+    Box b = boxes2[batch * m + column];
+    Real area_b = area2[batch * m + column];
+    for (long long i = row; i < min(row + ROWS, n); ++i) {
+        Box a = boxes1[batch * n + i];
+        result[(batch * n + i) * m + column] = measure(kind, a, area1[batch * n + i], b, area_b, real(eps));
+    }
+}

@@ -1,0 +1,34 @@
+"""The CUDA backend on the CPU: the launchers and the kernels of `cvops_cuda`, and an array library that leads there."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+
+from cvops import _arrays
+from tests.host_emulation import device
+
+# A device type of DLPack for anything: a machine with a GPU can test both kinds of CUDA.
+_EMULATED = 12
+_arrays._BACKENDS[_EMULATED] = device.PACKAGE
+
+
+class Array:
+    """An array on the emulated GPU. It offers what the seam asks for, and little else."""
+
+    def __init__(self, values):
+        device.load()
+        self.values = values
+
+    def __dlpack_device__(self):
+        return _EMULATED, 0
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __array_namespace__(self, api_version=None):
+        return types.SimpleNamespace(from_dlpack=lambda exporter: Array(np.from_dlpack(exporter)))
+
+    def tolist(self):
+        return self.values.tolist()

@@ -1,0 +1,204 @@
+"""What the CUDA backend promises beyond the answers: its interface, its launches, its kernels on every architecture."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cvops
+from benchmarks import data
+from cvops import _cpu
+from tests import libraries, nvrtc, reference
+from tests.host_emulation import device, mutant
+
+DTYPES = {"f": "float32", "d": "float64"}
+FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+# Files whose kernels decide something by comparing floats: nothing in them may be flushed to zero.
+DECIDING = ("nms",)
+
+every_file = pytest.mark.parametrize("file", FILES)
+
+
+@pytest.fixture(scope="module")
+def emulated():
+    """The emulated library's converter."""
+    convert = libraries.CONVERTERS["cuda-emulated"]
+    convert([0.0])
+    return convert
+
+
+@pytest.fixture
+def launches(emulated):
+    device.launches.clear()
+    return device.launches
+
+
+# ------------------------------------------------------------------------------------------------------- interface
+
+
+def parameters(function):
+    return [(each.name, each.kind, each.default) for each in inspect.signature(function).parameters.values()]
+
+
+def test_both_backends_have_functions_of_the_same_signatures(emulated):
+    backend = device.load()
+    names = set(backend.__all__) - {"use"}  # a CPU is in use already
+    assert names <= set(_cpu.__all__)
+    for name in names - {"xp", "quiet"}:
+        assert parameters(getattr(backend, name)) == parameters(getattr(_cpu, name)), name
+
+
+def test_the_host_twin_offers_what_the_device_does():
+    tree = ast.parse((device.ROOT / "cvops_cuda" / "_device.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            names = [arg.arg for arg in node.args.args] + [arg.arg for arg in filter(None, [node.args.vararg])]
+            assert list(inspect.signature(getattr(device, node.name)).parameters) == names, node.name
+
+
+def test_a_missing_operator_says_so(emulated):
+    with pytest.raises(NotImplementedError, match="frobnicate does not take CUDA arrays yet"):
+        device.load().frobnicate  # noqa: B018
+    assert not hasattr(device.load(), "__frobnicate__")
+
+
+def test_what_is_compiled_names_its_files():
+    text = device.sources().source("nms")
+    assert re.findall(r'^#line 1 "(.*)"$', text, re.MULTILINE) == ["numeric.cuh", "nms.cu"]
+
+
+# -------------------------------------------------------------------------------------------------------- launches
+
+ONE_BLOCK = ["nms_block"]
+CHAIN = ["nms_keys", "order_of_keys", "zeros", "nms_chain", "nms_compact"]
+CHAIN_OF_CLASSES = ["nms_keys", "order_of_keys", "nms_labels", "order_of_keys", "zeros", "nms_chain", "nms_compact"]
+
+
+@pytest.mark.parametrize(
+    ("size", "nms", "batched_nms"),
+    [(1, ONE_BLOCK, ONE_BLOCK), (2048, ONE_BLOCK, ONE_BLOCK), (2049, CHAIN, CHAIN_OF_CLASSES)],
+)
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_launches_of_nms(emulated, launches, size, nms, batched_nms, dtype):
+    """And one wait for the device, to read the number of kept boxes: none with padded=True."""
+    boxes, scores, idxs = (emulated(array) for array in data.clustered(size))
+    boxes = emulated(boxes.values.astype(dtype))
+    for padded in (False, True):
+        read = [] if padded or size == 0 else ["read"]
+        cvops.nms(boxes, scores, 0.5, padded=padded)
+        assert launches == nms + read
+        launches.clear()
+        cvops.batched_nms(boxes, scores, idxs, 0.5, padded=padded)
+        assert launches == batched_nms + read
+        launches.clear()
+
+
+@pytest.mark.parametrize("name", ["box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"])
+def test_launches_of_box_measures(emulated, launches, name):
+    boxes = emulated(data.clustered(300)[0])
+    getattr(cvops, name)(boxes, boxes)
+    getattr(cvops, name)(emulated(np.zeros((0, 4), "f4")), boxes)
+    assert launches == ["box_pairs"]
+
+
+# ------------------------------------------------------------------------------------------------- the emulation
+
+FAULTS = {
+    "barrier_for_some": "no progress|deadlock",
+    "barrier_never_reached": "deadlock",
+    "missing_barrier": "the schedule decides the result",
+    "write_before_the_start": "array 0 is written before its start",
+    "write_after_the_end": "array 0 is written after its end",
+    "order_of_blocks": "the schedule decides the result",
+    "exchange_with_the_wrong_lanes": "mask",
+}
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """Five schedules for every launch."""
+    monkeypatch.setattr(device, "seeds", [1, 2, 3, 4, 5])
+
+
+@pytest.fixture(scope="module")
+def faults(emulated):
+    return device.build((device.ROOT / "tests" / "host_emulation" / "faults.cu").read_text(), "f")
+
+
+@pytest.mark.parametrize("kernel", FAULTS)
+def test_the_emulation_notices(monkeypatch, seeds, faults, kernel):
+    monkeypatch.setattr(device, "library", lambda file, dtype: faults)
+    with pytest.raises(AssertionError, match=f"^{kernel}: .*({FAULTS[kernel]})"):
+        device.launch("faults", kernel, "f", 8, 64, np.zeros(64, np.int32))
+
+
+def test_the_emulation_notices_writes_to_inputs_and_wrong_arguments(monkeypatch, faults):
+    monkeypatch.setattr(device, "library", lambda file, dtype: faults)
+    values = np.zeros(64, np.int32)
+    with pytest.raises(AssertionError, match="arguments of kinds pl given to a kernel that takes p"):
+        device.launch("faults", "order_of_blocks", "f", 1, 64, values, 3)
+    values.flags.writeable = False
+    with pytest.raises(AssertionError, match="array 0 is an input and is written"):
+        device.launch("faults", "order_of_blocks", "f", 2, 64, values)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", ["chain", "identical", "dense", "disjoint"])
+def test_no_schedule_changes_nms(emulated, seeds, name, dtype):
+    for size in (300, 2600):
+        boxes, scores = data.hostile(size)[name].astype(dtype), data.uniform_scores(size)
+        idxs = np.arange(size) // 700
+        got = cvops.nms(emulated(boxes), emulated(scores), 0.3)
+        assert got.tolist() == reference.nms_of_many(boxes, scores, 0.3).tolist()
+        got = cvops.batched_nms(emulated(boxes), emulated(scores), emulated(idxs), 0.3)
+        assert got.tolist() == reference.batched_nms_of_many(boxes, scores, idxs, 0.3).tolist()
+
+
+# Barriers without which no test fails, and why they are there.
+UNNOTICED = {
+    "__syncthreads();  // all have written before one tells": "A thread would have to stand still while another block "
+    "passes three barriers. No schedule drawn here lets it; a GPU may.",
+}
+
+
+def barriers():
+    for file in FILES:
+        text = device.sources().source(file)
+        for number, match in enumerate(mutant.BARRIER.finditer(text)):
+            line = text[match.start() :].partition("\n")[0]
+            yield pytest.param(file, number, line, id=f"{file}-{number}")
+
+
+@pytest.mark.parametrize(("file", "number", "line"), list(barriers()))
+def test_every_barrier_is_needed(emulated, file, number, line):
+    command = [sys.executable, "-m", "tests.host_emulation.mutant", file, str(number)]
+    done = subprocess.run(command, cwd=device.ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == (line in UNNOTICED), done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------- NVIDIA's compiler, no GPU
+
+
+@pytest.mark.parametrize("version", nvrtc.LIBRARIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
+@every_file
+def test_kernels_compile_for_every_architecture(file, dtype, architecture, version):
+    """Without spilled registers, and in shared memory that every GPU has."""
+    nvrtc.require(version)
+    source = device.sources().source(file)
+    # The options of _device.py, and what CuPy adds to them.
+    options = ["-std=c++17", f"-DELEMENT={device.sources().ELEMENTS[dtype]}", "-ftz=true"]
+    ptx, log = nvrtc.compile_for(version, source, architecture, options)
+    assert sorted(re.findall(r"Compiling entry function '(\w+)'", log)) == sorted(device.kernels(source))
+    assert set(re.findall(r"(\d+) bytes spill", log)) == {"0"}, log
+    assert all(int(size) <= 48 * 1024 for size in re.findall(r"(\d+) bytes smem", log)), log
+    if file in DECIDING:
+        assert ".ftz" not in ptx
