@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("info", help="print versions, backends, threads, cache folder, and what is missing")
     warmup = commands.add_parser("warmup", help="compile kernels ahead of their first call and cache them on disk")
-    warmup.add_argument("--device", default="cpu", help="cpu (default)")
+    warmup.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     warmup.add_argument("--dtypes", nargs="+", default=["float32"], help="float64 float32 float16 (default: float32)")
     warmup.add_argument("--operators", nargs="+", metavar="NAME", help="operators such as nms (default: all)")
     options = parser.parse_args(arguments)
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     try:
         _runtime.warmup(options.device, options.dtypes, options.operators)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         parser.error(str(error))
     print(f"ready after {time.perf_counter() - start:.1f} s")
 

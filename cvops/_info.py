@@ -65,16 +65,18 @@ def _blas() -> str:
 
 
 def _cuda() -> str:
-    if importlib.util.find_spec("cvops_cuda") is None:
-        return "not part of this version: GPU arrays raise, move them to the host"
-    if importlib.util.find_spec("cupy") is None:
-        return "needs CuPy: pip install 'cupy-cuda13x[ctk]' (CUDA 13) or 'cupy-cuda12x[ctk]' (CUDA 12)"
-    import cupy
-
     try:
-        return f"CuPy {cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} devices"
+        from cvops_cuda import xp as cupy
+    except ImportError as error:
+        return str(error)
+    try:
+        names = [
+            cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
+            for number in range(cupy.cuda.runtime.getDeviceCount())
+        ]
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy {cupy.__version__}, no usable GPU: {error}"
+    return f"ready: CuPy {cupy.__version__}, {', '.join(names)}"
 
 
 def print_report() -> None:

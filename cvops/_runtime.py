@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 
 from ._checks import count
 
+_BACKENDS = {"cpu": "cvops._cpu", "cuda": "cvops_cuda"}
 _DTYPES = ("float64", "float32", "float16")
 
 
@@ -65,8 +67,8 @@ def warmup(device: str = "cpu", dtypes: Iterable[str] = ("float32",), operators:
 
     Parameters
     ----------
-    device : {"cpu"}
-        The backend to compile for.
+    device : {"cpu", "cuda"}
+        The backend to compile for; "cuda" compiles for the current GPU.
     dtypes : iterable of {"float64", "float32", "float16"}
         The working precisions to compile for.
     operators : iterable of str, optional
@@ -76,20 +78,23 @@ def warmup(device: str = "cpu", dtypes: Iterable[str] = ("float32",), operators:
     ------
     ValueError
         A device, dtype or operator is unknown.
+    ImportError
+        `device` is "cuda" and CuPy is missing.
 
     Examples
     --------
     >>> import cvops
     >>> cvops.warmup(operators=["nms"])
     """
-    if device != "cpu":
-        raise ValueError(f"`device` must be cpu, got {device!r}")
+    if device not in _BACKENDS:
+        raise ValueError(f"`device` must be cpu or cuda, got {device!r}")
     from . import _warmup
 
     names = list(_warmup.CALLS) if operators is None else _names(operators, "operators", list(_warmup.CALLS))
+    asarray = importlib.import_module(_BACKENDS[device]).xp.asarray
     for dtype in _names(dtypes, "dtypes", list(_DTYPES)):
         for name in names:
-            _warmup.CALLS[name](dtype)
+            _warmup.CALLS[name](dtype, asarray)
 
 
 def _names(given: Iterable[str], argument: str, known: list[str]) -> list[str]:

@@ -271,6 +271,8 @@ def test_devices_without_a_backend(own_library, operator, device):
 
 @pytest.mark.parametrize("device", [(2, 0), (2, 1), (13, 0)])
 def test_cuda_without_cupy(own_library, monkeypatch, device):
+    for name in ("cvops_cuda", "cvops_cuda._device"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "cupy", None)
     Array = own_library(root=True)
     with pytest.raises(ImportError) as raised:

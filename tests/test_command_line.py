@@ -39,6 +39,17 @@ def test_wrong_arguments_exit_with_2(arguments, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+def test_without_cupy_info_and_warmup_say_what_to_install(monkeypatch, capsys):
+    for name in ("cvops_cuda", "cvops_cuda._device"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    __main__.main(["info"])
+    assert "cuda backend      CUDA arrays need CuPy 14.2 or newer: pip install" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        __main__.main(["warmup", "--device", "cuda"])
+    assert "CUDA arrays need CuPy 14.2 or newer: pip install" in capsys.readouterr().err
+
+
 def test_help_names_the_commands(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--help"])

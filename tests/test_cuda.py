@@ -13,7 +13,7 @@ import pytest
 
 import cvops
 from benchmarks import data
-from cvops import _cpu
+from cvops import _cpu, _warmup
 from tests import libraries, nvrtc, reference
 from tests.host_emulation import device, mutant
 
@@ -106,6 +106,24 @@ def test_launches_of_box_measures(emulated, launches, name):
     getattr(cvops, name)(boxes, boxes)
     getattr(cvops, name)(emulated(np.zeros((0, 4), "f4")), boxes)
     assert launches == ["box_pairs"]
+
+
+def test_warmup_reaches_every_kernel(emulated, launches):
+    for call in _warmup.CALLS.values():
+        call("float32", emulated)
+    assert {*launches} >= {kernel for file in FILES for kernel in device.kernels(device.sources().source(file))}
+
+
+def test_calls_do_not_import_numba():
+    code = """
+import sys
+import numpy as np, cvops
+from tests.host_emulation import Array
+cvops.nms(Array(np.ones((9, 4), np.float32)), Array(np.ones(9, np.float32)), 0.5)
+print("numba" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=device.ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "False\n", done.stderr
 
 
 # ------------------------------------------------------------------------------------------------- the emulation

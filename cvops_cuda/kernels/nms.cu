@@ -330,9 +330,11 @@ nms_chain(const void* boxes, long long dtype, const Key* keys, const long long* 
         bool listed = keep && box.label == last_label;
         int total, place = position_among(chunk.words, listed, total);
         if (listed) kept[start + before + place] = box;
-        __threadfence();
         __syncthreads();  // all have written before one tells
-        if (threadIdx.x == 0) ((volatile long long*)states)[number] = 1 + before + total;
+        if (threadIdx.x == 0) {
+            __threadfence();
+            ((volatile long long*)states)[number] = 1 + before + total;
+        }
     };
 
     keep = rivals.settle(chunk, alive && !waits);
@@ -345,12 +347,13 @@ nms_chain(const void* boxes, long long dtype, const Key* keys, const long long* 
         for (long long done = start / CHAIN_THREADS; done < number;) {
             // Chunks publish in order, so as many as are seen to be published are the next ones.
             long long next = done + threadIdx.x;
-            int ready = __syncthreads_count(next < number && told(states, next) != 0);
+            bool seen = next < number && told(states, next) != 0;
+            if (seen) __threadfence();  // what it tells of is read behind the barrier
+            int ready = __syncthreads_count(seen);
             if (ready == 0) {
                 PAUSE();
                 continue;
             }
-            __threadfence();
             done += ready;
             long long available = told(states, done - 1) - 1;
             candidate = survives(chunk, kept + start, taken, min(available, limit), box, area, threshold, candidate);
