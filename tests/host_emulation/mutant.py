@@ -1,4 +1,4 @@
-"""Runs nms with one barrier removed: `python -m tests.host_emulation.mutant <file> <number of the barrier>`.
+"""Runs a kernel file with one barrier removed: `python -m tests.host_emulation.mutant <file> <number of the barrier>`.
 
 Fails, in whatever way, if the emulation notices. A program of its own, because a race may end in a crash.
 """
@@ -23,13 +23,8 @@ def without(text, number):
     return text[:start] + ";" + text[end:]
 
 
-def main(file, number):
-    package = device.load()
-    source = device.sources().source(file)
-    broken = device.build(without(source, number), "f")
-    device.library = lambda file, dtype: broken
-    device.seeds[:] = 1, 2, 3, 4, 5
-    from cvops_cuda_emulated import _nms  # made by load()
+def nms_workload(package):
+    from cvops_cuda_emulated import _nms  # made by device.load()
 
     for name, size in (("chain", 1100), ("identical", 300), ("dense", 1300)):
         boxes, scores = data.hostile(size)[name], data.uniform_scores(size)
@@ -40,6 +35,18 @@ def main(file, number):
             keep, count = _nms._in_a_chain(boxes, scores, labels, "f", _nms._round_down(0.3, "f"), np.nan, size)
             want = reference.batched_nms_of_many(boxes, scores, idxs * (labels is not None), 0.3)
             np.testing.assert_array_equal(keep[: int(count)], want)
+
+
+# Calls that reach every barrier of a file, with the results they must have.
+WORKLOADS = {"nms": nms_workload}
+
+
+def main(file, number):
+    package = device.load()
+    broken = device.build(without(device.sources().source(file), number), "f")
+    device.library = lambda file, dtype: broken
+    device.seeds[:] = 1, 2, 3, 4, 5
+    WORKLOADS[file](package)
 
 
 if __name__ == "__main__":
