@@ -66,8 +66,8 @@ def nms(
     float32) with each other, at any threshold.
 
     On a GPU the call waits for the device once, to read how many boxes are kept; with ``padded=True`` nothing is read,
-    and the call can be captured in a CUDA graph. All launches are on the current stream (torch's for torch tensors), and
-    their number does not depend on the data: one up to 2 048 boxes; beyond, three, a radix sort and a memset (for
+    and the call can be captured in a CUDA graph. All launches are on the current stream (torch's for torch tensors),
+    and their number does not depend on the data: one up to 2 048 boxes; beyond, three, a radix sort and a memset (for
     classes, one more and a second sort). There each box is compared with all kept ones of better score.
 
     References

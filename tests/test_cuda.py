@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 import cvops
 from benchmarks import data
-from cvops import _cpu, _warmup
+from cvops import _arrays, _cpu, _warmup
 from tests import libraries, nvrtc, reference
 from tests.host_emulation import device, mutant
 
@@ -67,6 +69,21 @@ def test_a_missing_operator_says_so(emulated):
     with pytest.raises(NotImplementedError, match="frobnicate does not take CUDA arrays yet"):
         device.load().frobnicate  # noqa: B018
     assert not hasattr(device.load(), "__frobnicate__")
+
+
+def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkeypatch):
+    """Torch's current stream if all arguments are tensors; tensors pose as emulated ones here."""
+    torch, used = libraries.require("torch"), []
+    monkeypatch.setattr(_arrays, "_device_of", lambda name, array: (12, 3))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda number: types.SimpleNamespace(cuda_stream=70 + number))
+    monkeypatch.setattr(device.load(), "use", lambda *where: used.append(where) or contextlib.nullcontext())
+    boxes, scores, _ = data.clustered(9)
+    tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
+    want = reference.nms_of_many(boxes, scores, 0.5).tolist()
+    assert cvops.nms(*tensors, 0.5).tolist() == want
+    assert cvops.nms(tensors[0], emulated(scores), 0.5).tolist() == want
+    assert cvops.nms(emulated(boxes), emulated(scores), 0.5).tolist() == want
+    assert used == [(3, 73), (3, None), (3, None)]
 
 
 def test_what_is_compiled_names_its_files():
