@@ -17,7 +17,7 @@ from tests import compare, strategies
 from tests.libraries import require
 
 DATA = Path(__file__).parent.parent / "examples" / "data"
-THRESHOLDS = (0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
+THRESHOLDS = (0, 0.1, 0.3, 0.5, 0.7, 0.95)
 
 many = functools.cache(strategies.many)
 
