@@ -19,11 +19,31 @@ from ._boxes import (
     remove_small_boxes,
 )
 from ._nms import batched_nms, nms
+from ._pyramid import MultiScaleRoIAlign
+from ._roi import (
+    PSRoIAlign,
+    PSRoIPool,
+    RoIAlign,
+    RoIPool,
+    ps_roi_align,
+    ps_roi_align_backward,
+    ps_roi_pool,
+    ps_roi_pool_backward,
+    roi_align,
+    roi_align_backward,
+    roi_pool,
+    roi_pool_backward,
+)
 from ._runtime import get_num_threads, set_num_threads, warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MultiScaleRoIAlign",
+    "PSRoIAlign",
+    "PSRoIPool",
+    "RoIAlign",
+    "RoIPool",
     "batched_nms",
     "box_area",
     "box_convert",
@@ -35,7 +55,15 @@ __all__ = [
     "get_num_threads",
     "masks_to_boxes",
     "nms",
+    "ps_roi_align",
+    "ps_roi_align_backward",
+    "ps_roi_pool",
+    "ps_roi_pool_backward",
     "remove_small_boxes",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
     "set_num_threads",
     "warmup",
 ]

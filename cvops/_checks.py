@@ -37,6 +37,28 @@ def check_batched_boxes(array: Any, name: str) -> None:
     check_dtype(array, name, BOX_DTYPES)
 
 
+def check_images(array: Any, name: str) -> None:
+    """Raise unless `array` has shape (N, C, H, W), with at least one pixel in a plane, and a dtype that images have."""
+    if array.ndim != 4 or 0 in array.shape[2:]:
+        raise ValueError(f"`{name}` must have shape (N, C, H, W) with H and W >= 1, got {array.shape}")
+    check_dtype(array, name, FLOATS)
+
+
+def check_rois(array: Any, name: str, columns: int) -> None:
+    """Raise unless `array` has shape (K, columns), 4 or with the image index 5, and a dtype that RoIs may have."""
+    if array.ndim != 2 or array.shape[1] != columns:
+        raise ValueError(f"`{name}` must have shape ({'K' if columns == 5 else 'L'}, {columns}), got {array.shape}")
+    check_dtype(array, name, FLOATS)
+
+
+def check_grad(array: Any, name: str, rois: int, channels: float) -> None:
+    """Raise unless `array` has shape (rois, channels, PH, PW) with bins, and a dtype that images have."""
+    if array.ndim != 4 or array.shape[:2] != (rois, channels) or 0 in array.shape[2:]:
+        text = f"`{name}` must have shape (K, C, PH, PW) with K = {rois} and C = {channels:g}, got {array.shape}"
+        raise ValueError(text)
+    check_dtype(array, name, FLOATS)
+
+
 def check_length(array: Any, name: str, length: int, of: str) -> None:
     """Raise ValueError unless `array` has shape (length,), the length of the argument named `of`."""
     if array.shape != (length,):
@@ -56,13 +78,50 @@ def number(value: Any, name: str, minimum: float = -math.inf) -> float:
     return float(value)
 
 
+def integer(value: Any, name: str) -> int:
+    """`value` as an int."""
+    if type(value) is not int and (not isinstance(value, Integral) or isinstance(value, bool)):
+        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
+    return int(value)
+
+
 def count(value: Any, name: str, minimum: int = 0) -> int:
     """`value` as an int that is at least `minimum`."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
-    if value < minimum:
+    whole = integer(value, name)
+    if whole < minimum:
         raise ValueError(f"`{name}` must be >= {minimum}, got {value}")
-    return int(value)
+    return whole
+
+
+def positive(value: Any, name: str) -> float:
+    """`value` as a float that is finite and greater than 0."""
+    real = number(value, name)
+    if not 0 < real < math.inf:
+        raise ValueError(f"`{name}` must be finite and > 0, got {value}")
+    return real
+
+
+def ratio(value: Any, name: str) -> int:
+    """`value`, an integer, between 0 and what 32 bits hold."""
+    return min(max(integer(value, name), 0), (1 << 31) - 1)
+
+
+def pair(value: Any, name: str) -> tuple[int, int]:
+    """`value`, one integer or two that are at least 1, as (height, width)."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"`{name}` must be one integer or two, got {value!r}")
+        return count(value[0], name, 1), count(value[1], name, 1)
+    side = count(value, name, 1)
+    return side, side
+
+
+def image_shape(value: Any, name: str) -> tuple[int, int, int, int]:
+    """`value` as the shape (N, C, H, W) of images, with at least one pixel in a plane."""
+    if not isinstance(value, (tuple, list)) or len(value) != 4:
+        raise ValueError(f"`{name}` must be (N, C, H, W), got {value!r}")
+    images, channels, height, width = value
+    return count(images, name), count(channels, name), count(height, name, 1), count(width, name, 1)
 
 
 def working_dtype(*arrays: Any) -> str:

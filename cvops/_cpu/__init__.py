@@ -12,6 +12,18 @@ from .._arrays import share
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._memory import copy
 from ._nms import batched_nms, nms
+from ._roi import (
+    multiscale_roi_align,
+    multiscale_roi_align_backward,
+    ps_roi_align,
+    ps_roi_align_backward,
+    ps_roi_pool,
+    ps_roi_pool_backward,
+    roi_align,
+    roi_align_backward,
+    roi_pool,
+    roi_pool_backward,
+)
 
 __all__ = [
     "asarray",
@@ -21,8 +33,18 @@ __all__ = [
     "copy",
     "distance_box_iou",
     "generalized_box_iou",
+    "multiscale_roi_align",
+    "multiscale_roi_align_backward",
     "nms",
+    "ps_roi_align",
+    "ps_roi_align_backward",
+    "ps_roi_pool",
+    "ps_roi_pool_backward",
     "quiet",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
     "xp",
 ]
 

@@ -35,6 +35,16 @@ def copy(array: Array) -> Array:
     return result
 
 
+def cast(array: Array, dtype: str) -> Array:
+    """`array` in type code `dtype`: itself where it is so already, else in new memory, aligned as a result is."""
+    if array.dtype.char == dtype:
+        return array
+    result = empty(array.shape, dtype)
+    with np.errstate(all="ignore"):  # what is too large for float16 becomes infinite
+        result[...] = array
+    return result
+
+
 @jit  # because reading the address from Python takes 1 us longer
 def _to_multiple_of_64(memory):
     return -memory.ctypes.data % 64

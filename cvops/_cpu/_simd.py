@@ -9,25 +9,33 @@ Numba's caches do not notice a change of this file: `make clean` after editing i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
 
 WIDTH = 16
 
+# Its own type says that callers pass the typing context.
+intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
+
 
 class Lanes(types.Type):
-    """Numba's type of sixteen `element`s (float32 or float64)."""
+    """Numba's type of sixteen `element`s (float32, float64, or int32 to go along with them)."""
 
     def __init__(self, element: Any) -> None:
         self.element = element
         super().__init__(name=f"Lanes({element})")
 
 
+_ELEMENTS = {types.float64: ir.DoubleType(), types.float32: ir.FloatType(), types.int32: ir.IntType(32)}
+
+
 def _vector(element: Any) -> ir.VectorType:
-    return ir.VectorType(ir.DoubleType() if element is types.float64 else ir.FloatType(), WIDTH)
+    return ir.VectorType(_ELEMENTS[element], WIDTH)
 
 
 @register_model(Lanes)
@@ -118,3 +126,53 @@ def total(typingctx: Any, a: Any) -> Any:
         return builder.call(function, [ir.Constant(vector.element, -0.0), arguments[0]], fastmath=("reassoc",))
 
     return a.element(a), generate
+
+
+@intrinsic
+def keep_first_maximum(typingctx: Any, best: Any, other: Any, kept: Any, candidate: Any) -> Any:
+    """Lanes of `candidate` where `maximum(best, other)` is new in `other`, else of `kept`; the first NaN stays."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, second, kept, candidate = arguments
+        greater_or_nan = builder.fcmp_unordered(">", second, first)
+        return builder.select(builder.and_(greater_or_nan, builder.fcmp_ordered("ord", first, first)), candidate, kept)
+
+    return kept(best, best, kept, kept), generate
+
+
+@intrinsic
+def transpose(typingctx: Any, source: Any, i: Any, step: Any, target: Any, j: Any, pace: Any) -> Any:
+    """target[j + c * pace + r] = source[i + r * step + c] for r and c from 0 to 15, in the dtype of `target`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_type, target_type = signature.args[0], signature.args[3]
+        source, i, step, target, j, pace = arguments
+        rows = []
+        for _ in range(WIDTH):
+            pointer = _pointer(context, builder, source_type, source, i)
+            rows.append(builder.load(pointer, align=source_type.dtype.bitwidth // 8))
+            i = builder.add(i, step)
+        # Exchange the blocks off the diagonal: of 8 x 8 elements, then within each block of 4 x 4, of 2 x 2, of 1.
+        for size in (8, 4, 2, 1):
+            upper = [k if k & size == 0 else k - size + WIDTH for k in range(WIDTH)]
+            lower = [k + size if k & size == 0 else k + WIDTH for k in range(WIDTH)]
+            for r in range(WIDTH):
+                if r & size == 0:
+                    one, two = rows[r], rows[r + size]
+                    rows[r] = builder.shuffle_vector(one, two, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), upper))
+                    rows[r + size] = builder.shuffle_vector(
+                        one, two, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), lower)
+                    )
+        for row in rows:
+            if source_type.dtype.bitwidth < target_type.dtype.bitwidth:
+                row = builder.fpext(row, _vector(target_type.dtype))
+            elif source_type.dtype.bitwidth > target_type.dtype.bitwidth:
+                row = builder.fptrunc(row, _vector(target_type.dtype))
+            builder.store(
+                row, _pointer(context, builder, target_type, target, j), align=target_type.dtype.bitwidth // 8
+            )
+            j = builder.add(j, pace)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(source, index, index, target, index, index), generate
