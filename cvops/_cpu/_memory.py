@@ -24,8 +24,7 @@ def empty(shape: tuple[int, ...], dtype: str) -> Array:
     """A new array, uninitialised, that starts at a multiple of 64 bytes: JAX shares no other memory."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + 64, np.uint8)
-    start = _to_multiple_of_64(memory)
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, memory, _to_multiple_of_64(memory))
 
 
 def copy(array: Array) -> Array:

@@ -9,7 +9,7 @@ Numba's caches do not notice a change of this file: `make clean` after editing i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -55,6 +55,15 @@ def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), None))
 
 
+def _converted(builder: Any, value: Any, source: Any, target: Any) -> Any:
+    """A vector of `source` elements as one of `target` elements: floats, or both of one type."""
+    if source.bitwidth < target.bitwidth:
+        return builder.fpext(value, _vector(target))
+    if source.bitwidth > target.bitwidth:
+        return builder.fptrunc(value, _vector(target))
+    return value
+
+
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """The sixteen elements of a C-contiguous array from the flat `index` on."""
@@ -68,11 +77,12 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write `value` to a C-contiguous array from the flat `index` on."""
+    """Write `value` to a C-contiguous array from the flat `index` on, in the dtype of the array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], *arguments[:2])
-        builder.store(arguments[2], pointer, align=signature.args[0].dtype.bitwidth // 8)
+        value = _converted(builder, arguments[2], signature.args[2].element, signature.args[0].dtype)
+        builder.store(value, pointer, align=signature.args[0].dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), generate
@@ -152,27 +162,26 @@ def transpose(typingctx: Any, source: Any, i: Any, step: Any, target: Any, j: An
             pointer = _pointer(context, builder, source_type, source, i)
             rows.append(builder.load(pointer, align=source_type.dtype.bitwidth // 8))
             i = builder.add(i, step)
-        # Exchange the blocks off the diagonal: of 8 x 8 elements, then within each block of 4 x 4, of 2 x 2, of 1.
-        for size in (8, 4, 2, 1):
-            upper = [k if k & size == 0 else k - size + WIDTH for k in range(WIDTH)]
-            lower = [k + size if k & size == 0 else k + WIDTH for k in range(WIDTH)]
+        # Exchange the quarters off the diagonal: of the square of 16, then in each of its quarters, and so on.
+        for half in (8, 4, 2, 1):
+            upper = _choice(k + WIDTH - half if k & half else k for k in range(WIDTH))
+            lower = _choice(k + WIDTH if k & half else k + half for k in range(WIDTH))
             for r in range(WIDTH):
-                if r & size == 0:
-                    one, two = rows[r], rows[r + size]
-                    rows[r] = builder.shuffle_vector(one, two, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), upper))
-                    rows[r + size] = builder.shuffle_vector(
-                        one, two, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), lower)
-                    )
+                if not r & half:
+                    pair = rows[r], rows[r + half]
+                    rows[r] = builder.shuffle_vector(*pair, upper)
+                    rows[r + half] = builder.shuffle_vector(*pair, lower)
         for row in rows:
-            if source_type.dtype.bitwidth < target_type.dtype.bitwidth:
-                row = builder.fpext(row, _vector(target_type.dtype))
-            elif source_type.dtype.bitwidth > target_type.dtype.bitwidth:
-                row = builder.fptrunc(row, _vector(target_type.dtype))
-            builder.store(
-                row, _pointer(context, builder, target_type, target, j), align=target_type.dtype.bitwidth // 8
-            )
+            value = _converted(builder, row, source_type.dtype, target_type.dtype)
+            pointer = _pointer(context, builder, target_type, target, j)
+            builder.store(value, pointer, align=target_type.dtype.bitwidth // 8)
             j = builder.add(j, pace)
         return context.get_dummy_value()
 
     index = types.int64
     return types.void(source, index, index, target, index, index), generate
+
+
+def _choice(lanes: Iterable[int]) -> Any:
+    """The constant by which a shuffle takes these lanes of the 32 of two vectors."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), list(lanes))
