@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from . import _boxes, _nms
+from . import _boxes, _nms, _roi
 
 
 def _nms_calls(dtype: str) -> None:
@@ -26,6 +28,31 @@ def _box_iou_calls(dtype: str) -> None:
     _boxes.box_iou(boxes, boxes)
 
 
+def _roi_calls(dtype: str, forward: Callable[..., Any]) -> None:
+    images, boxes = _images_and_rois(dtype)
+    forward(images, boxes, 2)
+
+
+def _roi_backward_calls(dtype: str, backward: Callable[..., Any]) -> None:
+    images, boxes = _images_and_rois(dtype)
+    backward(images[:, :, :2, :2], boxes, images.shape)
+
+
+def _ps_roi_backward_calls(dtype: str, backward: Callable[..., Any]) -> None:
+    images, boxes = _images_and_rois(dtype)
+    backward(images[:, :4, :2, :2], boxes, images.shape)
+
+
+def _roi_pool_backward_calls(dtype: str) -> None:
+    images, boxes = _images_and_rois(dtype)
+    pooled, argmax = _roi.roi_pool(images, boxes, 2, return_argmax=True)
+    _roi.roi_pool_backward(pooled, boxes, argmax, images.shape)
+
+
+def _images_and_rois(dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((1, 16, 4, 4), dtype), np.array([[0, 0, 0, 3, 3]], dtype)
+
+
 def _detections(length: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     corners = np.arange(2.0 * length).reshape(length, 2)
     return np.concatenate([corners, corners + 1], 1).astype(dtype), np.linspace(0, 1, length).astype(dtype)
@@ -38,4 +65,12 @@ CALLS: dict[str, Callable[[str], None]] = {
     "generalized_box_iou": _box_iou_calls,
     "distance_box_iou": _box_iou_calls,
     "complete_box_iou": _box_iou_calls,
+    "roi_align": functools.partial(_roi_calls, forward=_roi.roi_align),
+    "roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.roi_align_backward),
+    "roi_pool": functools.partial(_roi_calls, forward=_roi.roi_pool),
+    "roi_pool_backward": _roi_pool_backward_calls,
+    "ps_roi_align": functools.partial(_roi_calls, forward=_roi.ps_roi_align),
+    "ps_roi_align_backward": functools.partial(_ps_roi_backward_calls, backward=_roi.ps_roi_align_backward),
+    "ps_roi_pool": functools.partial(_roi_calls, forward=_roi.ps_roi_pool),
+    "ps_roi_pool_backward": functools.partial(_ps_roi_backward_calls, backward=_roi.ps_roi_pool_backward),
 }
