@@ -25,6 +25,7 @@ from ._simd import WIDTH, full, keep_first_maximum, load, madd, maximum, store, 
 Shape = tuple[int, int, int, int]
 
 _UNIT = 4  # taps along x that `_forward_range` takes at a time
+_PLANE_PIXELS = 1 << 16  # of the planes that an item of `_maximum_backward_range` is about
 
 
 def roi_align(
@@ -126,13 +127,16 @@ def roi_pool(
 
 def roi_pool_backward(grad: Array, rois: Array, argmax: Array, input_shape: Shape, spatial_scale: float) -> Array:
     rois, levels = _in_working_precision(rois, grad), _levels([input_shape], [spatial_scale])
-    storage, (images, channels, *_) = _storage(grad), input_shape
+    storage, (images, channels, *sides) = _storage(grad), input_shape
     bad, order, starts, _, _ = _roi_tables.place(rois, images, levels, np.empty(0), MAXIMUM, 1, 1, 0)
     _check_images(bad, rois, images)
     result = empty(input_shape, storage)
+    # Gradients are read in runs of channels: the longer the better, as long as their planes fit the cache together.
+    planes = max(min(_PLANE_PIXELS // math.prod(sides), channels // 8), 4)
     _threads.run(
         _maximum_backward_range,
-        images * -(-channels // _PLANES),
+        images * -(-channels // planes),
+        planes,
         input_shape,
         math.prod(grad.shape[2:]),
         contiguous(grad, storage).reshape(-1),
@@ -500,17 +504,14 @@ def _maximum_range(begin, end, shape, strides, flat, order, starts, tiles, tile_
                 _turn(pixels, 0, WIDTH, count, lanes, argmax, to, count)
 
 
-_PLANES = 4  # in one item: more of them would not fit the cache together
-
-
 @jit
-def _maximum_backward_range(begin, end, shape, bins, grad, argmax, order, starts, result):
+def _maximum_backward_range(begin, end, planes, shape, bins, grad, argmax, order, starts, result):
     _, channels, height, width = shape
     pixels = height * width
-    blocks = -(-channels // _PLANES)
+    blocks = -(-channels // planes)
     for item in range(begin, end):
-        image, channel = item // blocks, item % blocks * _PLANES
-        last = min(channel + _PLANES, channels)
+        image, channel = item // blocks, item % blocks * planes
+        last = min(channel + planes, channels)
         result[(image * channels + channel) * pixels : (image * channels + last) * pixels] = 0
         for r in range(starts[image], starts[image + 1]):
             at = (order[r] * channels + channel) * bins
