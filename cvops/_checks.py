@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -51,11 +52,12 @@ def check_rois(array: Any, name: str, columns: int) -> None:
     check_dtype(array, name, FLOATS)
 
 
-def check_grad(array: Any, name: str, rois: int, channels: float) -> None:
-    """Raise unless `array` has shape (rois, channels, PH, PW) with bins, and a dtype that images have."""
-    if array.ndim != 4 or array.shape[:2] != (rois, channels) or 0 in array.shape[2:]:
-        text = f"`{name}` must have shape (K, C, PH, PW) with K = {rois} and C = {channels:g}, got {array.shape}"
-        raise ValueError(text)
+def check_grad(array: Any, name: str, rois: int, channels: float, size: tuple[int, int] | None = None) -> None:
+    """Raise unless `array` has shape (rois, channels, *size), by default of any size, and a dtype that images have."""
+    bins = array.shape[2:]
+    if array.ndim != 4 or array.shape[:2] != (rois, channels) or 0 in bins or (size is not None and bins != size):
+        wanted = f"K = {rois}, C = {channels:g}, " + (f"PH = {size[0]}, PW = {size[1]}" if size else "PH and PW >= 1")
+        raise ValueError(f"`{name}` must have shape (K, C, PH, PW) with {wanted}, got {array.shape}")
     check_dtype(array, name, FLOATS)
 
 
@@ -109,19 +111,30 @@ def ratio(value: Any, name: str) -> int:
 def pair(value: Any, name: str) -> tuple[int, int]:
     """`value`, one integer or two that are at least 1, as (height, width)."""
     if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ValueError(f"`{name}` must be one integer or two, got {value!r}")
-        return count(value[0], name, 1), count(value[1], name, 1)
+        return image_size(value, name)
     side = count(value, name, 1)
     return side, side
 
 
+def image_size(value: Any, name: str) -> tuple[int, int]:
+    """`value` as (height, width), both at least 1."""
+    height, width = _integers(value, name, "(height, width)")
+    return count(height, name, 1), count(width, name, 1)
+
+
 def image_shape(value: Any, name: str) -> tuple[int, int, int, int]:
     """`value` as the shape (N, C, H, W) of images, with at least one pixel in a plane."""
-    if not isinstance(value, (tuple, list)) or len(value) != 4:
-        raise ValueError(f"`{name}` must be (N, C, H, W), got {value!r}")
-    images, channels, height, width = value
+    images, channels, height, width = _integers(value, name, "(N, C, H, W)")
     return count(images, name), count(channels, name), count(height, name, 1), count(width, name, 1)
+
+
+def _integers(value: Any, name: str, form: str) -> Sequence[int]:
+    """`value`, a tuple or list of as many integers as `form` names."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"`{name}` must be {form}, got {type(value).__name__}")
+    if len(value) != form.count(",") + 1:
+        raise ValueError(f"`{name}` must be {form}, got {value!r}")
+    return [integer(number, name) for number in value]
 
 
 def working_dtype(*arrays: Any) -> str:

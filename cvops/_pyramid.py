@@ -6,15 +6,15 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, NamedTuple
 
 from ._arrays import backend_of, to_caller
-from ._checks import check_grad, check_images, integer, pair, positive, ratio, working_dtype
+from ._checks import check_grad, check_images, image_size, integer, pair, positive, ratio, working_dtype
 from ._roi import named_boxes, rois_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MultiScaleRoIAlign:
     """Pool each box from one map of a feature pyramid, chosen by the size of the box [1]_: roi_align for an FPN.
 
@@ -65,6 +65,15 @@ class MultiScaleRoIAlign:
     canonical_level: int = 4
     aligned: bool = False
     scales: Sequence[float] | None = None
+
+    def __repr__(self) -> str:
+        required = f"featmap_names={self.featmap_names!r}, output_size={pair(self.output_size, 'output_size')}"
+        options = [
+            f", {option.name}={getattr(self, option.name)!r}"
+            for option in fields(self)
+            if option.kw_only and getattr(self, option.name) != option.default
+        ]
+        return f"MultiScaleRoIAlign({required}, sampling_ratio={self.sampling_ratio}{''.join(options)})"
 
     def __call__(self, features: Mapping[str, Any], boxes: Any, image_shapes: Sequence[tuple[int, int]]) -> Any:
         """Pool every box.
@@ -130,7 +139,8 @@ class MultiScaleRoIAlign:
         """
         pyramid = self._pyramid(features, boxes, image_shapes, grad=grad)
         native = pyramid.backend.asarray(grad, "grad")
-        check_grad(native, "grad", len(pyramid.rois), pyramid.maps[0].shape[1])
+        size = pair(self.output_size, "output_size")
+        check_grad(native, "grad", len(pyramid.rois), pyramid.maps[0].shape[1], size)
         gradients = pyramid.backend.multiscale_roi_align_backward(
             native,
             pyramid.rois,
@@ -192,9 +202,11 @@ class MultiScaleRoIAlign:
             if len(self.scales) != len(heights):
                 raise ValueError(f"`scales` must have one number for each of {list(self.featmap_names)}")
             return [positive(scale, "scales") for scale in self.scales]
-        if len(image_shapes) == 0:
+        if not isinstance(image_shapes, (tuple, list)):
+            raise TypeError(f"`image_shapes` must be a list of (height, width), got {type(image_shapes).__name__}")
+        if not image_shapes:
             raise ValueError("`image_shapes` must have at least one (height, width)")
-        tallest = max(pair(tuple(shape), "image_shapes")[0] for shape in image_shapes)
+        tallest = max(image_size(shape, "image_shapes")[0] for shape in image_shapes)
         return [2.0 ** round(math.log2(height / tallest)) for height in heights]
 
 

@@ -289,7 +289,7 @@ def windows(rois, images, levels, tiles_of_map, kind, rows, columns):
 @jit
 def averaged(windows, weights, width, rows, columns, unit, show):
     """The taps (first, offset, weight), as of `sampled`, that average over rectangles; `weights` tells their dtype."""
-    room = len(windows) * unit * (rows + columns)
+    room = len(windows) * unit * (rows + columns + 1)
     for r in range(len(windows)):
         for p in range(rows + columns):
             room += max(windows[r, p, 1] - windows[r, p, 0], 0)
