@@ -438,7 +438,12 @@ def ps_roi_pool_backward(
 
 @dataclass(frozen=True)
 class RoIAlign:
-    """`roi_align` with its options, to be called with ``(input, boxes)``.
+    """`roi_align` with its options, to be called with ``(input, rois)``.
+
+    Parameters
+    ----------
+    output_size, spatial_scale, sampling_ratio, aligned
+        As in `roi_align`, which checks them at each call.
 
     Examples
     --------
@@ -452,14 +457,19 @@ class RoIAlign:
     sampling_ratio: int
     aligned: bool = False
 
-    def __call__(self, input: Any, boxes: Any) -> Any:
+    def __call__(self, input: Any, rois: Any) -> Any:
         """Return what `roi_align` does."""
-        return roi_align(input, boxes, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+        return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
 
 @dataclass(frozen=True)
 class RoIPool:
-    """`roi_pool` with its options, to be called with ``(input, boxes)``.
+    """`roi_pool` with its options, to be called with ``(input, rois)``.
+
+    Parameters
+    ----------
+    output_size, spatial_scale
+        As in `roi_pool`, which checks them at each call.
 
     Examples
     --------
@@ -471,14 +481,19 @@ class RoIPool:
     output_size: int | tuple[int, int]
     spatial_scale: float
 
-    def __call__(self, input: Any, boxes: Any) -> Any:
+    def __call__(self, input: Any, rois: Any) -> Any:
         """Return what `roi_pool` does."""
-        return roi_pool(input, boxes, self.output_size, self.spatial_scale)
+        return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
 
 @dataclass(frozen=True)
 class PSRoIAlign:
-    """`ps_roi_align` with its options, to be called with ``(input, boxes)``.
+    """`ps_roi_align` with its options, to be called with ``(input, rois)``.
+
+    Parameters
+    ----------
+    output_size, spatial_scale, sampling_ratio
+        As in `ps_roi_align`, which checks them at each call.
 
     Examples
     --------
@@ -491,14 +506,19 @@ class PSRoIAlign:
     spatial_scale: float
     sampling_ratio: int
 
-    def __call__(self, input: Any, boxes: Any) -> Any:
+    def __call__(self, input: Any, rois: Any) -> Any:
         """Return what `ps_roi_align` does."""
-        return ps_roi_align(input, boxes, self.output_size, self.spatial_scale, self.sampling_ratio)
+        return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
 
 @dataclass(frozen=True)
 class PSRoIPool:
-    """`ps_roi_pool` with its options, to be called with ``(input, boxes)``.
+    """`ps_roi_pool` with its options, to be called with ``(input, rois)``.
+
+    Parameters
+    ----------
+    output_size, spatial_scale
+        As in `ps_roi_pool`, which checks them at each call.
 
     Examples
     --------
@@ -510,9 +530,9 @@ class PSRoIPool:
     output_size: int | tuple[int, int]
     spatial_scale: float
 
-    def __call__(self, input: Any, boxes: Any) -> Any:
+    def __call__(self, input: Any, rois: Any) -> Any:
         """Return what `ps_roi_pool` does."""
-        return ps_roi_pool(input, boxes, self.output_size, self.spatial_scale)
+        return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)
 
 
 def named_boxes(boxes: Any) -> dict[str, Any]:
