@@ -88,5 +88,10 @@ def pyramid_boxes(k: int = 512, height: int = 800, width: int = 1344, seed: int 
     return _corners(*np.clip([centres - sides / 2, centres + sides / 2], 0, [width, height]))
 
 
+def uniform(shape: tuple[int, ...], seed: int = 0) -> Array:
+    """Maps or gradients of random numbers in [0, 1), float32."""
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
 def _corners(top_left: Array, bottom_right: Array) -> Array:
     return np.concatenate([top_left, bottom_right], 1).astype(np.float32)

@@ -6,9 +6,10 @@ in the operator's table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,21 @@ def with_torchvision(operator: str, *args: Any) -> Call:
     return partial(function, *(torch.from_numpy(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
 
 
-def with_onnxruntime(operator: str, **inputs: Array) -> Call:
+def with_torchvision_gradient(forward: Call, maps: Sequence[Any], grad: Array) -> Call:
+    """The gradient of `forward`, a torchvision call on the tensors `maps` (which this makes require one), for each."""
+    import torch
+
+    for tensor in maps:
+        tensor.requires_grad_()
+    return partial(torch.autograd.grad, forward(), maps, torch.from_numpy(grad), retain_graph=True)
+
+
+def with_onnxruntime(operator: str, attributes: Mapping[str, Any] = MappingProxyType({}), **inputs: Array) -> Call:
     """A session that holds one node. `inputs` are in the operator's order; the call returns the list of outputs."""
     import onnxruntime
     from onnx import ValueInfoProto, helper
 
-    node = helper.make_node(operator, list(inputs), ["result"])
+    node = helper.make_node(operator, list(inputs), ["result"], **attributes)
     values = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in inputs.items()
