@@ -52,8 +52,10 @@ def run(kernel: Callable[..., None], items: int, *args: Any, nanoseconds: float)
     count = min(items, threads * _RANGES_PER_THREAD)
     bounds = [items * i // count for i in range(count + 1)]
     following = itertools.count()  # next() on it is one step to all threads
+    task: list[Any] = [kernel, args]
 
     def work() -> None:
+        kernel, args = task
         while (i := next(following)) < count:
             kernel(bounds[i], bounds[i + 1], *args)
 
@@ -62,6 +64,7 @@ def run(kernel: Callable[..., None], items: int, *args: Any, nanoseconds: float)
     for future in futures:
         if not future.cancel():  # a worker that has not begun has nothing left to do
             future.result()
+    task.clear()  # a cancelled future waits in the queue for a worker, and must not keep the arrays that long
 
 
 def _submit(work: Callable[[], None], times: int) -> Iterator[Any]:
