@@ -18,8 +18,9 @@ from ._boxes import (
     masks_to_boxes,
     remove_small_boxes,
 )
+from ._deform_conv import DeformConv2d, deform_conv2d, deform_conv2d_backward
 from ._nms import batched_nms, nms
-from ._pyramid import MultiScaleRoIAlign
+from ._pyramid import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7, MultiScaleRoIAlign
 from ._roi import (
     PSRoIAlign,
     PSRoIPool,
@@ -39,6 +40,10 @@ from ._runtime import get_num_threads, set_num_threads, warmup
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeformConv2d",
+    "FeaturePyramidNetwork",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
     "MultiScaleRoIAlign",
     "PSRoIAlign",
     "PSRoIPool",
@@ -50,6 +55,8 @@ __all__ = [
     "box_iou",
     "clip_boxes_to_image",
     "complete_box_iou",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "distance_box_iou",
     "generalized_box_iou",
     "get_num_threads",

@@ -16,6 +16,8 @@ _NAMES = {
     INTEGERS: "an integer dtype",
     BOX_DTYPES: "float64, float32, float16 or an integer dtype",
 }
+# Larger steps and paddings than this are mistakes, and would overflow in the arithmetic of kernels.
+_MOST = 2**31 - 1
 
 
 def check_dtype(array: Any, name: str, allowed: str) -> None:
@@ -108,18 +110,20 @@ def ratio(value: Any, name: str) -> int:
     return min(max(integer(value, name), 0), (1 << 31) - 1)
 
 
-def pair(value: Any, name: str) -> tuple[int, int]:
-    """`value`, one integer or two that are at least 1, as (height, width)."""
-    if isinstance(value, (tuple, list)):
-        return image_size(value, name)
-    side = count(value, name, 1)
-    return side, side
+def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
+    """`value`, one integer or two that are at least `minimum`, as (height, width)."""
+    if not isinstance(value, (tuple, list)):
+        value = value, value
+    height, width = image_size(value, name, minimum)
+    if max(height, width) > _MOST:
+        raise ValueError(f"`{name}` must be <= {_MOST}, got {max(height, width)}")
+    return height, width
 
 
-def image_size(value: Any, name: str) -> tuple[int, int]:
-    """`value` as (height, width), both at least 1."""
+def image_size(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
+    """`value` as (height, width), both at least `minimum`."""
     height, width = _integers(value, name, "(height, width)")
-    return count(height, name, 1), count(width, name, 1)
+    return count(height, name, minimum), count(width, name, minimum)
 
 
 def image_shape(value: Any, name: str) -> tuple[int, int, int, int]:
@@ -143,3 +147,24 @@ def working_dtype(*arrays: Any) -> str:
         if array.dtype.char in "dilqILQ":
             return "d"
     return "f"
+
+
+def check_floats(arrays: dict[str, Any]) -> None:
+    """Raise TypeError unless the dtype of each array, by argument name, is a floating-point one."""
+    for name, array in arrays.items():
+        check_dtype(array, name, FLOATS)
+
+
+def check_same_dtype(arrays: dict[str, Any]) -> None:
+    """Raise TypeError unless the dtype of each array, by argument name, is a floating-point one, that of the first."""
+    check_floats(arrays)
+    (first_name, first), *others = arrays.items()
+    for name, array in others:
+        if array.dtype != first.dtype:
+            raise TypeError(f"`{name}` must be {first.dtype}, the dtype of `{first_name}`, got {array.dtype}")
+
+
+def check_shape(array: Any, name: str, shape: tuple[int, ...], letters: str) -> None:
+    """Raise ValueError unless `array` has this shape, which is `letters` in words of the documentation."""
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape ({letters}) = {shape}, got {array.shape}")

@@ -1,16 +1,29 @@
-"""Feature pyramids: pooling from the level that suits the size of each box."""
+"""Feature pyramids: pooling from the level that suits the size of each box, and the network that makes them."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, NamedTuple
 
 from ._arrays import backend_of, to_caller
-from ._checks import check_grad, check_images, image_size, integer, pair, positive, ratio, working_dtype
+from ._checks import (
+    check_grad,
+    check_images,
+    check_same_dtype,
+    count,
+    image_size,
+    integer,
+    pair,
+    positive,
+    ratio,
+    working_dtype,
+)
+from ._parameters import Parameters, generator, uniform
 from ._roi import named_boxes, rois_of
 
 
@@ -245,3 +258,228 @@ def _least_area(level: int, canonical_scale: float, canonical_level: int, dtype:
         else:
             low = middle + 1
     return float(bits(low).view(real))
+
+
+class FeaturePyramidNetwork(Parameters):
+    """Feature maps of several scales, each enriched by the coarser ones: a feature pyramid network [1]_.
+
+    Called with a dict of maps, from fine to coarse; returns a dict of as many maps of `out_channels` channels, and
+    those of the extra block. Its parameters are those of torchvision's class of this name.
+
+    Parameters
+    ----------
+    in_channels_list : sequence of int >= 1
+        Channels of each map, in their order.
+    out_channels : int >= 1
+        Channels of each result.
+    extra_blocks : LastLevelMaxPool | LastLevelP6P7, optional
+        What adds coarser maps.
+    rng : numpy.random.Generator, optional
+        Source of the initial weights, uniform (Kaiming). By default a new one. Biases begin with 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A number of channels is not an integer or is too small, or `extra_blocks` is something else.
+
+    See Also
+    --------
+    MultiScaleRoIAlign : to pool boxes from the result.
+
+    Notes
+    -----
+    A 1x1 convolution brings each map to `out_channels`. From coarse to fine, each is added to the next finer one,
+    enlarged to its size by repeating the nearest pixel. A 3x3 convolution of each sum is its result.
+
+    Parameters are float32 `numpy.ndarray` under torchvision's names: ``inner_blocks.0.0.weight``,
+    ``layer_blocks.0.0.bias``, ``extra_blocks.p6.weight``, ... `load_state_dict` also takes the names of older
+    checkpoints, ``inner_blocks.0.weight``. They are used in the dtype of the maps; 16-bit maps are computed in float32.
+
+    References
+    ----------
+    .. [1] T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> maps = {"fine": np.ones((1, 8, 12, 16), np.float32), "coarse": np.ones((1, 16, 6, 8), np.float32)}
+    >>> pyramid = cvops.FeaturePyramidNetwork([8, 16], 4, cvops.LastLevelMaxPool())
+    >>> {name: map.shape for name, map in pyramid(maps).items()}
+    {'fine': (1, 4, 12, 16), 'coarse': (1, 4, 6, 8), 'pool': (1, 4, 3, 4)}
+    """
+
+    def __init__(
+        self,
+        in_channels_list: Sequence[int],
+        out_channels: int,
+        extra_blocks: LastLevelMaxPool | LastLevelP6P7 | None = None,
+        *,
+        rng: Any = None,
+    ) -> None:
+        if extra_blocks is not None and not isinstance(extra_blocks, LastLevelMaxPool | LastLevelP6P7):
+            kind = type(extra_blocks).__name__
+            raise TypeError(f"`extra_blocks` must be LastLevelMaxPool, LastLevelP6P7 or None, got {kind}")
+        self._in_channels = [count(channels, "in_channels_list", 1) for channels in in_channels_list]
+        if not self._in_channels:
+            raise ValueError("`in_channels_list` must hold at least one number, got none")
+        self._extra_blocks = extra_blocks
+        outputs = count(out_channels, "out_channels", 1)
+        rng = generator(rng)
+        parameters: dict[str, Any] = {}
+        for level, channels in enumerate(self._in_channels):
+            parameters |= _convolution(f"inner_blocks.{level}.0", outputs, channels, 1, rng)
+        for level in range(len(self._in_channels)):
+            parameters |= _convolution(f"layer_blocks.{level}.0", outputs, outputs, 3, rng)
+        if isinstance(extra_blocks, LastLevelP6P7):
+            source = outputs if extra_blocks.in_channels == extra_blocks.out_channels else self._in_channels[-1]
+            if extra_blocks.in_channels != source:
+                raise ValueError(
+                    f"`extra_blocks` must be a LastLevelP6P7 of in_channels {source}, got {extra_blocks.in_channels}"
+                )
+            for name, channels in (("p6", extra_blocks.in_channels), ("p7", extra_blocks.out_channels)):
+                parameters |= _convolution(f"extra_blocks.{name}", extra_blocks.out_channels, channels, 3, rng)
+        super().__init__(parameters)
+
+    def __call__(self, maps: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the pyramid of `maps`.
+
+        Parameters
+        ----------
+        maps : mapping of str to array of shape (N, C, H, W), float64 | float32 | float16
+            From fine to coarse, C as in `in_channels_list`; N and the dtype are the same in all of them.
+
+        Returns
+        -------
+        pyramid : dict of str to array of shape (N, out_channels, H, W)
+            Under the names of `maps`, in their order, then those of the extra block: ``pool``, or ``p6`` and ``p7``.
+            Arrays of the library, of the dtype and on the device of the first map.
+
+        Raises
+        ------
+        TypeError
+            `maps` is no mapping, or a map is not an array or has another dtype.
+        ValueError
+            The number of maps or a shape does not fit, or the maps are on different devices.
+        """
+        if not isinstance(maps, Mapping):
+            raise TypeError(f"`maps` must be a mapping of names to arrays, got {type(maps).__name__}")
+        if len(maps) != len(self._in_channels):
+            raise ValueError(f"`maps` must hold {len(self._in_channels)} maps, got {len(maps)}")
+        arguments = {f"maps[{name!r}]": array for name, array in maps.items()}
+        backend = backend_of(**arguments)
+        arrays = {name: backend.asarray(array, name) for name, array in arguments.items()}
+        check_same_dtype(arrays)
+        first, *_ = native = list(arrays.values())
+        for (name, array), channels in zip(arrays.items(), self._in_channels, strict=True):
+            if array.ndim != 4 or array.shape[:2] != (len(first), channels) or 0 in array.shape[2:]:
+                raise ValueError(f"`{name}` must have shape ({len(first)}, {channels}, H, W), got {array.shape}")
+        working, like = working_dtype(first), next(iter(maps.values()))
+        native = [array.astype(working, copy=False) for array in native]
+
+        def convolve(name: str, array: Any, stride: int = 1) -> Any:
+            weight, bias = (
+                self._parameters[f"{name}.{part}"].astype(working, copy=False) for part in ("weight", "bias")
+            )
+            padding = weight.shape[2] // 2
+            return backend.conv2d(array, weight, bias, (stride, stride), (padding, padding))
+
+        results: list[Any] = []
+        merged = None
+        for level in reversed(range(len(native))):
+            lateral = convolve(f"inner_blocks.{level}.0", native[level])
+            merged = lateral if merged is None else _add_enlarged(lateral, merged, backend)
+            results.insert(0, convolve(f"layer_blocks.{level}.0", merged))
+        names = list(maps)
+        if self._extra_blocks is not None:
+            self._extra_blocks._extend(names, results, native[-1], convolve, backend.xp)
+        with backend.quiet():
+            results = [_finished(result, first.dtype, backend) for result in results]
+        return {name: to_caller(result, like) for name, result in zip(names, results, strict=True)}
+
+    def _current_name(self, name: str) -> str:
+        return re.sub(r"^(inner_blocks|layer_blocks)\.(\d+)\.(weight|bias)$", r"\1.\2.0.\3", name)
+
+
+class LastLevelMaxPool:
+    """Extra block of a `FeaturePyramidNetwork`: every second row and column of the coarsest result, as ``pool``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> pyramid = cvops.FeaturePyramidNetwork([8], 4, cvops.LastLevelMaxPool())
+    >>> pyramid({"map": np.ones((1, 8, 9, 16), np.float32)})["pool"].shape
+    (1, 4, 5, 8)
+    """
+
+    def _extend(self, names: list[str], results: list[Any], coarsest: Any, convolve: Any, xp: Any) -> None:
+        names.append("pool")
+        results.append(results[-1][:, :, ::2, ::2])
+
+
+class LastLevelP6P7:
+    """Extra block of a `FeaturePyramidNetwork`: two coarser maps, ``p6`` and ``p7``, by 3x3 convolutions of stride 2.
+
+    Parameters
+    ----------
+    in_channels : int >= 1
+        If equal to `out_channels`, p6 is computed from the coarsest result, else from the coarsest map given, of which
+        it then is the number of channels.
+    out_channels : int >= 1
+        Channels of p6 and p7.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A number is not an integer or is too small.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cvops
+    >>> pyramid = cvops.FeaturePyramidNetwork([8], 4, cvops.LastLevelP6P7(4, 4))
+    >>> {name: map.shape for name, map in pyramid({"p5": np.ones((1, 8, 9, 16), np.float32)}).items()}
+    {'p5': (1, 4, 9, 16), 'p6': (1, 4, 5, 8), 'p7': (1, 4, 3, 4)}
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        self.in_channels = count(in_channels, "in_channels", 1)
+        self.out_channels = count(out_channels, "out_channels", 1)
+
+    def _extend(self, names: list[str], results: list[Any], coarsest: Any, convolve: Any, xp: Any) -> None:
+        names += ["p6", "p7"]
+        source = results[-1] if self.in_channels == self.out_channels else coarsest
+        results.append(convolve("extra_blocks.p6", source, 2))
+        results.append(convolve("extra_blocks.p7", xp.maximum(results[-1], 0), 2))
+
+
+def _convolution(name: str, outputs: int, channels: int, size: int, rng: Any) -> dict[str, Any]:
+    """The initial weight (Kaiming uniform) and bias of a square convolution, by name."""
+    shape = (outputs, channels, size, size)
+    weight = uniform(rng, (3 / math.prod(shape[1:])) ** 0.5, shape)
+    return {f"{name}.weight": weight, f"{name}.bias": weight[:, 0, 0, 0] * 0}
+
+
+def _add_enlarged(fine: Any, coarse: Any, backend: Any) -> Any:
+    """`fine` plus `coarse` at its size: a new array if it has to be, else `fine` itself."""
+    xp = backend.xp
+    rows, columns = (_nearest(fine.shape[axis], coarse.shape[axis], xp) for axis in (2, 3))
+    with backend.quiet():
+        fine += xp.take(xp.take(coarse, columns, 3), rows, 2)
+    return fine
+
+
+def _nearest(size: int, source: int, xp: Any) -> Any:
+    """Index of the source for each index of the size, rounded as torch does: the ratio is a float32."""
+    if size in (source, 2 * source):
+        return xp.arange(size) * source // size
+    scaled = xp.floor(xp.arange(size, dtype="f") * xp.float32(source / size))
+    return xp.minimum(scaled.astype("q"), source - 1)
+
+
+def _finished(result: Any, dtype: Any, backend: Any) -> Any:
+    """A result in the dtype of the maps, contiguous."""
+    if result.dtype == dtype and result.flags.c_contiguous:
+        return result
+    return backend.copy(result.astype(dtype, copy=False))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _boxes, _nms, _roi
+from . import _boxes, _deform_conv, _nms, _pyramid, _roi
 
 
 def _nms_calls(dtype: str) -> None:
@@ -58,6 +58,23 @@ def _detections(length: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([corners, corners + 1], 1).astype(dtype), np.linspace(0, 1, length).astype(dtype)
 
 
+def _deform_conv2d_calls(dtype: str) -> None:
+    _deform_conv.deform_conv2d(*_deformed(dtype), padding=1)
+
+
+def _deform_conv2d_backward_calls(dtype: str) -> None:
+    image, offset, weight = _deformed(dtype)
+    _deform_conv.deform_conv2d_backward(image, image, offset, weight, padding=1)
+
+
+def _feature_pyramid_network_calls(dtype: str) -> None:
+    _pyramid.FeaturePyramidNetwork([1], 1)({"map": np.ones((1, 1, 4, 4), dtype)})
+
+
+def _deformed(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.ones((1, 1, 4, 4), dtype), np.zeros((1, 18, 4, 4), dtype), np.ones((1, 1, 3, 3), dtype)
+
+
 CALLS: dict[str, Callable[[str], None]] = {
     "nms": _nms_calls,
     "batched_nms": _batched_nms_calls,
@@ -73,4 +90,7 @@ CALLS: dict[str, Callable[[str], None]] = {
     "ps_roi_align_backward": functools.partial(_ps_roi_backward_calls, backward=_roi.ps_roi_align_backward),
     "ps_roi_pool": functools.partial(_roi_calls, forward=_roi.ps_roi_pool),
     "ps_roi_pool_backward": functools.partial(_ps_roi_backward_calls, backward=_roi.ps_roi_pool_backward),
+    "deform_conv2d": _deform_conv2d_calls,
+    "deform_conv2d_backward": _deform_conv2d_backward_calls,
+    "FeaturePyramidNetwork": _feature_pyramid_network_calls,
 }

@@ -10,6 +10,8 @@ import numpy as xp
 
 from .._arrays import share
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from ._conv import conv2d
+from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._memory import copy
 from ._nms import batched_nms, nms
 from ._roi import (
@@ -30,7 +32,10 @@ __all__ = [
     "batched_nms",
     "box_iou",
     "complete_box_iou",
+    "conv2d",
     "copy",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "distance_box_iou",
     "generalized_box_iou",
     "multiscale_roi_align",
