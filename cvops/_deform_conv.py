@@ -235,6 +235,7 @@ class DeformConv2d(Parameters):
         groups = count(groups, "groups", 1)
         if channels % groups or outputs % groups:
             raise ValueError(f"`groups` must divide the channels {channels} and {outputs}, got {groups}")
+        self._channels, self._groups = channels, groups
         shape = (outputs, channels // groups, *pair(kernel_size, "kernel_size"))
         self._steps = pair(stride, "stride"), pair(padding, "padding", 0), pair(dilation, "dilation")
         rng = generator(rng)
@@ -254,6 +255,15 @@ class DeformConv2d(Parameters):
         """The bias, a `numpy.ndarray`, or None."""
         return self._parameters.get("bias")
 
+    def __repr__(self) -> str:
+        stride, padding, dilation = self._steps
+        text = f"{self._channels}, {len(self.weight)}, kernel_size={self.weight.shape[2:]}, stride={stride}"
+        text += f", padding={padding}" if padding != (0, 0) else ""
+        text += f", dilation={dilation}" if dilation != (1, 1) else ""
+        text += f", groups={self._groups}" if self._groups != 1 else ""
+        text += ", bias=False" if self.bias is None else ""
+        return f"DeformConv2d({text})"
+
     def __call__(self, input: Any, offset: Any, mask: Any = None) -> Any:
         """Return the deformable convolution of `input`.
 
@@ -266,9 +276,16 @@ class DeformConv2d(Parameters):
         -------
         output : array of shape (N, O, OH, OW), dtype of `input`
             An array of the library of `input`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `deform_conv2d`; `input` has not the channels of the layer.
         """
         native = backend_of(input=input).asarray(input, "input")
         check_dtype(native, "input", FLOATS)
+        if native.ndim != 4 or native.shape[1] != self._channels:
+            raise ValueError(f"`input` must have shape (N, {self._channels}, H, W), got {native.shape}")
         weight, bias = (
             None if array is None else array.astype(native.dtype, copy=False) for array in (self.weight, self.bias)
         )

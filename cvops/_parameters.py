@@ -44,26 +44,30 @@ class Parameters:
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"`state_dict` must be a mapping of names to arrays, got {type(state_dict).__name__}")
-        given = {
-            self._current_name(name.removeprefix(prefix)): array
-            for name, array in state_dict.items()
-            if name.startswith(prefix)
-        }
-        missing = [name for name in self._parameters if name not in given]
-        unexpected = [name for name in given if name not in self._parameters]
+        names: dict[str, str] = {}  # parameter -> its name in the state dict
+        for name in state_dict:
+            if name.startswith(prefix):
+                parameter = self._current_name(name.removeprefix(prefix))
+                if parameter in names:
+                    older, newer = sorted((names[parameter], name), key=len)
+                    raise ValueError(f"`state_dict` must hold `{older}` or `{newer}`, got both")
+                names[parameter] = name
+        missing = [prefix + parameter for parameter in self._parameters if parameter not in names]
+        unexpected = [name for parameter, name in names.items() if parameter not in self._parameters]
         if missing or unexpected:
             raise ValueError(
                 f"`state_dict` does not fit: missing {', '.join(missing) or 'none'};"
                 f" unexpected {', '.join(unexpected) or 'none'}"
             )
         loaded = {}
-        for name, parameter in self._parameters.items():
-            backend = backend_of(**{name: given[name]})
-            array = backend.asarray(given[name], name)
+        for parameter, old in self._parameters.items():
+            name = names[parameter]
+            backend = backend_of(**{name: state_dict[name]})
+            array = backend.asarray(state_dict[name], name)
             check_dtype(array, name, FLOATS)
-            if array.shape != parameter.shape:
-                raise ValueError(f"`{name}` must have shape {parameter.shape}, got {array.shape}")
-            loaded[name] = backend.copy(array)
+            if array.shape != old.shape:
+                raise ValueError(f"`{name}` must have shape {old.shape}, got {array.shape}")
+            loaded[parameter] = backend.copy(array)
         self._parameters = loaded
 
     def _current_name(self, name: str) -> str:

@@ -320,11 +320,14 @@ class FeaturePyramidNetwork(Parameters):
         if extra_blocks is not None and not isinstance(extra_blocks, LastLevelMaxPool | LastLevelP6P7):
             kind = type(extra_blocks).__name__
             raise TypeError(f"`extra_blocks` must be LastLevelMaxPool, LastLevelP6P7 or None, got {kind}")
+        if not isinstance(in_channels_list, (tuple, list)):
+            kind = type(in_channels_list).__name__
+            raise TypeError(f"`in_channels_list` must be a list of integers, got {kind}")
         self._in_channels = [count(channels, "in_channels_list", 1) for channels in in_channels_list]
         if not self._in_channels:
             raise ValueError("`in_channels_list` must hold at least one number, got none")
         self._extra_blocks = extra_blocks
-        outputs = count(out_channels, "out_channels", 1)
+        self._out_channels = outputs = count(out_channels, "out_channels", 1)
         rng = generator(rng)
         parameters: dict[str, Any] = {}
         for level, channels in enumerate(self._in_channels):
@@ -340,6 +343,10 @@ class FeaturePyramidNetwork(Parameters):
             for name, channels in (("p6", extra_blocks.in_channels), ("p7", extra_blocks.out_channels)):
                 parameters |= _convolution(f"extra_blocks.{name}", extra_blocks.out_channels, channels, 3, rng)
         super().__init__(parameters)
+
+    def __repr__(self) -> str:
+        extra = "" if self._extra_blocks is None else f", {self._extra_blocks!r}"
+        return f"FeaturePyramidNetwork({self._in_channels}, {self._out_channels}{extra})"
 
     def __call__(self, maps: Mapping[str, Any]) -> dict[str, Any]:
         """Return the pyramid of `maps`.
@@ -366,6 +373,9 @@ class FeaturePyramidNetwork(Parameters):
             raise TypeError(f"`maps` must be a mapping of names to arrays, got {type(maps).__name__}")
         if len(maps) != len(self._in_channels):
             raise ValueError(f"`maps` must hold {len(self._in_channels)} maps, got {len(maps)}")
+        taken = [name for name in (self._extra_blocks.names if self._extra_blocks else ()) if name in maps]
+        if taken:
+            raise ValueError(f"`maps` must not hold {', '.join(taken)}, which the extra block adds")
         arguments = {f"maps[{name!r}]": array for name, array in maps.items()}
         backend = backend_of(**arguments)
         arrays = {name: backend.asarray(array, name) for name, array in arguments.items()}
@@ -390,9 +400,10 @@ class FeaturePyramidNetwork(Parameters):
             lateral = convolve(f"inner_blocks.{level}.0", native[level])
             merged = lateral if merged is None else _add_enlarged(lateral, merged, backend)
             results.insert(0, convolve(f"layer_blocks.{level}.0", merged))
-        names = list(maps)
+        names = [*maps]
         if self._extra_blocks is not None:
-            self._extra_blocks._extend(names, results, native[-1], convolve, backend.xp)
+            names += self._extra_blocks.names
+            results += self._extra_blocks._results(results[-1], native[-1], convolve, backend.xp)
         with backend.quiet():
             results = [_finished(result, first.dtype, backend) for result in results]
         return {name: to_caller(result, like) for name, result in zip(names, results, strict=True)}
@@ -413,9 +424,13 @@ class LastLevelMaxPool:
     (1, 4, 5, 8)
     """
 
-    def _extend(self, names: list[str], results: list[Any], coarsest: Any, convolve: Any, xp: Any) -> None:
-        names.append("pool")
-        results.append(results[-1][:, :, ::2, ::2])
+    names = ("pool",)
+
+    def __repr__(self) -> str:
+        return "LastLevelMaxPool()"
+
+    def _results(self, coarsest_result: Any, coarsest_map: Any, convolve: Any, xp: Any) -> list[Any]:
+        return [coarsest_result[:, :, ::2, ::2]]
 
 
 class LastLevelP6P7:
@@ -443,15 +458,19 @@ class LastLevelP6P7:
     {'p5': (1, 4, 9, 16), 'p6': (1, 4, 5, 8), 'p7': (1, 4, 3, 4)}
     """
 
+    names = ("p6", "p7")
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         self.in_channels = count(in_channels, "in_channels", 1)
         self.out_channels = count(out_channels, "out_channels", 1)
 
-    def _extend(self, names: list[str], results: list[Any], coarsest: Any, convolve: Any, xp: Any) -> None:
-        names += ["p6", "p7"]
-        source = results[-1] if self.in_channels == self.out_channels else coarsest
-        results.append(convolve("extra_blocks.p6", source, 2))
-        results.append(convolve("extra_blocks.p7", xp.maximum(results[-1], 0), 2))
+    def __repr__(self) -> str:
+        return f"LastLevelP6P7({self.in_channels}, {self.out_channels})"
+
+    def _results(self, coarsest_result: Any, coarsest_map: Any, convolve: Any, xp: Any) -> list[Any]:
+        source = coarsest_result if self.in_channels == self.out_channels else coarsest_map
+        p6 = convolve("extra_blocks.p6", source, 2)
+        return [p6, convolve("extra_blocks.p7", xp.maximum(p6, 0), 2)]
 
 
 def _convolution(name: str, outputs: int, channels: int, size: int, rng: Any) -> dict[str, Any]:
