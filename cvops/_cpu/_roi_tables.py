@@ -1,12 +1,12 @@
-"""What every bin of every RoI reads: the tables that the kernels of `_roi` work from.
+"""What every bin of every RoI reads: the tables that `_roi_kernels` works from.
 
 All decisions are made here, in working precision and in the order of the formulas: nothing here may contract (see
 `_jit`).
 
 RoIs are grouped by map. The maps of all images and levels are numbered through: all images of the first level, of the
-second, ... Of the maps it is listed which tiles, runs of 16 pixels, are read at all. A table of `sampled` or `averaged`
-holds taps, pairs of a cell and its weight: a bin is the sum over its taps along y of wy * (the sum over its taps along
-x of wx * map[y, x]). A table of `windows` holds rectangles of cells.
+second, ... Of each map the tiles are listed, runs of 16 pixels, that are read at all: none, if asked for none. A table
+of `sampled` or `averaged` holds taps, pairs of a cell and its weight: a bin is the sum over its taps along y of wy *
+(the sum over its taps along x of wx * map[y, x]). A table of `windows` holds rectangles of cells.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _sample_taps(start, step, samples, bins, length, stride, unit, at, first, f,
 @jit
 def _mark(marks, low, high):
     """Mark the tiles that hold the pixels low to high."""
-    for tile in range(low // WIDTH, high // WIDTH + 1):
+    for tile in range(low // WIDTH, min(high // WIDTH + 1, len(marks))):
         marks[tile] = True
 
 
@@ -194,8 +194,8 @@ def sampled(rois, images, levels, area_limits, tiles_of_map, kind, rows, columns
     Returns (bad row or -1, order, starts, tiles, tile_starts, first, offset, weight). The tiles of map m that are read
     are tiles[tile_starts[m] : tile_starts[m + 1]]. The taps of RoI order[r] along y in bin row p lie from first[f + p]
     to first[f + p + 1], where f = r * (rows + columns + 2), those along x in bin column p from first[f + rows + 1 + p]
-    to the next, a multiple of `unit`. An offset counts elements of a block of pixels by 16 channels. A RoI that has no
-    place has no taps, or to `show` it, taps of weight NaN.
+    to the next, a multiple of `unit`. An offset counts pixels of the map. A RoI that has no place has no taps, or to
+    `show` it, taps of weight NaN.
     """
     bad, order, starts, frames, samples = place(rois, images, levels, area_limits, kind, rows, columns, ratio)
     placed = len(rois) if bad < 0 else 0
@@ -213,7 +213,7 @@ def sampled(rois, images, levels, area_limits, tiles_of_map, kind, rows, columns
     marks = np.zeros(tiles_of_map, np.bool_)
     tiles, tile_starts = np.empty((len(starts) - 1) * tiles_of_map, np.int64), np.zeros(len(starts), np.int64)
     at, f = np.int64(0), np.int64(0)
-    stride, one = np.int64(WIDTH), np.int64(1)  # one type for both axes is one compilation
+    one = np.int64(1)  # not a literal, which would be compiled apart
     for m in range(len(starts) - 1):
         height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
         for r in range(starts[m], starts[m + 1]):
@@ -224,20 +224,20 @@ def sampled(rois, images, levels, area_limits, tiles_of_map, kind, rows, columns
                 middle = np.int64(first[x_first])
             else:
                 middle = _sample_taps(
-                    frames[k, 0], frames[k, 1], samples[k, 0], rows, height, width * stride, one,
+                    frames[k, 0], frames[k, 1], samples[k, 0], rows, height, width, one,
                     at, first, f, offset, weight,
                 )  # fmt: skip
                 at = _sample_taps(
-                    frames[k, 2], frames[k, 3], samples[k, 1], columns, width, stride, unit,
+                    frames[k, 2], frames[k, 3], samples[k, 1], columns, width, one, unit,
                     middle, first, x_first, offset, weight,
                 )  # fmt: skip
             f = x_first + columns + 1
-            if middle < at:
+            if middle < at and tiles_of_map > 0:
                 low = high = offset[middle]
                 for x in range(middle, at):
                     low, high = min(low, offset[x]), max(high, offset[x])
                 for y in range(begin, middle):
-                    _mark(marks, (offset[y] + low) // WIDTH, (offset[y] + high) // WIDTH)
+                    _mark(marks, offset[y] + low, offset[y] + high)
         tile_starts[m + 1] = _list_marked(marks, tiles, tile_starts[m])
     return bad, order, starts, tiles, tile_starts, first, offset, weight
 
@@ -309,7 +309,7 @@ def averaged(windows, weights, width, rows, columns, unit, show):
             f += 1
             begin, end = windows[r, p, 0], windows[r, p, 1]
             for cell in range(begin, end):
-                offset[at], weight[at] = cell * (width * WIDTH if p < rows else WIDTH), 1 / (end - begin)
+                offset[at], weight[at] = cell * (width if p < rows else 1), 1 / (end - begin)
                 at += 1
             at = _fill_up(np.int64(first[f - 1]), at, 1 if p < rows else unit, offset, weight)
         first[f] = at
