@@ -88,6 +88,19 @@ def all_close(expected: Any, got: Any) -> str:
     return ""
 
 
+def all_close_to_largest(expected: Any, got: Any) -> str:
+    """A check that the results of long float32 sums, one or a tuple of them, are equal up to rounding."""
+    if not isinstance(expected, tuple):
+        expected, got = (expected,), (got,)
+    for one, other in zip(expected, map(np.asarray, got), strict=True):
+        if one.shape != other.shape:
+            raise DisagreementError(f"has shape {other.shape}, not {one.shape}")
+        error = np.abs(one - other).max() / max(1, np.abs(one).max())
+        if not error <= 1e-4:
+            raise DisagreementError(f"is off by {error:.2g} of the largest value")
+    return ""
+
+
 # ----------------------------------------------------------------------------------------------------------- timing
 
 
