@@ -93,7 +93,7 @@ def uniform(shape: tuple[int, ...], seed: int = 0) -> Array:
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-def deformed(images: int, channels: int, height: int, width: int, outputs: int, seed: int = 0) -> dict[str, Array]:
+def deformed(images: int, channels: int, height: int, width: int, outputs: int, seed: int = 0) -> dict[str, Any]:
     """The arrays of a 3x3 deform_conv2d with padding 1, float32, by name: offsets of about a pixel, and masks."""
     rng = np.random.default_rng(seed)
 

@@ -22,7 +22,6 @@ SHAPES = [(2, 64, 64, 64, 64), (1, 128, 100, 134, 128), (2, 256, 50, 67, 256)]
 
 def rows(quick: bool) -> Iterator[Row | Figure]:
     shapes = SHAPES[:1] if quick else SHAPES
-    arrays: dict[str, Any]
     for shape in shapes:
         arrays = deformed(*shape)
         yield Row(
@@ -60,7 +59,7 @@ def limits(shape: tuple[int, int, int, int, int]) -> Iterator[Figure]:
     """
     images, channels, height, width, outputs = shape
     pixels, depth = images * height * width, 9 * channels
-    arrays: dict[str, Any] = deformed(*shape)
+    arrays = deformed(*shape)
     call = seconds(partial(cvops.deform_conv2d, **arrays, padding=1))
     source = np.ones((1 << 24,), np.float32)
     bandwidth = 2 * source.nbytes / seconds(partial(np.copyto, np.empty_like(source), source))
