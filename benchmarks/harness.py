@@ -24,9 +24,9 @@ SECONDS_PER_TIMING = 0.01
 SECONDS_PER_SIDE = 10.0
 LEAST_REPEATS = 3
 # Before each timing the side runs untimed for about this long, at least one call. By then the thread pool of the side
-# before has stopped spinning (OpenBLAS: 16 ms), and this side's threads are awake, each on its own core, which takes
-# the scheduler milliseconds after a rest.
-WARM_UP_SECONDS = 0.03
+# before has stopped spinning (OpenBLAS and ONNX Runtime: about 20 ms), and this side's threads are awake, each on its
+# own core, which takes the scheduler milliseconds after a rest.
+WARM_UP_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
