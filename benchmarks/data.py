@@ -88,5 +88,26 @@ def pyramid_boxes(k: int = 512, height: int = 800, width: int = 1344, seed: int 
     return _corners(*np.clip([centres - sides / 2, centres + sides / 2], 0, [width, height]))
 
 
+def uniform(shape: tuple[int, ...], seed: int = 0) -> Array:
+    """Maps or gradients of random numbers in [0, 1), float32."""
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def deformed(images: int, channels: int, height: int, width: int, outputs: int, seed: int = 0) -> dict[str, Any]:
+    """The arrays of a 3x3 deform_conv2d with padding 1, float32, by name: offsets of about a pixel, and masks."""
+    rng = np.random.default_rng(seed)
+
+    def uniform(*shape: int) -> Array:
+        return rng.uniform(0, 1, shape).astype(np.float32)
+
+    return {
+        "input": uniform(images, channels, height, width),
+        "weight": uniform(outputs, channels, 3, 3),
+        "offset": rng.normal(0, 1, (images, 18, height, width)).astype(np.float32),
+        "mask": uniform(images, 9, height, width),
+        "bias": uniform(outputs),
+    }
+
+
 def _corners(top_left: Array, bottom_right: Array) -> Array:
     return np.concatenate([top_left, bottom_right], 1).astype(np.float32)

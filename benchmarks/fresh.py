@@ -59,6 +59,23 @@ def peak_megabytes() -> float:
     return (_kilobytes("VmHWM") - before) / 1e3
 
 
+def peak_megabytes_of_roi_align() -> float:
+    """Peak of the memory that one roi_align of the largest map takes, above the inputs and the result. Linux only."""
+    import ctypes
+
+    import cvops
+
+    from .roi import CASES
+
+    maps, boxes, case = CASES[0].maps(), CASES[0].boxes(), CASES[0]
+    cvops.roi_align(maps, boxes[:8], case.bins, case.scale, case.samples)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes("VmRSS")
+    pooled = cvops.roi_align(maps, boxes, case.bins, case.scale, case.samples)
+    return (_kilobytes("VmHWM") - before) / 1e3 - float(pooled.nbytes) / 1e6
+
+
 def _kilobytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
@@ -68,6 +85,7 @@ FIGURES = {
     "import": import_milliseconds,
     "first call": first_call_milliseconds,
     "peak": peak_megabytes,
+    "peak of roi_align": peak_megabytes_of_roi_align,
 }
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ in the operator's table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,21 @@ def with_torchvision(operator: str, *args: Any) -> Call:
     return partial(function, *(torch.from_numpy(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
 
 
-def with_onnxruntime(operator: str, **inputs: Array) -> Call:
+def with_torchvision_gradient(forward: Call, maps: Sequence[Any], grad: Array) -> Call:
+    """The gradient of `forward`, a torchvision call on the tensors `maps` (which this makes require one), for each."""
+    import torch
+
+    for tensor in maps:
+        tensor.requires_grad_()
+    return partial(torch.autograd.grad, forward(), maps, torch.from_numpy(grad), retain_graph=True)
+
+
+def with_onnxruntime(operator: str, attributes: Mapping[str, Any] = MappingProxyType({}), **inputs: Array) -> Call:
     """A session that holds one node. `inputs` are in the operator's order; the call returns the list of outputs."""
     import onnxruntime
     from onnx import ValueInfoProto, helper
 
-    node = helper.make_node(operator, list(inputs), ["result"])
+    node = helper.make_node(operator, list(inputs), ["result"], **attributes)
     values = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in inputs.items()
@@ -80,7 +90,7 @@ def with_onnxruntime(operator: str, **inputs: Array) -> Call:
     result = ValueInfoProto(name="result")  # the runtime infers type and shape
     graph = helper.make_graph([node], operator, values, [result])
     # Not the newest versions that `onnx` knows: the runtime is often older than it.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cvops.get_num_threads()
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
@@ -162,3 +172,52 @@ BATCHED_NMS: dict[str, Maker] = {
     "OpenCV": _opencv_batched_nms,
     "lsnms": _lsnms_batched_nms,
 }
+
+
+# ----------------------------------------------------------------------------- deform_conv2d, FeaturePyramidNetwork
+
+
+def _torchvision_deform_conv2d(arrays: dict[str, Array]) -> Call:
+    given = [arrays[name] for name in ("input", "offset", "weight", "bias")]
+    return with_torchvision("deform_conv2d", *given, 1, 1, 1, arrays["mask"])
+
+
+def _torchvision_deform_conv2d_backward(grad: Array, arrays: dict[str, Array]) -> Call:
+    import torch
+    import torchvision
+
+    names = ("input", "offset", "weight", "bias", "mask")
+    tensors = {name: torch.from_numpy(arrays[name]) for name in names}
+    forward = partial(torchvision.ops.deform_conv2d, **tensors, padding=1)
+    return with_torchvision_gradient(forward, list(tensors.values()), grad)
+
+
+def _onnxruntime_deform_conv2d(arrays: dict[str, Array]) -> Call:
+    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    inputs = {name: arrays[name] for name in ("input", "weight", "offset", "bias", "mask")}
+    run = with_onnxruntime("DeformConv", attributes, **inputs)
+    return lambda: run()[0]
+
+
+def _torchvision_feature_pyramid_network(maps: dict[str, Array], parameters: dict[str, Array]) -> Call:
+    import torch
+    from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+    outputs = parameters["layer_blocks.0.0.bias"].shape[0]
+    network = FeaturePyramidNetwork([array.shape[1] for array in maps.values()], outputs, LastLevelMaxPool())
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in parameters.items()})
+    tensors = {name: torch.from_numpy(array) for name, array in maps.items()}
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return network(dict(tensors))["p2"]
+
+    return call
+
+
+DEFORM_CONV2D: dict[str, Maker] = {
+    "torchvision": _torchvision_deform_conv2d,
+    "ONNX Runtime": _onnxruntime_deform_conv2d,
+}
+DEFORM_CONV2D_BACKWARD: dict[str, Maker] = {"torchvision": _torchvision_deform_conv2d_backward}
+FEATURE_PYRAMID_NETWORK: dict[str, Maker] = {"torchvision": _torchvision_feature_pyramid_network}

@@ -18,24 +18,59 @@ from ._boxes import (
     masks_to_boxes,
     remove_small_boxes,
 )
+from ._deform_conv import DeformConv2d, deform_conv2d, deform_conv2d_backward
 from ._nms import batched_nms, nms
+from ._pyramid import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7, MultiScaleRoIAlign
+from ._roi import (
+    PSRoIAlign,
+    PSRoIPool,
+    RoIAlign,
+    RoIPool,
+    ps_roi_align,
+    ps_roi_align_backward,
+    ps_roi_pool,
+    ps_roi_pool_backward,
+    roi_align,
+    roi_align_backward,
+    roi_pool,
+    roi_pool_backward,
+)
 from ._runtime import get_num_threads, set_num_threads, warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeformConv2d",
+    "FeaturePyramidNetwork",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
+    "MultiScaleRoIAlign",
+    "PSRoIAlign",
+    "PSRoIPool",
+    "RoIAlign",
+    "RoIPool",
     "batched_nms",
     "box_area",
     "box_convert",
     "box_iou",
     "clip_boxes_to_image",
     "complete_box_iou",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "distance_box_iou",
     "generalized_box_iou",
     "get_num_threads",
     "masks_to_boxes",
     "nms",
+    "ps_roi_align",
+    "ps_roi_align_backward",
+    "ps_roi_pool",
+    "ps_roi_pool_backward",
     "remove_small_boxes",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
     "set_num_threads",
     "warmup",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-# Type codes, because `dtype.name` is slow: d float64, f float32, e float16; the rest are the integers.
-FLOATS = "dfe"
+# Type codes, because `dtype.name` is slow: d float64, f float32, e float16, E bfloat16, which only a GPU lets through
+# to here; the rest are the integers.
+FLOATS = "dfeE"
 INTEGERS = "bhilqBHILQ"
 BOX_DTYPES = FLOATS + INTEGERS
 _NAMES = {
@@ -15,6 +17,8 @@ _NAMES = {
     INTEGERS: "an integer dtype",
     BOX_DTYPES: "float64, float32, float16 or an integer dtype",
 }
+# Larger steps and paddings than this are mistakes, and would overflow in the arithmetic of kernels.
+_MOST = 2**31 - 1
 
 
 def check_dtype(array: Any, name: str, allowed: str) -> None:
@@ -37,6 +41,29 @@ def check_batched_boxes(array: Any, name: str) -> None:
     check_dtype(array, name, BOX_DTYPES)
 
 
+def check_images(array: Any, name: str) -> None:
+    """Raise unless `array` has shape (N, C, H, W), with at least one pixel in a plane, and a dtype that images have."""
+    if array.ndim != 4 or 0 in array.shape[2:]:
+        raise ValueError(f"`{name}` must have shape (N, C, H, W) with H and W >= 1, got {array.shape}")
+    check_dtype(array, name, FLOATS)
+
+
+def check_rois(array: Any, name: str, columns: int) -> None:
+    """Raise unless `array` has shape (K, columns), 4 or with the image index 5, and a dtype that RoIs may have."""
+    if array.ndim != 2 or array.shape[1] != columns:
+        raise ValueError(f"`{name}` must have shape ({'K' if columns == 5 else 'L'}, {columns}), got {array.shape}")
+    check_dtype(array, name, FLOATS)
+
+
+def check_grad(array: Any, name: str, rois: int, channels: float, size: tuple[int, int] | None = None) -> None:
+    """Raise unless `array` has shape (rois, channels, *size), by default of any size, and a dtype that images have."""
+    bins = array.shape[2:]
+    if array.ndim != 4 or array.shape[:2] != (rois, channels) or 0 in bins or (size is not None and bins != size):
+        wanted = f"K = {rois}, C = {channels:g}, " + (f"PH = {size[0]}, PW = {size[1]}" if size else "PH and PW >= 1")
+        raise ValueError(f"`{name}` must have shape (K, C, PH, PW) with {wanted}, got {array.shape}")
+    check_dtype(array, name, FLOATS)
+
+
 def check_length(array: Any, name: str, length: int, of: str) -> None:
     """Raise ValueError unless `array` has shape (length,), the length of the argument named `of`."""
     if array.shape != (length,):
@@ -56,13 +83,63 @@ def number(value: Any, name: str, minimum: float = -math.inf) -> float:
     return float(value)
 
 
+def integer(value: Any, name: str) -> int:
+    """`value` as an int."""
+    if type(value) is not int and (not isinstance(value, Integral) or isinstance(value, bool)):
+        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
+    return int(value)
+
+
 def count(value: Any, name: str, minimum: int = 0) -> int:
     """`value` as an int that is at least `minimum`."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
-    if value < minimum:
+    whole = integer(value, name)
+    if whole < minimum:
         raise ValueError(f"`{name}` must be >= {minimum}, got {value}")
-    return int(value)
+    return whole
+
+
+def positive(value: Any, name: str) -> float:
+    """`value` as a float that is finite and greater than 0."""
+    real = number(value, name)
+    if not 0 < real < math.inf:
+        raise ValueError(f"`{name}` must be finite and > 0, got {value}")
+    return real
+
+
+def ratio(value: Any, name: str) -> int:
+    """`value`, an integer, between 0 and what 32 bits hold."""
+    return min(max(integer(value, name), 0), (1 << 31) - 1)
+
+
+def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
+    """`value`, one integer or two that are at least `minimum`, as (height, width)."""
+    if not isinstance(value, (tuple, list)):
+        value = value, value
+    height, width = image_size(value, name, minimum)
+    if max(height, width) > _MOST:
+        raise ValueError(f"`{name}` must be <= {_MOST}, got {max(height, width)}")
+    return height, width
+
+
+def image_size(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
+    """`value` as (height, width), both at least `minimum`."""
+    height, width = _integers(value, name, "(height, width)")
+    return count(height, name, minimum), count(width, name, minimum)
+
+
+def image_shape(value: Any, name: str) -> tuple[int, int, int, int]:
+    """`value` as the shape (N, C, H, W) of images, with at least one pixel in a plane."""
+    images, channels, height, width = _integers(value, name, "(N, C, H, W)")
+    return count(images, name), count(channels, name), count(height, name, 1), count(width, name, 1)
+
+
+def _integers(value: Any, name: str, form: str) -> Sequence[int]:
+    """`value`, a tuple or list of as many integers as `form` names."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"`{name}` must be {form}, got {type(value).__name__}")
+    if len(value) != form.count(",") + 1:
+        raise ValueError(f"`{name}` must be {form}, got {value!r}")
+    return [integer(number, name) for number in value]
 
 
 def working_dtype(*arrays: Any) -> str:
@@ -71,3 +148,24 @@ def working_dtype(*arrays: Any) -> str:
         if array.dtype.char in "dilqILQ":
             return "d"
     return "f"
+
+
+def check_floats(arrays: dict[str, Any]) -> None:
+    """Raise TypeError unless the dtype of each array, by argument name, is a floating-point one."""
+    for name, array in arrays.items():
+        check_dtype(array, name, FLOATS)
+
+
+def check_same_dtype(arrays: dict[str, Any]) -> None:
+    """Raise TypeError unless the dtype of each array, by argument name, is a floating-point one, that of the first."""
+    check_floats(arrays)
+    (first_name, first), *others = arrays.items()
+    for name, array in others:
+        if array.dtype != first.dtype:
+            raise TypeError(f"`{name}` must be {first.dtype}, the dtype of `{first_name}`, got {array.dtype}")
+
+
+def check_shape(array: Any, name: str, shape: tuple[int, ...], letters: str) -> None:
+    """Raise ValueError unless `array` has this shape, which is `letters` in words of the documentation."""
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape ({letters}) = {shape}, got {array.shape}")

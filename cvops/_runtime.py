@@ -46,8 +46,8 @@ def set_num_threads(threads: int) -> None:
 
     Notes
     -----
-    Matrix products follow the threads of NumPy's BLAS, which this does not set. In worker processes of a data loader
-    1 is the right number.
+    In worker processes of a data loader 1 is the right number. The threads of NumPy's BLAS are another matter: cvops
+    calls none of its products.
 
     Examples
     --------

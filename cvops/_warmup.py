@@ -5,12 +5,15 @@ The functions take a dtype and what makes an array of the wanted backend from a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import _boxes, _nms
+from . import _boxes, _deform_conv, _nms, _pyramid, _roi
+
+_IMAGES = 1, 16, 4, 4  # shape
 
 
 def _nms_calls(dtype: str, asarray: Any) -> None:
@@ -30,10 +33,47 @@ def _box_iou_calls(dtype: str, asarray: Any) -> None:
     _boxes.box_iou(boxes, boxes)
 
 
+def _roi_calls(dtype: str, asarray: Any, forward: Callable[..., Any]) -> None:
+    forward(*_images_and_rois(dtype, asarray), 2)
+
+
+def _roi_backward_calls(dtype: str, asarray: Any, backward: Callable[..., Any], channels: int = 16) -> None:
+    _, boxes = _images_and_rois(dtype, asarray)
+    backward(asarray(np.zeros((1, channels, 2, 2), dtype)), boxes, _IMAGES)
+
+
+def _roi_pool_backward_calls(dtype: str, asarray: Any) -> None:
+    images, boxes = _images_and_rois(dtype, asarray)
+    pooled, argmax = _roi.roi_pool(images, boxes, 2, return_argmax=True)
+    _roi.roi_pool_backward(pooled, boxes, argmax, _IMAGES)
+
+
+def _images_and_rois(dtype: str, asarray: Any) -> tuple[Any, Any]:
+    return asarray(np.zeros(_IMAGES, dtype)), asarray(np.array([[0, 0, 0, 3, 3]], dtype))
+
+
 def _detections(length: int, dtype: str, asarray: Any) -> tuple[Any, Any]:
     corners = np.arange(2.0 * length).reshape(length, 2)
     boxes, scores = np.concatenate([corners, corners + 1], 1), np.linspace(0, 1, length)
     return asarray(boxes.astype(dtype)), asarray(scores.astype(dtype))
+
+
+def _deform_conv2d_calls(dtype: str, asarray: Any) -> None:
+    _deform_conv.deform_conv2d(*_deformed(dtype, asarray), padding=1)
+
+
+def _deform_conv2d_backward_calls(dtype: str, asarray: Any) -> None:
+    image, offset, weight = _deformed(dtype, asarray)
+    _deform_conv.deform_conv2d_backward(image, image, offset, weight, padding=1)
+
+
+def _feature_pyramid_network_calls(dtype: str, asarray: Any) -> None:
+    _pyramid.FeaturePyramidNetwork([1], 1)({"map": asarray(np.ones((1, 1, 4, 4), dtype))})
+
+
+def _deformed(dtype: str, asarray: Any) -> tuple[Any, Any, Any]:
+    shapes = (1, 1, 4, 4), (1, 18, 4, 4), (1, 1, 3, 3)
+    return tuple(asarray(np.zeros(shape, dtype)) for shape in shapes)
 
 
 CALLS: dict[str, Callable[[str, Any], None]] = {
@@ -43,4 +83,15 @@ CALLS: dict[str, Callable[[str, Any], None]] = {
     "generalized_box_iou": _box_iou_calls,
     "distance_box_iou": _box_iou_calls,
     "complete_box_iou": _box_iou_calls,
+    "roi_align": functools.partial(_roi_calls, forward=_roi.roi_align),
+    "roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.roi_align_backward),
+    "roi_pool": functools.partial(_roi_calls, forward=_roi.roi_pool),
+    "roi_pool_backward": _roi_pool_backward_calls,
+    "ps_roi_align": functools.partial(_roi_calls, forward=_roi.ps_roi_align),
+    "ps_roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.ps_roi_align_backward, channels=4),
+    "ps_roi_pool": functools.partial(_roi_calls, forward=_roi.ps_roi_pool),
+    "ps_roi_pool_backward": functools.partial(_roi_backward_calls, backward=_roi.ps_roi_pool_backward, channels=4),
+    "deform_conv2d": _deform_conv2d_calls,
+    "deform_conv2d_backward": _deform_conv2d_backward_calls,
+    "FeaturePyramidNetwork": _feature_pyramid_network_calls,
 }

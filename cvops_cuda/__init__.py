@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
-from ._device import asarray, copy, quiet, use, xp
+from ._device import asarray, copy, current_gpu, quiet, to_host, use, xp
 from ._nms import batched_nms, nms
 
 __all__ = [
@@ -14,10 +14,12 @@ __all__ = [
     "box_iou",
     "complete_box_iou",
     "copy",
+    "current_gpu",
     "distance_box_iou",
     "generalized_box_iou",
     "nms",
     "quiet",
+    "to_host",
     "use",
     "xp",
 ]

@@ -28,7 +28,6 @@ Array = Any  # cupy.ndarray; CuPy has no type annotations
 quiet = contextlib.nullcontext
 
 
-# Numbers under which kernels know element types: the `enum` in kernels/numeric.cuh.
 class _ExternalStream:
     """A stream of another library, by its address, in the form that CuPy takes."""
 
@@ -55,12 +54,22 @@ def asarray(array: Any, name: str) -> Array:
     return array if isinstance(array, cupy.ndarray) else share(array, name, cupy.from_dlpack)
 
 
-def empty(shape: tuple[int, ...], dtype: str) -> Array:
+def to_host(array: Array) -> Any:
+    """A copy of `array` as a numpy.ndarray; waits for the device."""
+    return cupy.asnumpy(array)
+
+
+def current_gpu() -> int | None:
+    """The number of the GPU that computes."""
+    return int(cupy.cuda.runtime.getDevice())
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """A new array, uninitialised."""
     return cupy.empty(shape, dtype)
 
 
-def zeros(shape: tuple[int, ...], dtype: str) -> Array:
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """A new array of zeros: one memset, not waited for."""
     return cupy.zeros(shape, dtype)
 
@@ -77,7 +86,7 @@ def copy(array: Array) -> Array:
 
 def dtype_code(array: Array) -> int:
     """The number under which kernels know the dtype of `array`."""
-    return DTYPE_CODES[array.dtype]
+    return DTYPE_CODES[array.dtype.name]
 
 
 def read(scalar: Array) -> int:
@@ -91,7 +100,7 @@ def order_of_keys(keys: Array) -> Array:
 
 
 def launch(file: str, kernel: str, dtype: str, blocks: int, threads: int, *arguments: Any) -> None:
-    """Run a kernel of `kernels/<file>.cu`, compiled for working precision `dtype`, on the current device and stream.
+    """Run a kernel of `kernels/<file>.cu`, compiled for elements of type code `dtype`, on the current device and stream.
 
     `arguments` are arrays (None is the null pointer), int for `long long` and float for `double`. The text is compiled
     at its first launch on a device and cached on disk by CuPy.

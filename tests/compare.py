@@ -7,7 +7,7 @@ import numpy as np
 from tests.libraries import dtype_in, to_numpy
 
 # Bound of max|got - want| / max(1, max|want|), by dtype.
-TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "float16": 4e-3}
+TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "float16": 4e-3, "bfloat16": 4e-3}
 
 
 def same(got, want, like):

@@ -13,7 +13,18 @@ import cvops
 from tests import host_emulation
 
 # Modules that tests ask for with `require`; CI lists in CVOPS_REQUIRE those that have to be there.
-OPTIONAL = ("array_api_strict", "torch", "jax", "torchvision", "onnxruntime", "onnx", "cv2", "scipy", "pandas")
+OPTIONAL = (
+    "array_api_strict",
+    "torch",
+    "jax",
+    "torchvision",
+    "onnxruntime",
+    "onnx",
+    "cv2",
+    "scipy",
+    "pandas",
+    "ml_dtypes",
+)
 
 
 def required():
@@ -101,6 +112,8 @@ class Operators:
 
 
 def to_numpy(array):
+    if isinstance(array, host_emulation.Array):  # bfloat16 included, which NumPy does not share
+        return array.values
     return array if isinstance(array, np.ndarray) else np.from_dlpack(array)
 
 

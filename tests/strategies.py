@@ -78,7 +78,7 @@ def pairs_above(threshold, n):
     """`n` pairs of float32 boxes (2 n, 4) whose IoU is above the threshold only because it is rounded.
 
     The narrower box of a pair is a little less than a power of two wide, and the wider one, times the threshold, is
-    not: a search by size has to allow for rounding. No two pairs overlap by more than 1/4.
+    not: a search by size has to allow for rounding. Each pair is twice as large as the one before it.
     """
     narrow, wide = np.nextafter(np.float32(1), np.float32(0)), np.float32(1 / threshold)
     while float(wide) * threshold < 1:
@@ -100,7 +100,8 @@ def _corners(top_left, bottom_right):
 
 thresholds = st.sampled_from([0, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.7, 0.95, 1, 1.5, math.inf]) | st.floats(0, 1)
 
-_extremes = st.sampled_from([0, -0.0, 1, math.nan, math.inf, -math.inf, 1e-45, -1e-45, 1e-40, 1e-20, 1e19, 3e38, -3e38])
+_magnitudes = [5e-324, 1e-300, 1e-160, 1e-45, 1e-40, 1e-20, 1, 1e19, 3e38, 1e160, 1e308, math.inf]
+_extremes = st.sampled_from([0, -0.0, math.nan, *_magnitudes, *(-magnitude for magnitude in _magnitudes)])
 _corner = st.integers(-4, 12)  # small integers: many ties, duplicates and IoUs equal to a threshold
 
 

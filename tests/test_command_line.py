@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import inspect
+import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 
 import cvops
 from cvops import __main__
+from tests import libraries
 
 
 def python(*arguments):
@@ -77,3 +80,12 @@ def test_examples_in_docstrings(name):
         return
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
+
+
+def test_the_tour_in_the_readme_runs(threads):
+    libraries.require("torch")
+    libraries.require("jax")
+    threads(cvops.get_num_threads())  # the tour sets them: the fixture puts them back
+    text = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    (tour,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(tour, {})

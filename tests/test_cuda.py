@@ -19,13 +19,13 @@ from cvops import _arrays, _cpu, _warmup
 from tests import libraries, nvrtc, reference
 from tests.host_emulation import device, mutant
 
-DTYPES = {"f": "float32", "d": "float64"}
 FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 # Files whose kernels decide something by comparing floats: nothing in them may be flushed to zero.
 DECIDING = ("nms",)
 
-every_file = pytest.mark.parametrize("file", FILES)
+# Modules that exist: (file, type code of its elements).
+MODULES = [(file, dtype) for file in FILES for dtype in ("fd" if file in ("nms", "boxes") else "fdeE")]
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +223,7 @@ def test_every_barrier_is_needed(emulated, file, number, line):
 
 @pytest.mark.parametrize("version", nvrtc.LIBRARIES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
-@every_file
+@pytest.mark.parametrize(("file", "dtype"), MODULES)
 def test_kernels_compile_for_every_architecture(file, dtype, architecture, version):
     """Without spilled registers, and in shared memory that every GPU has."""
     nvrtc.require(version)

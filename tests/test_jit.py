@@ -1,7 +1,9 @@
 """Compilation: where the machine code is kept, what happens where it cannot be, and what `warmup` does."""
 
+import importlib
 import os
 import pathlib
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 import cvops
 from cvops import _cpu, _warmup
-from cvops._cpu import _boxes, _nms
+from cvops._cpu import _nms
 
 ROOT = pathlib.Path(cvops.__file__).parent
 
@@ -63,11 +65,12 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
 
 def kernels():
+    """Every jitted function of the backend, by module and name."""
     found = {}
-    for module in (_nms, _boxes):
-        for name, value in vars(module).items():
+    for module in pkgutil.iter_modules(_cpu.__path__):
+        for name, value in vars(importlib.import_module(f"cvops._cpu.{module.name}")).items():
             if isinstance(value, numba.core.dispatcher.Dispatcher):
-                found[f"{module.__name__}.{name}"] = value
+                found[f"{value.__module__.rpartition('.')[2]}.{name}"] = value
     return found
 
 
@@ -93,11 +96,17 @@ def test_no_kernel_uses_fast_math_or_openmp():
         assert kernel.targetoptions["nogil"], name
         assert not kernel.targetoptions.get("parallel"), name
         assert kernel.targetoptions["error_model"] == "numpy", name
-    assert len(kernels()) > 10
+    assert len(kernels()) > 30
 
 
-def test_decisions_of_nms_are_never_contracted():
-    assert not any(kernel.targetoptions["fastmath"] for kernel in kernels().values())
+def test_decisions_are_never_contracted():
+    """The kernels of nms, of the box measures and of the tables that say what the RoI operators read."""
+    deciding = {
+        name: kernel for name, kernel in kernels().items() if name.startswith(("_nms.", "_boxes.", "_roi_tables."))
+    }
+    assert len(deciding) > 10
+    for name, kernel in deciding.items():
+        assert not kernel.targetoptions["fastmath"], name
 
 
 def test_warmup_compiles_all_that_later_calls_use(tmp_path):
@@ -124,7 +133,8 @@ def test_warmup_compiles_all_that_later_calls_use(tmp_path):
 
 def test_every_operator_of_the_backend_can_be_warmed_up():
     helpers = {"asarray", "copy", "quiet", "xp"}
-    operators = {name for name in _cpu.__all__ if not name.endswith("_backward")} - helpers
+    by_others = {"multiscale_roi_align", "multiscale_roi_align_backward", "conv2d"}  # roi_align, FeaturePyramidNetwork
+    operators = set(_cpu.__all__) - helpers - by_others
     assert operators <= set(_warmup.CALLS)
     assert set(_warmup.CALLS) <= set(cvops.__all__)
 

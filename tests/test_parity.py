@@ -17,7 +17,7 @@ from tests import compare, strategies
 from tests.libraries import require
 
 DATA = Path(__file__).parent.parent / "examples" / "data"
-THRESHOLDS = (0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
+THRESHOLDS = (0, 0.1, 0.3, 0.5, 0.7, 0.95)
 
 many = functools.cache(strategies.many)
 
@@ -48,7 +48,8 @@ def check_nms(torchvision, boxes, scores, threshold):
 
 def check_batched_nms(torchvision, boxes, scores, idxs, threshold):
     """torchvision's last sort is not stable: the same boxes, and the same scores in the same order."""
-    inputs = boxes, scores.astype(boxes.dtype), idxs
+    scores = scores.astype(boxes.dtype)
+    inputs = boxes, scores, idxs
     want = torchvision.ops.boxes._batched_nms_vanilla(*(to_torch(array) for array in inputs), threshold).numpy()
     got = cvops.batched_nms(*inputs, threshold)
     np.testing.assert_array_equal(np.sort(got), np.sort(want))

@@ -256,3 +256,17 @@ def test_exit_with_a_daemon_thread_computing():
     threading.Thread(target=loop, daemon=True).start()
     time.sleep(0.3)
     """)
+
+
+@pytest.mark.skipif(_threads._current_processor is None, reason="this system does not place threads")
+def test_workers_keep_off_the_processor_of_the_caller(threads):
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("there is only one processor")
+    threads(3)
+    for _ in range(3):  # the first starts the workers
+        _threads.run(lambda begin, end: None, 100, nanoseconds=1e9)
+    places = [os.sched_getaffinity(worker) for worker in _threads._workers]
+    assert places
+    assert all(len(place) == len(allowed) - 1 and place < allowed for place in places)
+    assert os.sched_getaffinity(0) == allowed

@@ -10,19 +10,49 @@ import numpy as xp
 
 from .._arrays import share
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from ._conv import conv2d
+from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._memory import copy
+from ._memory import copy as to_host
 from ._nms import batched_nms, nms
+from ._roi import (
+    multiscale_roi_align,
+    multiscale_roi_align_backward,
+    ps_roi_align,
+    ps_roi_align_backward,
+    ps_roi_pool,
+    ps_roi_pool_backward,
+    roi_align,
+    roi_align_backward,
+    roi_pool,
+    roi_pool_backward,
+)
 
 __all__ = [
     "asarray",
     "batched_nms",
     "box_iou",
     "complete_box_iou",
+    "conv2d",
     "copy",
+    "current_gpu",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "distance_box_iou",
     "generalized_box_iou",
+    "multiscale_roi_align",
+    "multiscale_roi_align_backward",
     "nms",
+    "ps_roi_align",
+    "ps_roi_align_backward",
+    "ps_roi_pool",
+    "ps_roi_pool_backward",
     "quiet",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
+    "to_host",
     "xp",
 ]
 
@@ -38,8 +68,15 @@ def asarray(array: Any, name: str) -> np.ndarray[Any, Any]:
     """
     if type(array) is not np.ndarray:
         array = np.asarray(array) if isinstance(array, np.ndarray) else share(array, name, np.from_dlpack)
+    if array.dtype.char == "E":
+        raise TypeError(f"`{name}` must be float64, float32 or float16, got {array.dtype}: convert it with .astype")
     if not array.flags.aligned or not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     view: np.ndarray[Any, Any] = array.view()
     view.setflags(write=False)
     return view
+
+
+def current_gpu() -> int | None:
+    """The number of the GPU that computes: none."""
+    return None

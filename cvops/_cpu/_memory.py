@@ -24,14 +24,23 @@ def empty(shape: tuple[int, ...], dtype: str) -> Array:
     """A new array, uninitialised, that starts at a multiple of 64 bytes: JAX shares no other memory."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + 64, np.uint8)
-    start = _to_multiple_of_64(memory)
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, memory, _to_multiple_of_64(memory))
 
 
 def copy(array: Array) -> Array:
     """A new C-contiguous array with the values of `array`, aligned as a result is."""
     result = empty(array.shape, array.dtype.char)
     result[...] = array
+    return result
+
+
+def cast(array: Array, dtype: str) -> Array:
+    """`array` in type code `dtype`: itself where it is so already, else in new memory, aligned as a result is."""
+    if array.dtype.char == dtype:
+        return array
+    result = empty(array.shape, dtype)
+    with np.errstate(all="ignore"):  # what is too large for float16 becomes infinite
+        result[...] = array
     return result
 
 

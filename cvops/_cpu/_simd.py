@@ -2,82 +2,134 @@
 
 LLVM unrolls a short loop over 16 lanes into scalar code before its vectoriser sees it; a value of this type stays in
 vector registers instead. It is 512 bits of float32 or twice that of float64, which LLVM splits into what the processor
-has. Only addition and multiplication may be contracted into one instruction (`madd`), so never decide by a `madd`.
+has. A row is such a value too, as wide as suits a matrix product on this processor (`multiply`). Only addition and
+multiplication may be contracted into one instruction (`madd`), so never decide by a `madd`.
 
 Numba's caches do not notice a change of this file: `make clean` after editing it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, register_model
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import models, register_model
+
+from ._jit import jit
 
 WIDTH = 16
+# `multiply` keeps six rows of sums and one of factors in registers: rows of four where there are 32 registers (of 64
+# bytes with AVX-512), of two where there are 16 (of 32 bytes).
+ROW_BYTES = 256 if "+avx512f" in get_host_cpu_features() else 64
+
+# Its own type says that callers pass the typing context.
+intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 
 
 class Lanes(types.Type):
-    """Numba's type of sixteen `element`s (float32 or float64)."""
+    """Numba's type of sixteen `element`s (float32, float64, or int32 to go along with them), or of another `width`."""
 
-    def __init__(self, element: Any) -> None:
+    def __init__(self, element: Any, width: int = WIDTH) -> None:
         self.element = element
-        super().__init__(name=f"Lanes({element})")
+        self.width = width
+        super().__init__(name=f"Lanes({element}, {width})")
 
 
-def _vector(element: Any) -> ir.VectorType:
-    return ir.VectorType(ir.DoubleType() if element is types.float64 else ir.FloatType(), WIDTH)
+_ELEMENTS = {types.float64: ir.DoubleType(), types.float32: ir.FloatType(), types.int32: ir.IntType(32)}
+
+
+def _vector(element: Any, width: int = WIDTH) -> ir.VectorType:
+    return ir.VectorType(_ELEMENTS[element], width)
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: Any) -> None:
-        super().__init__(manager, lanes, _vector(lanes.element))
+        super().__init__(manager, lanes, _vector(lanes.element, lanes.width))
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, width: int = WIDTH) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _vector(array_type.dtype).as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), _vector(array_type.dtype, width).as_pointer())
 
 
 def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
     undefined = ir.Constant(vector, ir.Undefined)
     one = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), None))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None))
+
+
+def _converted(builder: Any, value: Any, source: Any, target: Any) -> Any:
+    """A vector of `source` elements as one of `target` elements: floats, or both of one type."""
+    if source.bitwidth < target.bitwidth:
+        return builder.fpext(value, _vector(target))
+    if source.bitwidth > target.bitwidth:
+        return builder.fptrunc(value, _vector(target))
+    return value
+
+
+def _load(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    array, index = arguments[:2]
+    pointer = _pointer(context, builder, signature.args[0], array, index, signature.return_type.width)
+    return builder.load(pointer, align=signature.args[0].dtype.bitwidth // 8)
 
 
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """The sixteen elements of a C-contiguous array from the flat `index` on."""
+    return Lanes(array.dtype)(array, types.int64), _load
+
+
+@intrinsic
+def load_like(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
+    """As many elements of a C-contiguous array from the flat `index` on as `like` has."""
+    return like(array, types.int64, like), _load
+
+
+@intrinsic
+def item(typingctx: Any, array: Any, index: Any) -> Any:
+    """One element of a C-contiguous array; unlike `array[index]`, no code for an index that might be negative."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], *arguments)
-        return builder.load(pointer, align=signature.args[0].dtype.bitwidth // 8)
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load(builder.gep(data, [arguments[1]]))
 
-    return Lanes(array.dtype)(array, types.int64), generate
+    return array.dtype(array, types.int64), generate
 
 
 @intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write `value` to a C-contiguous array from the flat `index` on."""
+    """Write `value` to a C-contiguous array from the flat `index` on, in the dtype of the array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], *arguments[:2])
-        builder.store(arguments[2], pointer, align=signature.args[0].dtype.bitwidth // 8)
+        array, index, value = arguments
+        pointer = _pointer(context, builder, signature.args[0], array, index, signature.args[2].width)
+        value = _converted(builder, value, signature.args[2].element, signature.args[0].dtype)
+        builder.store(value, pointer, align=signature.args[0].dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), generate
 
 
+def _full(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    lanes = signature.return_type
+    return _splat(builder, arguments[0], _vector(lanes.element, lanes.width))
+
+
 @intrinsic
 def full(typingctx: Any, value: Any) -> Any:
     """The scalar `value` in every lane."""
+    return Lanes(value)(value), _full
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _splat(builder, arguments[0], _vector(signature.args[0]))
 
-    return Lanes(value)(value), generate
+@intrinsic
+def full_row(typingctx: Any, value: Any) -> Any:
+    """The scalar `value` in every lane of a row."""
+    return Lanes(value, ROW_BYTES * 8 // value.bitwidth)(value), _full
 
 
 @intrinsic
@@ -87,7 +139,7 @@ def madd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         factor = arguments[0]
         if not isinstance(signature.args[0], Lanes):
-            factor = _splat(builder, factor, _vector(signature.args[1].element))
+            factor = _splat(builder, factor, _vector(signature.args[1].element, signature.args[1].width))
         product = builder.fmul(factor, arguments[1], flags=("contract",))
         return builder.fadd(product, arguments[2], flags=("contract",))
 
@@ -118,3 +170,120 @@ def total(typingctx: Any, a: Any) -> Any:
         return builder.call(function, [ir.Constant(vector.element, -0.0), arguments[0]], fastmath=("reassoc",))
 
     return a.element(a), generate
+
+
+@intrinsic
+def keep_first_maximum(typingctx: Any, best: Any, other: Any, kept: Any, candidate: Any) -> Any:
+    """Lanes of `candidate` where `maximum(best, other)` is new in `other`, else of `kept`; the first NaN stays."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, second, kept, candidate = arguments
+        greater_or_nan = builder.fcmp_unordered(">", second, first)
+        return builder.select(builder.and_(greater_or_nan, builder.fcmp_ordered("ord", first, first)), candidate, kept)
+
+    return kept(best, best, kept, kept), generate
+
+
+@intrinsic
+def transpose(typingctx: Any, source: Any, i: Any, step: Any, target: Any, j: Any, pace: Any) -> Any:
+    """target[j + c * pace + r] = source[i + r * step + c] for r and c from 0 to 15, in the dtype of `target`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_type, target_type = signature.args[0], signature.args[3]
+        source, i, step, target, j, pace = arguments
+        rows = []
+        for _ in range(WIDTH):
+            pointer = _pointer(context, builder, source_type, source, i)
+            rows.append(builder.load(pointer, align=source_type.dtype.bitwidth // 8))
+            i = builder.add(i, step)
+        # Exchange the quarters off the diagonal: of the square of 16, then in each of its quarters, and so on.
+        for half in (8, 4, 2, 1):
+            upper = _choice(k + WIDTH - half if k & half else k for k in range(WIDTH))
+            lower = _choice(k + WIDTH if k & half else k + half for k in range(WIDTH))
+            for r in range(WIDTH):
+                if not r & half:
+                    pair = rows[r], rows[r + half]
+                    rows[r] = builder.shuffle_vector(*pair, upper)
+                    rows[r + half] = builder.shuffle_vector(*pair, lower)
+        for row in rows:
+            value = _converted(builder, row, source_type.dtype, target_type.dtype)
+            pointer = _pointer(context, builder, target_type, target, j)
+            builder.store(value, pointer, align=target_type.dtype.bitwidth // 8)
+            j = builder.add(j, pace)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(source, index, index, target, index, index), generate
+
+
+def _choice(lanes: Iterable[int]) -> Any:
+    """The constant by which a shuffle takes these lanes of the 32 of two vectors."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), list(lanes))
+
+
+@jit(contract=True)
+def multiply(
+    a, a0, a_row, a_runs, a_step, b, b0, b_runs, b_step, length, c, c0, c_row, rows, columns, accumulate
+):  # fmt: skip
+    """Product of two matrices, c = a @ b or c += a @ b, which lie in flat arrays.
+
+    What is summed over lies in runs of one `length`. The k-th of run r is a[a0 + i * a_row + a_runs[r] + k * a_step] in
+    row i of the first matrix and b[b0 + b_runs[r] + k * b_step + j] in column j of the second, and element (i, j) of
+    the third is c[c0 + i * c_row + j]. Columns are computed up to the next multiple of 16: `b` must be readable and `c`
+    writable there.
+    """
+    zero, row_zero = full(c.dtype.type(0)), full_row(c.dtype.type(0))
+    width = ROW_BYTES // c.itemsize
+    j = 0
+    while j < columns and j + width < columns + WIDTH:
+        for i in range(0, rows, 6):
+            _multiply_rows(
+                row_zero, a, a0 + i * a_row, a_row, a_runs, a_step, b, b0 + j, b_runs, b_step, length,
+                c, c0 + i * c_row + j, c_row, min(6, rows - i), accumulate,
+            )  # fmt: skip
+        j += width
+    while j < columns:
+        for i in range(0, rows, 6):
+            _multiply_rows(
+                zero, a, a0 + i * a_row, a_row, a_runs, a_step, b, b0 + j, b_runs, b_step, length,
+                c, c0 + i * c_row + j, c_row, min(6, rows - i), accumulate,
+            )  # fmt: skip
+        j += WIDTH
+
+
+@jit(contract=True)
+def _multiply_rows(
+    zero, a, a0, a_row, a_runs, a_step, b, b0, b_runs, b_step, length, c, c0, c_row, rows, accumulate
+):  # fmt: skip
+    """As `multiply`, for up to six rows, and as many columns as `zero` has lanes."""
+    last = rows - 1  # the rows up to the sixth repeat it and are not stored
+    a1, a2, a3 = a0 + min(1, last) * a_row, a0 + min(2, last) * a_row, a0 + min(3, last) * a_row
+    a4, a5 = a0 + min(4, last) * a_row, a0 + min(5, last) * a_row
+    s0 = s1 = s2 = s3 = s4 = s5 = zero
+    for r in range(len(a_runs)):
+        begin, j = a_runs[r], b0 + b_runs[r]
+        for k in range(begin, begin + length * a_step, a_step):
+            row = load_like(b, j, zero)
+            s0 = madd(item(a, a0 + k), row, s0)
+            s1 = madd(item(a, a1 + k), row, s1)
+            s2 = madd(item(a, a2 + k), row, s2)
+            s3 = madd(item(a, a3 + k), row, s3)
+            s4 = madd(item(a, a4 + k), row, s4)
+            s5 = madd(item(a, a5 + k), row, s5)
+            j += b_step
+    _put(c, c0, s0, accumulate)
+    if rows > 1:
+        _put(c, c0 + c_row, s1, accumulate)
+    if rows > 2:
+        _put(c, c0 + 2 * c_row, s2, accumulate)
+    if rows > 3:
+        _put(c, c0 + 3 * c_row, s3, accumulate)
+    if rows > 4:
+        _put(c, c0 + 4 * c_row, s4, accumulate)
+    if rows > 5:
+        _put(c, c0 + 5 * c_row, s5, accumulate)
+
+
+@jit(contract=True)
+def _put(c, c0, row, accumulate):
+    store(c, c0, madd(c.dtype.type(1), load_like(c, c0, row), row) if accumulate else row)

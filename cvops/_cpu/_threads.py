@@ -5,6 +5,8 @@ Kernels release the GIL, so plain threads suffice. OpenMP is not used: it kills 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import math
 import os
@@ -21,6 +23,9 @@ _RANGES_PER_THREAD = 4
 _lock = threading.Lock()
 _size: int | None = None
 _pool: ThreadPoolExecutor | None = None
+_workers: list[int] = []  # the system's numbers of the pool's threads
+# The processor that the caller runs on; None where the system does not tell or cannot keep a thread off a processor.
+_current_processor = getattr(ctypes.CDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None
 
 
 def get_num_threads() -> int:
@@ -52,8 +57,10 @@ def run(kernel: Callable[..., None], items: int, *args: Any, nanoseconds: float)
     count = min(items, threads * _RANGES_PER_THREAD)
     bounds = [items * i // count for i in range(count + 1)]
     following = itertools.count()  # next() on it is one step to all threads
+    task: list[Any] = [kernel, args]
 
     def work() -> None:
+        kernel, args = task
         while (i := next(following)) < count:
             kernel(bounds[i], bounds[i + 1], *args)
 
@@ -62,6 +69,7 @@ def run(kernel: Callable[..., None], items: int, *args: Any, nanoseconds: float)
     for future in futures:
         if not future.cancel():  # a worker that has not begun has nothing left to do
             future.result()
+    task.clear()  # a cancelled future waits in the queue for a worker, and must not keep the arrays that long
 
 
 def _submit(work: Callable[[], None], times: int) -> Iterator[Any]:
@@ -69,12 +77,33 @@ def _submit(work: Callable[[], None], times: int) -> Iterator[Any]:
     try:
         with _lock:
             if _pool is None:
-                _pool = ThreadPoolExecutor(get_num_threads() - 1, thread_name_prefix="cvops")
+                _workers.clear()
+                _pool = ThreadPoolExecutor(
+                    get_num_threads() - 1,
+                    thread_name_prefix="cvops",
+                    initializer=lambda: _workers.append(threading.get_native_id()),
+                )
             pool = _pool
+            _keep_off_this_processor()
         for _ in range(times):
             yield pool.submit(work)
     except RuntimeError:
         return  # the interpreter is exiting or about to fork: the caller does it all
+
+
+def _keep_off_this_processor() -> None:
+    """Let the workers wake on other processors than the caller's.
+
+    After a rest of the pool Linux likes to wake a worker where its caller runs, and leaves both there for tens of
+    milliseconds: the call then takes as long as on one thread.
+    """
+    if _current_processor is None:
+        return
+    others = os.sched_getaffinity(0) - {_current_processor()}
+    if others:
+        for worker in _workers:
+            with contextlib.suppress(OSError):  # the worker has ended, or a sandbox forbids it
+                os.sched_setaffinity(worker, others)
 
 
 def _default_size() -> int:

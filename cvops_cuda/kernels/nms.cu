@@ -48,10 +48,13 @@ __device__ Label label_of(const void* idxs, long long i, long long dtype) {
     switch (dtype) {
         case FLOAT64:
         case FLOAT32:
-        case FLOAT16: {
+        case FLOAT16:
+        case BFLOAT16: {
             double value;
+            unsigned short bits16 = dtype == FLOAT16 || dtype == BFLOAT16 ? ((const unsigned short*)idxs)[i] : 0;
             if (dtype == FLOAT64) value = ((const double*)idxs)[i];
-            else convert(dtype == FLOAT32 ? ((const float*)idxs)[i] : from_float16(((const unsigned short*)idxs)[i]), value);
+            else if (dtype == FLOAT32) convert(((const float*)idxs)[i], value);
+            else convert(dtype == FLOAT16 ? from_float16(bits16) : from_bfloat16(bits16), value);
             Label bits = bits_of(value);
             return bits << 1 ? bits : 0;  // -0.0 is 0.0
         }

@@ -7,8 +7,26 @@
 // exactly what IEEE 754 and the CPU backend do. The second half of each #ifdef is for the tests, which compile this same
 // text for the host.
 
-// The working precision of the module, float or double. (A macro T would break NVRTC's own templates.)
-using T = ELEMENT;
+// 16-bit numbers are only stored.
+struct Float16 {
+    unsigned short bits;
+};
+struct BFloat16 {
+    unsigned short bits;
+};
+
+// What the module reads and writes, and the working precision: float, or double for double. (A macro T would break
+// NVRTC's own templates.)
+using Element = ELEMENT;
+template <class From>
+struct Working {
+    using Type = float;
+};
+template <>
+struct Working<double> {
+    using Type = double;
+};
+using T = Working<Element>::Type;
 
 #ifdef __CUDACC__
 
@@ -35,6 +53,39 @@ BINARY(maximum_of, "max.f32", float, "f")
 BINARY(maximum_of, "max.f64", double, "d")
 #undef BINARY
 
+#define UNARY(name, instruction, type, letter)                           \
+    __device__ __forceinline__ type name(type a) {                       \
+        type b;                                                          \
+        asm(instruction " %0, %1;" : "=" letter(b) : letter(a));         \
+        return b;                                                        \
+    }
+#define INTEGER(type, instruction, letter)                              \
+    __device__ __forceinline__ long long integer_of(type a) {           \
+        long long b;                                                     \
+        asm(instruction " %0, %1;" : "=l"(b) : letter(a));              \
+        return b;                                                        \
+    }
+INTEGER(float, "cvt.rzi.s64.f32", "f")
+INTEGER(double, "cvt.rzi.s64.f64", "d")
+#undef INTEGER
+
+UNARY(floor_of, "cvt.rmi.f32.f32", float, "f")
+UNARY(floor_of, "cvt.rmi.f64.f64", double, "d")
+UNARY(ceiling_of, "cvt.rpi.f32.f32", float, "f")
+UNARY(ceiling_of, "cvt.rpi.f64.f64", double, "d")
+#undef UNARY
+
+__device__ __forceinline__ float fused(float a, float b, float c) {
+    float d;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
+    return d;
+}
+__device__ __forceinline__ double fused(double a, double b, double c) {
+    double d;
+    asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(d) : "d"(a), "d"(b), "d"(c));
+    return d;
+}
+
 __device__ __forceinline__ bool less(float a, float b) {
     int yes;
     asm("{ .reg .pred p; setp.lt.f32 p, %1, %2; selp.s32 %0, 1, 0, p; }" : "=r"(yes) : "f"(a), "f"(b));
@@ -51,6 +102,12 @@ __device__ __forceinline__ float from_float16(unsigned short bits) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(a) : "h"(bits));
     return a;
 }
+__device__ __forceinline__ unsigned short to_float16(float a) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+    return bits;
+}
+__device__ __forceinline__ float with_bits(unsigned bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ unsigned bits_of(float a) { return __float_as_uint(a); }
 __device__ __forceinline__ unsigned long long bits_of(double a) { return __double_as_longlong(a); }
 
@@ -66,6 +123,13 @@ BINARY(divide, a / b)
 BINARY(minimum_of, std::fmin(a, b))
 BINARY(maximum_of, std::fmax(a, b))
 #undef BINARY
+inline long long integer_of(double a) { return (long long)a; }
+inline float floor_of(float a) { return std::floor(a); }
+inline double floor_of(double a) { return std::floor(a); }
+inline float ceiling_of(float a) { return std::ceil(a); }
+inline double ceiling_of(double a) { return std::ceil(a); }
+inline float fused(float a, float b, float c) { return a * b + c; }
+inline double fused(double a, double b, double c) { return a * b + c; }
 inline bool less(double a, double b) { return a < b; }
 template <class From, class To>
 void convert(From a, To& b) {
@@ -78,10 +142,27 @@ inline float from_float16(unsigned short bits) {
                                  : std::ldexp((float)(1024 + fraction), exponent - 25);
     return bits >> 15 ? -size : size;
 }
+inline unsigned short to_float16(float a) {
+    unsigned sign = emulation::bits<unsigned>(a) >> 16 & 0x8000;
+    double size = std::fabs(a);
+    if (size != size) return 0x7FFF;
+    int exponent = size < 0x1p-14 ? -14 : std::ilogb(std::min(size, 0x1p16));
+    double units = std::nearbyint(std::ldexp(std::min(size, 0x1p16), 10 - exponent));  // to even, as the GPU does
+    return sign | (unsigned)std::min(units + 1024 * (exponent + 14), 0x1p10 * 31);
+}
+inline float with_bits(unsigned bits) { return emulation::bits<float>(bits); }
 inline unsigned bits_of(float a) { return emulation::bits<unsigned>(a); }
 inline unsigned long long bits_of(double a) { return emulation::bits<unsigned long long>(a); }
 
 #endif
+
+// bfloat16 is the upper half of a float32.
+__device__ __forceinline__ float from_bfloat16(unsigned short bits) { return with_bits((unsigned)bits << 16); }
+__device__ __forceinline__ unsigned short to_bfloat16(float a) {
+    unsigned bits = bits_of(a);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000) return 0x7FFF;
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
 
 // A number in working precision on which arithmetic is exactly that of IEEE 754.
 struct Real {
@@ -97,6 +178,14 @@ __device__ __forceinline__ bool operator>(Real a, Real b) { return less(b.value,
 __device__ __forceinline__ Real minimum(Real a, Real b) { return {minimum_of(a.value, b.value)}; }
 __device__ __forceinline__ Real maximum(Real a, Real b) { return {maximum_of(a.value, b.value)}; }
 
+// Whole numbers, as numbers and as integers (what is left of the fraction being cut off).
+__device__ __forceinline__ long long integer_of(Real a) { return integer_of(a.value); }
+__device__ __forceinline__ Real floor_of(Real a) { return {floor_of(a.value)}; }
+__device__ __forceinline__ Real ceiling_of(Real a) { return {ceiling_of(a.value)}; }
+// a * b + c, which a GPU rounds once and a test twice: not for decisions.
+__device__ __forceinline__ Real fused(Real a, Real b, Real c) { return {fused(a.value, b.value, c.value)}; }
+__device__ __forceinline__ bool is_nan(Real a) { return !(a < Real{0}) && !(a > Real{-1}); }
+
 // A float or double in working precision.
 template <class From>
 __device__ __forceinline__ Real real(From value) {
@@ -107,7 +196,7 @@ __device__ __forceinline__ Real real(From value) {
 
 // Element types as launchers pass them (`_device.dtype_code`), so that arrays are converted where they are read: no
 // launch for it, and no flushing.
-enum { FLOAT64, FLOAT32, FLOAT16, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64 };
+enum { FLOAT64, FLOAT32, FLOAT16, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, BFLOAT16 };
 
 // Element i of an array, converted to working precision; exact wherever `working_dtype` chose the precision.
 __device__ __forceinline__ Real load(const void* array, long long i, long long dtype) {
@@ -122,6 +211,31 @@ __device__ __forceinline__ Real load(const void* array, long long i, long long d
         case UINT8: return {(T)((const unsigned char*)array)[i]};
         case UINT16: return {(T)((const unsigned short*)array)[i]};
         case UINT32: return {(T)((const unsigned*)array)[i]};
+        case BFLOAT16: return real(from_bfloat16(((const unsigned short*)array)[i]));
         default: return {(T)((const unsigned long long*)array)[i]};
     }
+}
+
+// Elements to working precision and back, rounded to nearest, ties to even.
+__device__ __forceinline__ Real widen(double element) { return real(element); }
+__device__ __forceinline__ Real widen(float element) { return real(element); }
+__device__ __forceinline__ Real widen(Float16 element) { return real(from_float16(element.bits)); }
+__device__ __forceinline__ Real widen(BFloat16 element) { return real(from_bfloat16(element.bits)); }
+
+__device__ __forceinline__ void narrow(Real value, double& element) { convert(value.value, element); }
+__device__ __forceinline__ void narrow(Real value, float& element) { convert(value.value, element); }
+__device__ __forceinline__ void narrow(Real value, Float16& element) {
+    float single;
+    convert(value.value, single);
+    element.bits = to_float16(single);
+}
+__device__ __forceinline__ void narrow(Real value, BFloat16& element) {
+    float single;
+    convert(value.value, single);
+    element.bits = to_bfloat16(single);
+}
+__device__ __forceinline__ Element narrow(Real value) {
+    Element element;
+    narrow(value, element);
+    return element;
 }

@@ -14,6 +14,10 @@ _EMULATED = 12
 _arrays._BACKENDS[_EMULATED] = device.PACKAGE
 
 
+def _to_numpy(exporter):
+    return exporter if isinstance(exporter, np.ndarray) else np.from_dlpack(exporter)
+
+
 class Array:
     """An array on the emulated GPU. It offers what the seam asks for, and little else."""
 
@@ -28,7 +32,7 @@ class Array:
         return self.values.__dlpack__(**options)
 
     def __array_namespace__(self, api_version=None):
-        return types.SimpleNamespace(from_dlpack=lambda exporter: Array(np.from_dlpack(exporter)))
+        return types.SimpleNamespace(from_dlpack=lambda exporter: Array(_to_numpy(exporter)))
 
     def tolist(self):
         return self.values.tolist()

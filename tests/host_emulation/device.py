@@ -51,8 +51,19 @@ def use(device, stream):
     return contextlib.nullcontext()
 
 
+def current_gpu():
+    return 0
+
+
+def to_host(array):
+    return array.copy()
+
+
 def asarray(array, name):
-    view = share(array, name, np.from_dlpack).view()
+    if getattr(getattr(array, "values", None), "dtype", None) == "bfloat16":  # NumPy does not share it
+        view = array.values.view()
+    else:
+        view = share(array, name, np.from_dlpack).view()
     view.setflags(write=False)
     return view
 
@@ -82,7 +93,7 @@ def copy(array):
 
 
 def dtype_code(array):
-    return sources().DTYPE_CODES[array.dtype]
+    return sources().DTYPE_CODES[array.dtype.name]
 
 
 def read(scalar):

@@ -296,11 +296,67 @@ inline unsigned __ballot_sync(unsigned mask, int vote) {
         if (mask >> lane & 1) result |= (unsigned)votes[lane] << lane;
     return result;
 }
+// What each lane of `mask` reads from another one; a lane outside the 32 is the lane itself.
+template <class Type>
+Type exchange_with(unsigned mask, Type value, int source) {
+    uint64_t bits = emulation::bits<uint64_t>(value);
+    const uint64_t* values = emulation::exchange(mask, bits);
+    int own = emulation::current->index.x % 32;
+    if (source < 0 || source > 31) source = own;
+    if (!(mask >> source & 1)) emulation::fail("a lane reads from a lane that the mask does not name");
+    Type result;
+    std::memcpy(&result, &values[source], sizeof result);
+    return result;
+}
+template <class Type>
+Type __shfl_sync(unsigned mask, Type value, int source) {
+    return exchange_with(mask, value, source % 32);
+}
+template <class Type>
+Type __shfl_xor_sync(unsigned mask, Type value, int bits) {
+    return exchange_with(mask, value, int(emulation::current->index.x % 32) ^ bits);
+}
+template <class Type>
+Type __shfl_down_sync(unsigned mask, Type value, int distance) {
+    return exchange_with(mask, value, int(emulation::current->index.x % 32) + distance);
+}
+template <class Type>
+Type __shfl_up_sync(unsigned mask, Type value, int distance) {
+    return exchange_with(mask, value, int(emulation::current->index.x % 32) - distance);
+}
+inline void __syncwarp(unsigned mask = 0xFFFFFFFF) { emulation::exchange(mask, 0); }
+inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
+inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) == mask; }
+inline int __syncthreads_or(int vote) { return emulation::barrier(vote != 0) != 0; }
 inline void __threadfence() {}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz(bits) : 32; }
 template <class Type>
 Type atomicAdd(Type* address, Type value) {
     return std::exchange(*address, *address + value);
 }
+template <class Type>
+Type atomicMax(Type* address, Type value) {
+    return std::exchange(*address, std::max(*address, value));
+}
+template <class Type>
+Type atomicOr(Type* address, Type value) {
+    return std::exchange(*address, *address | value);
+}
+template <class Type>
+Type atomicExch(Type* address, Type value) {
+    return std::exchange(*address, value);
+}
+template <class Type>
+Type atomicCAS(Type* address, Type expected, Type value) {
+    return std::exchange(*address, *address == expected ? value : *address);
+}
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 using std::max;
 using std::min;

@@ -1,0 +1,392 @@
+"""The kernels of the RoI operators: from the tables of `_roi_tables` to pooled bins, and back.
+
+An item of work of the fast kernels is an image and 16 of its channels, which lie side by side in the lanes of a vector.
+For that the map is transposed into a block of pixels by 16 channels, where RoIs read it. Position-sensitive operators
+take each bin from channels of its own, which are called the group of the bin: there an item is also one bin.
+
+Where that does not pay, the kernels named direct go pixel by pixel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._jit import jit
+from ._simd import WIDTH, full, keep_first_maximum, load, madd, maximum, store, transpose
+
+UNIT = 4  # taps along x that `forward` takes at a time
+
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+@jit
+def _turn(source, i, step, rows, columns, target, j, pace):
+    """target[j + c * pace + r] = source[i + r * step + c] for r < rows and c < columns."""
+    if rows < WIDTH or columns < WIDTH:
+        for r in range(rows):
+            for c in range(columns):
+                target[j + c * pace + r] = source[i + r * step + c]
+        return
+    # The last tile of a side that is no multiple of 16 overlaps the one before.
+    for r in range(0, rows, WIDTH):
+        r = min(r, rows - WIDTH)
+        for c in range(0, columns, WIDTH):
+            c = min(c, columns - WIDTH)
+            transpose(source, i + r * step + c, step, target, j + c * pace + r, pace)
+
+
+@jit
+def turn_all(begin, end, rows, columns, source, target):
+    """Transpose each of many matrices of rows x columns."""
+    for i in range(begin, end):
+        at = i * rows * columns
+        _turn(source, at, columns, rows, columns, target, at, rows)
+
+
+@jit
+def _lines(vectors, like):
+    """An uninitialised array of `vectors` times 16 elements. A vector that lay on two cache lines would cost twice."""
+    memory = np.empty((vectors + 1) * WIDTH, like.dtype)
+    start = -memory.ctypes.data % 64 // like.itemsize
+    return memory[start : start + vectors * WIDTH]
+
+
+@jit
+def _gather(flat, start, plane, pixel, lanes, tiles, begin, end, block):
+    """Bring the listed tiles of up to 16 planes into the block."""
+    pixels = len(block) // WIDTH
+    for i in range(begin, end):
+        p = max(min(tiles[i] * WIDTH, pixels - WIDTH), 0)
+        count = min(pixels - p, WIDTH)
+        if lanes < WIDTH:  # what happens to be in memory may be slow to calculate with
+            for q in range(p, p + count):
+                store(block, q * WIDTH, full(block.dtype.type(0)))
+        if pixel == 1:
+            _turn(flat, start + p, plane, lanes, count, block, p * WIDTH, WIDTH)
+        elif plane == 1 and lanes == WIDTH:
+            for q in range(p, p + count):
+                store(block, q * WIDTH, load(flat, start + q * pixel))
+        else:
+            for q in range(p, p + count):
+                for c in range(lanes):
+                    block[q * WIDTH + c] = flat[start + q * pixel + c * plane]
+
+
+@jit
+def _item(item, images, channels, groups):
+    """What the item is about: (image, bin whose channels they are or 0, first channel of the output, channels)."""
+    blocks = -(-channels // WIDTH)
+    # The last block of channels overlaps the one before: the same work twice, with the same result.
+    channel = max(min(item % blocks * WIDTH, channels - WIDTH), 0)
+    return item // blocks // groups, item // blocks % groups, channel, min(channels, WIDTH)
+
+
+@jit
+def _bins_of(group, groups, rows, columns):
+    """The bins of an item as they count in the table of first taps: (range of rows, range of columns)."""
+    if groups == 1:
+        return (0, rows), (rows + 1, rows + 1 + columns)
+    p, q = group // columns, rows + 1 + group % columns
+    return (p, p + 1), (q, q + 1)
+
+
+@jit(contract=True)
+def forward(
+    begin,
+    end,
+    shape,
+    groups,
+    first_map,
+    strides,
+    flat,
+    order,
+    starts,
+    tiles,
+    tile_starts,
+    first,
+    offset,
+    weight,
+    bins,
+    pooled,
+):
+    images, channels, height, width = shape
+    plane, pixel = strides
+    rows, columns = bins
+    channels //= groups
+    zero = weight.dtype.type(0)
+    block = _lines(height * width, weight)
+    values = _lines(rows * columns, weight)
+    for item in range(begin, end):
+        image, group, channel, lanes = _item(item, images, channels, groups)
+        m = first_map + image
+        start = image * channels * groups * height * width + (channel * groups + group) * plane
+        _gather(flat, start, plane * groups, pixel, lanes, tiles, tile_starts[m], tile_starts[m + 1], block)
+        y_bins, x_bins = _bins_of(group, groups, rows, columns)
+        count = rows * columns // groups
+        for r in range(starts[m], starts[m + 1]):
+            f = r * (rows + columns + 2)
+            for q in range(x_bins[0], x_bins[1]):
+                x_begin, x_end = first[f + q], first[f + q + 1]
+                if x_begin == x_end:
+                    for at in range((q - x_bins[0]) * WIDTH, count * WIDTH, columns * WIDTH):
+                        store(values, at, full(zero))
+                for x in range(x_begin, x_end, UNIT):
+                    x0, x1 = offset[x] * WIDTH, offset[x + 1] * WIDTH
+                    x2, x3 = offset[x + 2] * WIDTH, offset[x + 3] * WIDTH
+                    w0, w1, w2, w3 = weight[x], weight[x + 1], weight[x + 2], weight[x + 3]
+                    at = (q - x_bins[0]) * WIDTH
+                    y_end = first[f + y_bins[0]]
+                    for p in range(y_bins[0], y_bins[1]):
+                        total = full(zero)
+                        if x > x_begin:
+                            total = load(values, at)
+                        y_begin, y_end = y_end, first[f + p + 1]
+                        for y in range(y_begin, y_end):
+                            i = offset[y] * WIDTH
+                            row = madd(w0, load(block, i + x0), full(zero))
+                            row = madd(w1, load(block, i + x1), row)
+                            row = madd(w2, load(block, i + x2), row)
+                            row = madd(w3, load(block, i + x3), row)
+                            total = madd(weight[y], row, total)
+                        store(values, at, total)
+                        at += columns * WIDTH
+            if groups == 1:
+                _turn(values, 0, WIDTH, count, lanes, pooled, (order[r] * channels + channel) * count, count)
+            else:
+                store(pooled, (order[r] * groups + group) * channels + channel, load(values, 0))
+
+
+@jit(contract=True)
+def backward(
+    begin,
+    end,
+    shape,
+    groups,
+    first_map,
+    grad,
+    order,
+    starts,
+    first,
+    offset,
+    weight,
+    bins,
+    result,
+):
+    images, channels, height, width = shape
+    rows, columns = bins
+    channels //= groups
+    zero = weight.dtype.type(0)
+    block = _lines(height * width, weight)
+    values = _lines(rows * columns, weight)
+    values[:] = 0
+    for item in range(begin, end):
+        image, group, channel, lanes = _item(item, images, channels, groups)
+        y_bins, x_bins = _bins_of(group, groups, rows, columns)
+        count = rows * columns // groups
+        block[:] = 0
+        for r in range(starts[first_map + image], starts[first_map + image + 1]):
+            f = r * (rows + columns + 2)
+            if groups == 1:
+                _turn(grad, (order[r] * channels + channel) * count, count, lanes, count, values, 0, WIDTH)
+            else:
+                store(values, 0, load(grad, (order[r] * groups + group) * channels + channel))
+            at = 0
+            for p in range(y_bins[0], y_bins[1]):
+                for q in range(x_bins[0], x_bins[1]):
+                    value = load(values, at)
+                    at += WIDTH
+                    for y in range(first[f + p], first[f + p + 1]):
+                        row = madd(weight[y], value, full(zero))
+                        for x in range(first[f + q], first[f + q + 1]):
+                            cell = (offset[y] + offset[x]) * WIDTH
+                            store(block, cell, madd(weight[x], row, load(block, cell)))
+        pixels = height * width
+        to = (image * channels * groups + channel * groups + group) * pixels
+        _turn(block, 0, WIDTH, pixels, lanes, result, to, groups * pixels)
+
+
+@jit(contract=True)
+def forward_direct(
+    begin,
+    end,
+    shape,
+    groups,
+    first_map,
+    strides,
+    flat,
+    order,
+    starts,
+    tiles,
+    tile_starts,
+    first,
+    offset,
+    weight,
+    bins,
+    pooled,
+):
+    """As `forward`, pixel by pixel. An item is a RoI."""
+    _, channels, height, width = shape
+    plane, pixel = strides
+    rows, columns = bins
+    zero = weight.dtype.type(0)
+    m = first_map
+    for r in range(starts[first_map] + begin, starts[first_map] + end):
+        while starts[m + 1] <= r:
+            m += 1
+        start = (m - first_map) * channels * height * width
+        y_first = r * (rows + columns + 2)
+        x_first = y_first + rows + 1
+        at = order[r] * (channels // groups) * rows * columns
+        for c in range(0, channels, groups):
+            for p in range(rows):
+                for q in range(columns):
+                    of_bin = c if groups == 1 else c + p * columns + q
+                    total = zero
+                    for y in range(first[y_first + p], first[y_first + p + 1]):
+                        row = zero
+                        line = start + of_bin * plane + offset[y] * pixel
+                        for x in range(first[x_first + q], first[x_first + q + 1]):
+                            row += weight[x] * flat[line + offset[x] * pixel]
+                        total += weight[y] * row
+                    pooled[at] = total
+                    at += 1
+
+
+@jit(contract=True)
+def backward_direct(begin, end, shape, groups, first_map, grad, order, starts, first, offset, weight, bins, result):
+    """As `backward`, pixel by pixel. An item is a channel of an image."""
+    _, channels, height, width = shape
+    rows, columns = bins
+    pixels = height * width
+    for item in range(begin, end):
+        image, channel = item // channels, item % channels
+        plane = result[item * pixels : (item + 1) * pixels]
+        plane[:] = 0
+        y_bins, x_bins = _bins_of(channel % groups, groups, rows, columns)
+        for r in range(starts[first_map + image], starts[first_map + image + 1]):
+            f = r * (rows + columns + 2)
+            at = (order[r] * channels + channel) * rows * columns if groups == 1 else channel * len(order) + order[r]
+            for p in range(y_bins[0], y_bins[1]):
+                for q in range(x_bins[0], x_bins[1]):
+                    for y in range(first[f + p], first[f + p + 1]):
+                        row = weight[y] * grad[at]
+                        for x in range(first[f + q], first[f + q + 1]):
+                            plane[offset[y] + offset[x]] += weight[x] * row
+                    at += 1
+
+
+# ----------------------------------------------------------------------------------------------------------- roi_pool
+
+
+@jit
+def maxima(begin, end, shape, strides, flat, order, starts, tiles, tile_starts, windows, bins, pooled, argmax):
+    images, channels, height, width = shape
+    plane, pixel = strides
+    rows, columns = bins
+    count = rows * columns
+    block = _lines(height * width, pooled)
+    values = _lines(count, pooled)
+    pixels = _lines(count, argmax)
+    for item in range(begin, end):
+        m, _, channel, lanes = _item(item, images, channels, 1)
+        start = m * channels * height * width + channel * plane
+        _gather(flat, start, plane, pixel, lanes, tiles, tile_starts[m], tile_starts[m + 1], block)
+        for r in range(starts[m], starts[m + 1]):
+            at = 0
+            for p in range(rows):
+                top, bottom = windows[r, p, 0], windows[r, p, 1]
+                for q in range(rows, rows + columns):
+                    left, right = windows[r, q, 0], windows[r, q, 1]
+                    if bottom <= top or right <= left:
+                        nothing = 0 if top <= bottom else np.nan
+                        store(values, at, full(pooled.dtype.type(nothing)))
+                        store(pixels, at, full(np.int32(-1)))
+                    elif argmax.size == 0:
+                        best = load(block, (top * width + left) * WIDTH)
+                        for y in range(top, bottom):
+                            for x in range(y * width + left, y * width + right):
+                                best = maximum(best, load(block, x * WIDTH))
+                        store(values, at, best)
+                    else:
+                        best = load(block, (top * width + left) * WIDTH)
+                        where = full(np.int32(top * width + left))
+                        for y in range(top, bottom):
+                            for x in range(y * width + left, y * width + right):
+                                value = load(block, x * WIDTH)
+                                where = keep_first_maximum(best, value, where, full(np.int32(x)))
+                                best = maximum(best, value)
+                        store(values, at, best)
+                        store(pixels, at, where)
+                    at += WIDTH
+            to = (order[r] * channels + channel) * count
+            _turn(values, 0, WIDTH, count, lanes, pooled, to, count)
+            if argmax.size:
+                _turn(pixels, 0, WIDTH, count, lanes, argmax, to, count)
+
+
+@jit
+def _first_maximum(flat, start, pixel, width, top, bottom, left, right):
+    """(value, pixel) of the first maximum in a rectangle of cells, or of the first NaN."""
+    where = top * width + left
+    best = flat[start + where * pixel]
+    has_nan = False
+    for y in range(top, bottom):
+        for x in range(y * width + left, y * width + right):
+            value = flat[start + x * pixel]
+            greater = value > best
+            best, where = value if greater else best, x if greater else where
+            has_nan |= value != value
+    if has_nan:
+        for y in range(top, bottom):
+            for x in range(y * width + left, y * width + right):
+                if flat[start + x * pixel] != flat[start + x * pixel]:
+                    return flat[start + x * pixel], x
+    return best, where
+
+
+@jit
+def maxima_direct(begin, end, shape, strides, flat, order, starts, tiles, tile_starts, windows, bins, pooled, argmax):
+    """As `maxima`, pixel by pixel. An item is a RoI."""
+    _, channels, height, width = shape
+    plane, pixel = strides
+    rows, columns = bins
+    m = 0
+    for r in range(begin, end):
+        while starts[m + 1] <= r:
+            m += 1
+        at = order[r] * channels * rows * columns
+        for c in range(channels):
+            start = m * channels * height * width + c * plane
+            for p in range(rows):
+                for q in range(rows, rows + columns):
+                    top, bottom = windows[r, p, 0], windows[r, p, 1]
+                    left, right = windows[r, q, 0], windows[r, q, 1]
+                    if bottom <= top or right <= left:
+                        best, where = pooled.dtype.type(0 if top <= bottom else np.nan), -1
+                    else:
+                        best, where = _first_maximum(flat, start, pixel, width, top, bottom, left, right)
+                    pooled[at] = best
+                    if argmax.size:
+                        argmax[at] = where
+                    at += 1
+
+
+@jit
+def maxima_backward(begin, end, planes, shape, bins, grad, argmax, order, starts, result):
+    _, channels, height, width = shape
+    pixels = height * width
+    blocks = -(-channels // planes)
+    for item in range(begin, end):
+        image, channel = item // blocks, item % blocks * planes
+        last = min(channel + planes, channels)
+        result[(image * channels + channel) * pixels : (image * channels + last) * pixels] = 0
+        for r in range(starts[image], starts[image + 1]):
+            at = (order[r] * channels + channel) * bins
+            for c in range(channel, last):
+                plane = result[(image * channels + c) * pixels :]
+                values, where = grad[at : at + bins], argmax[at : at + bins]
+                for p in range(bins):
+                    if 0 <= where[p] < pixels:
+                        plane[where[p]] += values[p]
+                at += bins

@@ -1,0 +1,317 @@
+"""What every bin of every RoI reads: the tables that `_roi_kernels` works from.
+
+All decisions are made here, in working precision and in the order of the formulas: nothing here may contract (see
+`_jit`).
+
+RoIs are grouped by map. The maps of all images and levels are numbered through: all images of the first level, of the
+second, ... Of each map the tiles are listed, runs of 16 pixels, that are read at all: none, if asked for none. A table
+of `sampled` or `averaged` holds taps, pairs of a cell and its weight: a bin is the sum over its taps along y of wy *
+(the sum over its taps along x of wx * map[y, x]). A table of `windows` holds rectangles of cells.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._jit import jit
+from ._simd import WIDTH
+
+# How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True; ps_roi_pool; roi_pool.
+ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM = range(4)
+_MOST_SAMPLES = 1 << 16  # along one axis of a bin
+_MOST_CELLS = 1 << 30  # of a corner from the origin
+
+
+@jit
+def _scaled(coordinate, scale):
+    """A coordinate in cells of the map, within reach of integers unless it is NaN or infinite."""
+    scaled = coordinate * scale
+    if abs(scaled) < np.inf:
+        return max(min(scaled, type(scaled)(_MOST_CELLS)), type(scaled)(-_MOST_CELLS))
+    return scaled
+
+
+@jit
+def _rounded(number):
+    """The nearest integer, halves away from zero."""
+    whole = np.trunc(number)
+    if abs(number - whole) >= type(number)(0.5):
+        whole += np.copysign(type(number)(1), number)
+    return whole
+
+
+@jit
+def _frame(low, high, scale, kind, bins, ratio):
+    """How the bins of a RoI lie along one axis: (start of the first, size of each, samples or cells in each).
+
+    -1 samples mean that the RoI has no place: a corner is NaN or infinite, or there would be too many samples.
+    """
+    real = type(low)
+    low, high = _scaled(low, scale), _scaled(high, scale)
+    if not (abs(low) < np.inf and abs(high) < np.inf):
+        return low, low, -1
+    if kind in (AVERAGE, MAXIMUM):
+        low, high = _rounded(low), _rounded(high)
+        # In integers: float32 would lose the last cells of a large RoI.
+        size = real(max(np.int64(high) - np.int64(low) + (kind == MAXIMUM), 1))
+        step = size / real(bins)
+        return low, step, np.int64(np.ceil(step))
+    if kind == ALIGN_CENTRES:
+        low, high = low - real(0.5), high - real(0.5)
+        size = high - low
+    else:
+        size = max(high - low, real(1))
+    step = size / real(bins)
+    samples = real(ratio) if ratio > 0 else max(np.ceil(step), real(0))
+    return low, step, np.int64(samples) if samples <= _MOST_SAMPLES else -1
+
+
+# RoIs of one map are put in order of the strip of it, one of so many, in which they begin: the pixels that the next RoI
+# reads are then likely in the cache.
+_STRIPS = 64
+
+
+@jit
+def place(rois, images, levels, area_limits, kind, rows, columns, ratio):
+    """Find the map of each RoI, and how its bins lie there.
+
+    Maps are numbered through: all images of the first level, of the second, ... Returns (-1 or a row whose image there
+    is not, RoIs in order of the maps and on each from the top, where those of each map start among them, frames as
+    (start, size of a bin) for y and x of each RoI, numbers of samples of a bin along y and x).
+    """
+    real = rois.dtype.type
+    maps = len(levels) * images
+    order, strips = np.empty(len(rois), np.int64), np.empty(len(rois), np.int64)
+    starts, strip_starts = np.zeros(maps + 1, np.int64), np.zeros(maps * _STRIPS + 1, np.int64)
+    frames, samples = np.empty((len(rois), 4), rois.dtype), np.empty((len(rois), 2), np.int64)
+    for k in range(len(rois)):
+        image, x1, y1, x2, y2 = rois[k, 0], rois[k, 1], rois[k, 2], rois[k, 3], rois[k, 4]
+        if not 0 <= image < images or image != np.floor(image):
+            return k, order, starts, frames, samples
+        area = (x2 - x1) * (y2 - y1)
+        level = 0
+        for limit in area_limits:
+            level += area >= limit
+        height, scale = levels[level, 0], real(levels[level, 2])
+        frames[k, 0], frames[k, 1], samples[k, 0] = _frame(y1, y2, scale, kind, rows, ratio)
+        frames[k, 2], frames[k, 3], samples[k, 1] = _frame(x1, x2, scale, kind, columns, ratio)
+        strip = frames[k, 0] / height * _STRIPS
+        m = level * images + np.int64(image)
+        strips[k] = m * _STRIPS + (np.int64(min(strip, _STRIPS - 1)) if strip >= 0 else 0)
+        strip_starts[strips[k] + 1] += 1
+    for strip in range(maps * _STRIPS):
+        strip_starts[strip + 1] += strip_starts[strip]
+    for m in range(maps + 1):
+        starts[m] = strip_starts[m * _STRIPS]
+    for k in range(len(rois)):
+        order[strip_starts[strips[k]]] = k
+        strip_starts[strips[k]] += 1
+    return -1, order, starts, frames, samples
+
+
+@jit
+def _fill_up(begin, at, unit, offset, weight):
+    """Split the last of the taps from `begin` on until their number is a multiple of `unit`; returns their end."""
+    if begin < at:
+        while (at - begin) % unit:
+            weight[at - 1] /= 2
+            offset[at], weight[at] = offset[at - 1], weight[at - 1]
+            at += 1
+    return at
+
+
+@jit
+def _no_taps(bounds, many, at, first, f, offset, weight):
+    """Taps of a RoI that has no place: `many` of weight NaN in each bin."""
+    for p in range(bounds):
+        first[f + p] = at + p * many
+    end = at + (bounds - 1) * many
+    for i in range(at, end):
+        offset[i], weight[i] = 0, np.nan
+    return end
+
+
+@jit
+def _sample_taps(start, step, samples, bins, length, stride, unit, at, first, f, offset, weight):
+    """Taps of bilinear samples. A cell that several samples of a bin touch is one tap."""
+    real = type(start)
+    for p in range(bins):
+        first[f + p] = at
+        cell, near, far = -2, 0.0, 0.0  # the cell of the last sample, and what it and the next one weigh so far
+        for i in range(samples + 1):
+            if i < samples:
+                # Towards larger coordinates also in an inverted RoI.
+                sample = real(i if step >= 0 else samples - 1 - i)
+                y = start + real(p) * step + (sample + real(0.5)) * step / real(samples)
+                if y < -1 or y > length:
+                    continue
+                y = max(y, real(0))
+                low = min(int(y), length - 1)
+                fraction = float(y - real(low)) if low < length - 1 else 0.0
+            else:
+                low, fraction = -2, 0.0  # behind the last sample, to write down what is left
+            if low != cell:
+                if cell >= 0:
+                    offset[at], weight[at] = cell * stride, near / samples
+                    at += 1
+                    near = 0.0
+                    if low == cell + 1:
+                        near = far
+                    elif cell + 1 < length:
+                        offset[at], weight[at] = (cell + 1) * stride, far / samples
+                        at += 1
+                    far = 0.0
+                cell = low
+            near += 1 - fraction
+            far += fraction
+        at = _fill_up(np.int64(first[f + p]), at, unit, offset, weight)
+    first[f + bins] = at
+    return at
+
+
+@jit
+def _mark(marks, low, high):
+    """Mark the tiles that hold the pixels low to high."""
+    for tile in range(low // WIDTH, min(high // WIDTH + 1, len(marks))):
+        marks[tile] = True
+
+
+@jit
+def _list_marked(marks, tiles, count):
+    """Append the marked tiles to a list of `count`, and wipe the marks off; returns the new count."""
+    for tile in range(len(marks)):
+        if marks[tile]:
+            tiles[count] = tile
+            count += 1
+            marks[tile] = False
+    return count
+
+
+@jit
+def sampled(rois, images, levels, area_limits, tiles_of_map, kind, rows, columns, ratio, unit, show):
+    """Table of bilinear samples.
+
+    Returns (bad row or -1, order, starts, tiles, tile_starts, first, offset, weight). The tiles of map m that are read
+    are tiles[tile_starts[m] : tile_starts[m + 1]]. The taps of RoI order[r] along y in bin row p lie from first[f + p]
+    to first[f + p + 1], where f = r * (rows + columns + 2), those along x in bin column p from first[f + rows + 1 + p]
+    to the next, a multiple of `unit`. An offset counts pixels of the map. A RoI that has no place has no taps, or to
+    `show` it, taps of weight NaN.
+    """
+    bad, order, starts, frames, samples = place(rois, images, levels, area_limits, kind, rows, columns, ratio)
+    placed = len(rois) if bad < 0 else 0
+    room = 0
+    for m in range(len(starts) - 1):
+        height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
+        for r in range(starts[m], starts[m + 1]):
+            # A bin has at most two taps a sample, and one a cell before it is filled up; neighbours share two cells.
+            room += min(2 * rows * max(samples[order[r], 0], 1), height + 2 * rows)
+            room += min(2 * columns * max(samples[order[r], 1], 1), width + 2 * columns)
+            room += unit * (rows + columns)
+    # Unsigned, because each use of a signed index would be checked for being negative.
+    first = np.empty(placed * (rows + columns + 2), np.uint64)
+    offset, weight = np.empty(room, np.int64), np.empty(room, rois.dtype)
+    marks = np.zeros(tiles_of_map, np.bool_)
+    tiles, tile_starts = np.empty((len(starts) - 1) * tiles_of_map, np.int64), np.zeros(len(starts), np.int64)
+    at, f = np.int64(0), np.int64(0)
+    one = np.int64(1)  # not a literal, which would be compiled apart
+    for m in range(len(starts) - 1):
+        height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
+        for r in range(starts[m], starts[m + 1]):
+            k = order[r]
+            begin, x_first = at, f + rows + 1
+            if samples[k, 0] < 0 or samples[k, 1] < 0:
+                at = _no_taps(rows + columns + 2, unit if show else 0, at, first, f, offset, weight)
+                middle = np.int64(first[x_first])
+            else:
+                middle = _sample_taps(
+                    frames[k, 0], frames[k, 1], samples[k, 0], rows, height, width, one,
+                    at, first, f, offset, weight,
+                )  # fmt: skip
+                at = _sample_taps(
+                    frames[k, 2], frames[k, 3], samples[k, 1], columns, width, one, unit,
+                    middle, first, x_first, offset, weight,
+                )  # fmt: skip
+            f = x_first + columns + 1
+            if middle < at and tiles_of_map > 0:
+                low = high = offset[middle]
+                for x in range(middle, at):
+                    low, high = min(low, offset[x]), max(high, offset[x])
+                for y in range(begin, middle):
+                    _mark(marks, offset[y] + low, offset[y] + high)
+        tile_starts[m + 1] = _list_marked(marks, tiles, tile_starts[m])
+    return bad, order, starts, tiles, tile_starts, first, offset, weight
+
+
+@jit
+def _window(start, step, p, length):
+    """Cells [begin, end) of bin p of a pooling operator, clipped to [0, length]."""
+    real = type(start)
+    begin = np.int64(np.floor(real(p) * step)) + np.int64(start)
+    end = np.int64(np.ceil(real(p + 1) * step)) + np.int64(start)
+    return min(max(begin, 0), length), min(max(end, 0), length)
+
+
+@jit
+def windows(rois, images, levels, tiles_of_map, kind, rows, columns):
+    """Table of rectangles of cells, for one level.
+
+    Returns (bad row or -1, order, starts, tiles, tile_starts, windows), as `sampled`. windows[r, p] are the begin and
+    end of bin row p of RoI order[r], windows[r, rows + p] those of bin column p. In a RoI that has no place all end
+    before they begin, by which it is told from one without cells.
+    """
+    bad, order, starts, frames, cells = place(rois, images, levels, np.empty(0), kind, rows, columns, 0)
+    # ps_roi_pool never reads the last row and column: so it is in torchvision.
+    height = np.int64(levels[0, 0]) - (kind == AVERAGE)
+    width = np.int64(levels[0, 1])
+    columns_read = width - (kind == AVERAGE)
+    windows = np.empty((len(rois), rows + columns, 2), np.int64)
+    marks = np.zeros(tiles_of_map, np.bool_)
+    tiles, tile_starts = np.empty(images * tiles_of_map, np.int64), np.zeros(len(starts), np.int64)
+    for m in range(images):
+        for r in range(starts[m], starts[m + 1]):
+            k = order[r]
+            if cells[k, 0] < 0 or cells[k, 1] < 0:
+                for p in range(rows + columns):
+                    windows[r, p, 0], windows[r, p, 1] = 0, -1
+                _mark(marks, 0, 0)
+                continue
+            for p in range(rows):
+                windows[r, p, 0], windows[r, p, 1] = _window(frames[k, 0], frames[k, 1], p, height)
+            for p in range(columns):
+                windows[r, rows + p, 0], windows[r, rows + p, 1] = _window(frames[k, 2], frames[k, 3], p, columns_read)
+            if windows[r, rows, 0] < windows[r, -1, 1]:
+                for y in range(windows[r, 0, 0], windows[r, rows - 1, 1]):
+                    _mark(marks, y * width + windows[r, rows, 0], y * width + windows[r, -1, 1] - 1)
+        tile_starts[m + 1] = _list_marked(marks, tiles, tile_starts[m])
+    return bad, order, starts, tiles, tile_starts, windows
+
+
+@jit
+def averaged(windows, weights, width, rows, columns, unit, show):
+    """The taps (first, offset, weight), as of `sampled`, that average over rectangles; `weights` tells their dtype."""
+    room = len(windows) * unit * (rows + columns + 1)
+    for r in range(len(windows)):
+        for p in range(rows + columns):
+            room += max(windows[r, p, 1] - windows[r, p, 0], 0)
+    first = np.empty(len(windows) * (rows + columns + 2), np.uint64)
+    offset, weight = np.empty(room, np.int64), np.empty(room, weights.dtype)
+    at, f = np.int64(0), np.int64(0)
+    for r in range(len(windows)):
+        if windows[r, 0, 1] < windows[r, 0, 0]:
+            at = _no_taps(rows + columns + 2, unit if show else 0, at, first, f, offset, weight)
+            f += rows + columns + 2
+            continue
+        for p in range(rows + columns):
+            if p == rows:
+                first[f] = at
+                f += 1
+            first[f] = at
+            f += 1
+            begin, end = windows[r, p, 0], windows[r, p, 1]
+            for cell in range(begin, end):
+                offset[at], weight[at] = cell * (width if p < rows else 1), 1 / (end - begin)
+                at += 1
+            at = _fill_up(np.int64(first[f - 1]), at, 1 if p < rows else unit, offset, weight)
+        first[f] = at
+        f += 1
+    return first, offset, weight

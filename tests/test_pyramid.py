@@ -1,0 +1,536 @@
+"""MultiScaleRoIAlign: against the reference, and every edge by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cvops
+from tests import compare
+from tests import reference_roi as reference
+from tests import strategies_roi as strategies
+from tests.libraries import CONVERTERS, require, to_numpy
+
+NAN, INF = math.nan, math.inf
+IMAGE = (256, 320)
+
+
+def pyramid(*levels, image=IMAGE, batch=2, channels=3, dtype=np.float32):
+    """Maps by name, "p2" for level 2, as a network makes them of images of this size."""
+    sides = {level: [math.ceil(side / 2**level) for side in image] for level in levels}
+    return {f"p{level}": strategies.normal((batch, channels, *sides[level]), dtype, seed=level + 9) for level in levels}
+
+
+def boxes_of_all_sizes(count, dtype=np.float32, image=IMAGE, seed=0):
+    """Sides from 2 to 1000 pixels, and every eighth box empty, inverted or not finite."""
+    random = np.random.default_rng(seed)
+    centres, sides = random.uniform(0, 1, (count, 2)) * image[::-1], 2 * 500 ** random.uniform(0, 1, (count, 2))
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], 1)
+    for i, odd in enumerate([[5, 5, 5, 90], [90, 9, 10, 300], [200, 200, 0, 0], [NAN, 0, 99, 99], [0, 0, INF, 9]]):
+        boxes[8 * i + 7 :: 40] = odd
+    return boxes.astype(dtype)
+
+
+def split(boxes, batch):
+    """The boxes as a list of one array for each image, all but the last of different lengths."""
+    return np.split(boxes, [len(boxes) // (i + 2) for i in reversed(range(batch - 1))])
+
+
+def check(features, boxes, names, output_size=(2, 3), ratio=2, image_shapes=(IMAGE,), of_grad=np.asarray, **options):
+    """The result and the gradients against the reference. Give the features in any library."""
+    in_numpy = {name: to_numpy(features[name]) for name in names}
+    inputs = in_numpy, [to_numpy(of_image) for of_image in boxes], list(image_shapes), names
+    like = features[names[0]]
+    pool = cvops.MultiScaleRoIAlign(names, output_size, ratio, **options)
+    want = reference.multiscale_roi_align(*inputs, output_size, ratio, **options)
+    compare.close(pool(features, boxes, image_shapes), want, like)
+    grad = of_grad(strategies.normal(want.shape, want.dtype, seed=9))
+    want = reference.multiscale_roi_align_backward(to_numpy(grad), *inputs, ratio, **options)
+    got = pool.backward(grad, features, boxes, image_shapes)
+    assert list(got) == list(names)
+    for name in names:
+        compare.close(got[name], want[name], grad)
+
+
+# ------------------------------------------------------------------------------------------- against the reference
+
+CASES = strategies.pairwise(
+    levels=[(2, 3, 4, 5), (5, 2, 4, 3), (6, 3), (3, 4), (4,), (2, 5, 6), (1, 2, 3, 4, 5, 6, 7)],
+    output_size=[1, 7, (2, 3), (14, 14), (1, 5)],
+    ratio=[-1, 0, 1, 2, 3],
+    aligned=[False, True],
+    canonical=[(224, 4), (100, 3), (64, 5), (224, 2)],
+    channels=[1, 3, 16, 17, 100],
+    batch=[1, 2, 3],
+    count=[0, 1, 40],
+    dtypes=["f4 f4", "f8 f8", "f2 f4", "f2 f2", "f4 f8", "f8 f4"],
+    layout=list(strategies.LAYOUTS),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_multiscale_roi_align(case):
+    dtype, dtype_of_boxes = case["dtypes"].split()
+    layout = strategies.LAYOUTS[case["layout"]]
+    image = (100, 140)
+    features = pyramid(*case["levels"], image=image, batch=case["batch"], channels=case["channels"], dtype=dtype)
+    features = {name: layout(maps) for name, maps in features.items()}
+    boxes = split(boxes_of_all_sizes(case["count"], dtype_of_boxes, image), case["batch"])
+    check(
+        features,
+        boxes,
+        list(features),
+        case["output_size"],
+        case["ratio"],
+        [image],
+        layout,
+        aligned=case["aligned"],
+        canonical_scale=case["canonical"][0],
+        canonical_level=case["canonical"][1],
+    )
+
+
+@given(
+    st.lists(st.integers(-1, 7), min_size=1, max_size=5, unique=True),
+    st.integers(0, 2**32),
+    st.sampled_from([1, 56, 100, 224, 1000]),
+    st.integers(-3, 9),
+    st.booleans(),
+    strategies.ratios,
+)
+def test_any_pyramid(levels, seed, canonical_scale, canonical_level, aligned, ratio):
+    image = (48, 36)
+    features = pyramid(*levels, image=image, batch=1, channels=2)
+    boxes = [boxes_of_all_sizes(10, seed=seed)]
+    options = {"canonical_scale": canonical_scale, "canonical_level": canonical_level, "aligned": aligned}
+    scales = [2.0**-level for level in levels]  # given: the smallest maps are larger than their scale says
+    check(features, boxes, list(features), 2, ratio, [image], scales=scales, **options)
+
+
+@given(st.lists(st.floats(1e-3, 3), min_size=1, max_size=5, unique=True), st.integers(0, 2**32))
+def test_any_scales(scales, seed):
+    features = {f"{i}": strategies.normal((1, 2, 9, 7), seed=i) for i in range(len(scales))}
+    check(features, [boxes_of_all_sizes(10, seed=seed)], list(features), scales=scales)
+
+
+def test_arrays_of_any_library(array):
+    features = {name: array(maps) for name, maps in pyramid(2, 3, 4).items()}
+    boxes = [array(boxes_of_all_sizes(40)), array(boxes_of_all_sizes(7, seed=1))]
+    check(features, boxes, ["p2", "p3", "p4"], of_grad=array)
+    check(features, tuple(boxes), ("p4", "p2"), of_grad=array, aligned=True)
+
+
+def test_arrays_of_two_libraries():
+    """The result follows the maps, gradients follow the gradient."""
+    features = {name: CONVERTERS["torch"](maps) for name, maps in pyramid(2, 3, 4).items()}
+    boxes = [boxes_of_all_sizes(40), boxes_of_all_sizes(7, seed=1)]
+    check(features, boxes, ["p2", "p3", "p4"])
+    check(features, boxes, ["p2", "p3", "p4"], of_grad=CONVERTERS["torch"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_number_of_threads_gives_the_same(threads, dtype):
+    features = pyramid(2, 3, 4, 5, channels=70, dtype=dtype)
+    boxes, shapes = [boxes_of_all_sizes(150), boxes_of_all_sizes(60, seed=1)], [IMAGE, IMAGE]
+    pool = cvops.MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], 7, 2)
+    grad = strategies.normal((210, 70, 7, 7), dtype)
+    threads(1)
+    want, want_gradients = pool(features, boxes, shapes), pool.backward(grad, features, boxes, shapes)
+    for count in (2, 3, 2):
+        threads(count)
+        compare.same(pool(features, boxes, shapes), want, want)
+        for name, gradient in pool.backward(grad, features, boxes, shapes).items():
+            compare.same(gradient, want_gradients[name], grad)
+
+
+def test_the_pyramid_of_a_real_detector():
+    path = Path(__file__).parent.parent / "examples" / "data" / "nanodet_fpn_astronaut_small.npz"
+    with np.load(path) as file:
+        features, boxes = {name: file[name] for name in ("p3", "p4", "p5")}, file["rois"]
+    names, shapes = list(features), [(416, 416)]
+    levels = [reference.level_of(box, [1 / 8, 1 / 16, 1 / 32], 224, 4, np.float32) for box in boxes]
+    assert set(levels) == {0, 1}  # the largest of them is not of level 5
+    for options in ({}, {"aligned": True}, {"canonical_level": 5}, {"canonical_scale": 96}):
+        check(features, [boxes], names, 7, 2, shapes, **options)
+        check(features, [boxes], names, 7, -1, shapes, **options)
+    pooled = cvops.MultiScaleRoIAlign(names, 7, 2)(features, [boxes], shapes)
+    for level, name in enumerate(names):
+        chosen = np.flatnonzero(np.array(levels) == level)
+        one_map = cvops.roi_align(features[name], [boxes[chosen]], 7, 1 / 8 / 2**level, 2)
+        compare.close(one_map, pooled[chosen], boxes)
+
+
+# ---------------------------------------------------------------------------------------------------------- levels
+
+
+def levels_of(boxes, *levels, names=None, **options):
+    """The level at which each box is pooled; the maps of the pyramid are constant."""
+    features = {f"p{level}": np.full((1, 1, 512 >> level, 512 >> level), float(level)) for level in levels}
+    dtype = np.asarray(boxes).dtype
+    features = {name: maps.astype(dtype) for name, maps in features.items()}
+    pool = cvops.MultiScaleRoIAlign(names or list(features), 1, 1, **options)
+    got = pool(features, [np.asarray(boxes)], [(512, 512)])[:, 0, 0, 0]
+    assert (got == got.round()).all()
+    return got.astype(int).tolist()
+
+
+def squares(*sides, dtype=np.float32):
+    return np.array([[9, 9, 9 + side, 9 + side] for side in sides], dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_levels_by_hand(dtype):
+    boxes = squares(1, 55, 56, 111, 112, 223, 224, 447, 448, 490, dtype=dtype)
+    assert levels_of(boxes, 2, 3, 4, 5) == [2, 2, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert levels_of(boxes, 3, 4) == [3, 3, 3, 3, 3, 3, 4, 4, 4, 4]
+    assert levels_of(boxes, 4) == [4] * 10
+    assert levels_of(boxes, 1, 2, 3, canonical_level=2) == [1, 1, 1, 1, 1, 1, 2, 2, 3, 3]
+    assert levels_of(boxes, 2, 3, 4, canonical_scale=111) == [2, 2, 3, 4, 4, 4, 4, 4, 4, 4]
+
+
+def test_only_the_area_counts():
+    boxes = [[0, 0, 112, 448], [0, 0, 448, 112], [-60, 200, 164, 424], [0, 0, 112, 447], [110, 0, 333, 224]]
+    assert levels_of(np.array(boxes, np.float32), 2, 3, 4, 5) == [4, 4, 4, 3, 3]
+
+
+@pytest.mark.parametrize("dtypes", ["f4 f4", "f8 f8", "f8 f4", "f4 f8", "f2 f4"])
+def test_areas_around_the_limits_of_levels(dtypes):
+    """Boxes about 30 roundings of float32 to both sides of where a level begins."""
+    dtype, dtype_of_boxes = (np.dtype(name).type for name in dtypes.split())
+    real = np.float64 if "f8" in dtypes else np.float32
+    sides = np.array([[56], [112], [224], [448]], dtype_of_boxes)
+    around = sides * (1 + dtype_of_boxes(2**-23) * np.arange(-30, 31, dtype=dtype_of_boxes))
+    boxes = np.zeros((around.size, 4), dtype_of_boxes)
+    boxes[:, 2], boxes[:, 3] = around.ravel(), np.repeat(sides, 61)
+    features = {f"p{level}": np.full((1, 1, 512 >> level, 512 >> level), level, dtype) for level in (1, 2, 3, 4, 5)}
+    got = cvops.MultiScaleRoIAlign(list(features), 1, 1)(features, [boxes], [(512, 512)])
+    scales = [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    want = [1 + reference.level_of(box, scales, 224, 4, real) for box in boxes]
+    assert len(set(want)) == 5
+    assert got.ravel().tolist() == want
+
+
+def test_boxes_without_area_are_pooled_at_the_finest_level():
+    boxes = [
+        [100, 100, 100, 400],
+        [100, 100, 400, 100],
+        [400, 100, 100, 400],
+        [100, 400, 400, 100],
+        [100, 100, 100, 100],
+    ]
+    assert levels_of(np.array(boxes, np.float32), 3, 4, 5) == [3] * 5
+    assert levels_of(np.array(boxes, np.float64), 5, 4, 3) == [3] * 5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_areas_that_overflow(dtype):
+    """Infinite: the coarsest level. Infinity times zero is NaN: the finest. What float32 rounds to zero: the finest."""
+    most = float(np.finfo(dtype).max) / 2
+    tiny = 1e-30 if dtype is np.float32 else 1e-200
+    boxes = [[-most, -most, most, most], [-most, 3, most, 3], [3, 3, 3 + tiny, 3 + tiny], [0, 0, tiny, tiny]]
+    boxes = np.array(boxes, dtype)
+    assert levels_of(boxes, 2, 3, 4) == [4, 2, 2, 2]
+    assert levels_of(boxes, 4, 3, 2) == [4, 2, 2, 2]
+
+
+@pytest.mark.parametrize("wrong", [[NAN, 9, 400, 400], [9, 9, INF, 400], [-INF, 9, 400, 400], [-INF, -INF, INF, INF]])
+def test_boxes_that_are_not_finite(wrong):
+    features = pyramid(2, 3, 4, batch=1)
+    boxes = np.array([wrong, [9, 9, 200, 200], wrong], np.float32)
+    check(features, [boxes], ["p2", "p3", "p4"])
+    pooled = cvops.MultiScaleRoIAlign(["p2", "p3", "p4"], 2, 2)(features, [boxes], [IMAGE])
+    assert np.isnan(pooled).all((1, 2, 3)).tolist() == [True, False, True]
+
+
+def test_inverted_twice_is_a_positive_area():
+    assert levels_of(np.array([[400, 400, 100, 100], [110, 110, 100, 100]], np.float32), 2, 3, 4) == [4, 2]
+
+
+def test_an_absent_level_is_pooled_at_the_nearest_coarser_one():
+    """Not by position, which sends boxes to a wrong map, or to none."""
+    boxes = squares(60, 112, 224, 448)
+    assert levels_of(boxes, 2, 3, 4, 5) == [2, 3, 4, 5]
+    assert levels_of(boxes, 2, 4, 5) == [2, 4, 4, 5]
+    assert levels_of(boxes, 2, 5) == [2, 5, 5, 5]
+    assert levels_of(boxes, 3, 5) == [3, 3, 5, 5]
+    assert levels_of(boxes, 1, 6) == [6, 6, 6, 6]
+
+
+def test_the_example_of_torchvisions_documentation():
+    """Maps "feat1" and "feat3" of three, at scales 1/8 and 1/32: levels 3 and 5, between which no box is lost."""
+    features = {f"feat{i + 1}": np.ones((1, 5, 64 >> i, 64 >> i), np.float32) for i in range(3)}
+    boxes = np.array([[10, 10, 10 + side, 10 + side] for side in (30, 100, 150, 220, 225, 300, 450)], np.float32)
+    pooled = cvops.MultiScaleRoIAlign(["feat1", "feat3"], 3, 2)(features, [boxes], [(512, 512)])
+    compare.close(pooled, np.ones((7, 5, 3, 3), np.float32), boxes)
+
+
+def test_neither_the_order_of_the_dict_nor_that_of_the_names_matters():
+    features, boxes = pyramid(2, 3, 4, 5), split(boxes_of_all_sizes(40), 2)
+    names = ["p2", "p3", "p4", "p5"]
+    want = cvops.MultiScaleRoIAlign(names, 3, 2)(features, boxes, [IMAGE] * 2)
+    for order in (names[::-1], ["p4", "p2", "p5", "p3"]):
+        shuffled = {name: features[name] for name in order}
+        for listed in (names, order):
+            compare.same(cvops.MultiScaleRoIAlign(listed, 3, 2)(shuffled, boxes, [IMAGE] * 2), want, want)
+
+
+def test_maps_that_are_not_named_are_left_alone():
+    features, boxes = pyramid(2, 3), split(boxes_of_all_sizes(40), 2)
+    pool = cvops.MultiScaleRoIAlign(["p2", "p3"], 3, 2)
+    want = pool(features, boxes, [IMAGE])
+    grad = np.ones_like(want)
+    more = {"pool": None, **features, "p4": np.ones((7, 7), int)}
+    compare.same(pool(more, boxes, [IMAGE]), want, want)
+    assert list(pool.backward(grad, more, boxes, [IMAGE])) == ["p2", "p3"]
+
+
+# ---------------------------------------------------------------------------------------------------------- scales
+
+
+def test_scales_are_computed_anew_for_every_call():
+    """Of the largest image, whose height decides, to the nearest power of two."""
+    pool = cvops.MultiScaleRoIAlign(["a", "b"], 2, 2)
+    features = {"a": strategies.normal((1, 3, 32, 40)), "b": strategies.normal((1, 3, 16, 20), seed=1)}
+    boxes = [boxes_of_all_sizes(40)]
+    results = []
+    for shapes, a, b in [
+        ([(256, 1)], 1 / 8, 1 / 16),
+        ([(128, 999)], 1 / 4, 1 / 8),
+        ([(64, 50), (256, 30), (100, 9999)], 1 / 8, 1 / 16),
+        ([(362, 1)], 1 / 8, 1 / 16),
+        ([(363, 1)], 1 / 16, 1 / 32),
+        ([(8, 8)], 4, 2),
+    ]:
+        got = pool(features, boxes, shapes)
+        want = cvops.MultiScaleRoIAlign(["a", "b"], 2, 2, scales=[a, b])(features, boxes, [(1, 1)])
+        compare.same(got, want, want)
+        check(features, boxes, ["a", "b"], 2, 2, shapes)
+        results.append(got)
+    assert np.array_equal(results[0], results[2], equal_nan=True)
+    assert not np.array_equal(results[0], results[1], equal_nan=True)
+
+
+def test_given_scales():
+    """In the order of the names; 1/3 lies between the levels 1 and 2."""
+    features = {name: strategies.normal((1, 3, 30, 40), seed=i) for i, name in enumerate("abc")}
+    boxes = [boxes_of_all_sizes(40)]
+    for scales in ([1 / 16, 1 / 3, 1 / 4], (0.1, 0.2, 0.4), np.array([1, 2, 3]) / 8, [1, 2, 4]):
+        check(features, boxes, ["c", "a", "b"], image_shapes=[(1, 1)], scales=scales)
+    # Levels 4, 1.58 and 2; a box of 224 x 224 is of level 3.
+    pool = cvops.MultiScaleRoIAlign(["c", "a", "b"], 1, 1, scales=[1 / 16, 1 / 3, 1 / 4], canonical_level=3)
+    constant = {
+        name: np.full((1, 1, 400, 400), value, np.float32) for name, value in zip("abc", (3, 4, 16), strict=True)
+    }
+    boxes = [squares(10, 111, 112, 223, 224, 448)]
+    assert pool(constant, boxes, [(1, 1)]).ravel().tolist() == [3, 3, 4, 4, 16, 16]
+
+
+def test_one_map_takes_all_boxes():
+    features, boxes = pyramid(3), [boxes_of_all_sizes(30), boxes_of_all_sizes(10, seed=2)]
+    pooled = cvops.MultiScaleRoIAlign(["p3"], 7, 2, aligned=True)(features, boxes, [IMAGE])
+    compare.close(pooled, cvops.roi_align(features["p3"], boxes, 7, 1 / 8, 2, True), pooled)
+
+
+# ----------------------------------------------------------------------------------------------- boxes, gradients
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_no_boxes(batch):
+    features = pyramid(2, 3, batch=batch)
+    check(features, [np.zeros((0, 4), np.float32)] * batch, ["p2", "p3"])
+
+
+def test_images_without_boxes():
+    features = pyramid(2, 3, 4, batch=4)
+    none = np.zeros((0, 4), np.float32)
+    check(features, [none, boxes_of_all_sizes(9), none, boxes_of_all_sizes(3)], ["p2", "p3", "p4"])
+
+
+def test_the_gradient_is_the_transpose():
+    features, boxes = pyramid(2, 3, 4, dtype=np.float64), split(boxes_of_all_sizes(40, np.float64)[:7], 2)
+    pool = cvops.MultiScaleRoIAlign(["p2", "p3", "p4"], (2, 3), -1)
+    pooled = pool(features, boxes, [IMAGE])
+    grad = strategies.normal(pooled.shape, np.float64, seed=5)
+    gradients = pool.backward(grad, features, boxes, [IMAGE])
+    assert all(abs(gradient).max() > 0.01 for gradient in gradients.values())
+    total = sum((features[name] * gradient).sum() for name, gradient in gradients.items())
+    np.testing.assert_allclose((pooled * grad).sum(), total, rtol=1e-12)
+
+
+def test_a_map_that_no_box_is_pooled_from_has_a_gradient_of_zeros():
+    features = pyramid(2, 3, 4, batch=1)
+    pool = cvops.MultiScaleRoIAlign(["p2", "p3", "p4"], 2, 2)
+    got = pool.backward(np.ones((1, 3, 2, 2), np.float32), features, [squares(150)], [IMAGE])
+    assert got["p3"].any()
+    for name in ("p2", "p4"):
+        compare.same(got[name], np.zeros_like(features[name]), features[name])
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_gradient_without_strides(library):
+    features, boxes = pyramid(2, 3, 4), [boxes_of_all_sizes(10), boxes_of_all_sizes(6)]
+
+    def ones(array):
+        one = CONVERTERS[library](np.float32([1.5]))
+        return np.broadcast_to(one, array.shape) if library == "numpy" else one.expand(array.shape)
+
+    check(features, boxes, ["p2", "p3", "p4"], of_grad=ones)
+
+
+def test_a_gradient_of_another_dtype():
+    features, boxes = pyramid(2, 3, 4), [boxes_of_all_sizes(10), boxes_of_all_sizes(6)]
+    for dtype in (np.float16, np.float64):
+        check(features, boxes, ["p2", "p3", "p4"], of_grad=lambda grad, dtype=dtype: grad.astype(dtype))
+
+
+def test_nothing_is_written_into_inputs():
+    features, boxes = pyramid(2, 3), [boxes_of_all_sizes(40), boxes_of_all_sizes(5)]
+    before = {name: maps.copy() for name, maps in features.items()}, [of_image.copy() for of_image in boxes]
+    names, shapes = ["p3", "p2"], [IMAGE, IMAGE]
+    pool = cvops.MultiScaleRoIAlign(names, 2, 2)
+    pooled = pool(features, boxes, shapes)
+    grad = np.ones_like(pooled)
+    pool.backward(grad, features, boxes, shapes)
+    assert (names, shapes, list(features)) == (["p3", "p2"], [IMAGE, IMAGE], ["p2", "p3"])
+    assert (grad == 1).all()
+    for name, maps in features.items():
+        np.testing.assert_array_equal(maps, before[0][name])
+    for of_image, copy in zip(boxes, before[1], strict=True):
+        np.testing.assert_array_equal(of_image, copy)
+
+
+# ------------------------------------------------------------------------------------------------- the object itself
+
+
+def test_repr():
+    assert repr(cvops.MultiScaleRoIAlign(["0"], (7, 7), 2)) == (
+        "MultiScaleRoIAlign(featmap_names=['0'], output_size=(7, 7), sampling_ratio=2)"
+    )
+    assert "output_size=(7, 7)" in repr(cvops.MultiScaleRoIAlign(["0", "1"], 7, 2))
+    assert "featmap_names=['0', '1']" in repr(cvops.MultiScaleRoIAlign(["0", "1"], 7, 2))
+
+
+def test_it_cannot_be_changed():
+    pool = cvops.MultiScaleRoIAlign(["0"], 7, 2)
+    for name in ("featmap_names", "output_size", "scales", "another"):
+        with pytest.raises(AttributeError):
+            setattr(pool, name, None)
+
+
+def test_options_are_keywords():
+    with pytest.raises(TypeError, match="positional"):
+        cvops.MultiScaleRoIAlign(["0"], 7, 2, 224)
+
+
+# -------------------------------------------------------------------------------------------------- refused inputs
+
+
+def refused(error, match, features=None, boxes=None, shapes=(IMAGE,), names=("p2", "p3"), size=2, ratio=2, **options):
+    """Both calls raise `error`; whether the constructor does already is its business."""
+    features = pyramid(2, 3) if features is None else features
+    boxes = [squares(10), squares(20, 30)] if boxes is None else boxes
+    with pytest.raises(error, match=match):
+        cvops.MultiScaleRoIAlign(names, size, ratio, **options)(features, boxes, shapes)
+    grad = np.ones((3, 3, 2, 2), np.float32)
+    with pytest.raises(error, match=match):
+        cvops.MultiScaleRoIAlign(names, size, ratio, **options).backward(grad, features, boxes, shapes)
+
+
+def test_a_missing_map():
+    refused(KeyError, r"p9.*p2.*p3", names=["p2", "p9"])
+    refused(KeyError, "p2", features={})
+
+
+def test_two_maps_of_one_scale():
+    features = pyramid(2, 3)
+    refused(ValueError, "scale", {**features, "also 3": features["p3"]}, names=["p2", "p3", "also 3"])
+    refused(ValueError, "scale", {**features, "also 3": features["p3"][:, :, :-2]}, names=["also 3", "p2", "p3"])
+    refused(ValueError, "scale", scales=[1 / 4, 1 / 4])
+
+
+def test_maps_that_do_not_fit_together():
+    features = pyramid(2, 3)
+    refused(ValueError, "p3", {**features, "p3": features["p3"][:1]})
+    refused(ValueError, "p3", {**features, "p3": features["p3"][:, :2]})
+    refused(TypeError, "p3", {**features, "p3": features["p3"].astype(np.float64)})
+
+
+def test_maps_of_another_shape_or_dtype():
+    features = pyramid(2, 3)
+    refused(
+        ValueError,
+        r"p3.* must have shape \(N, C, H, W\).*, got \(2, 3, 32\)",
+        {**features, "p3": features["p3"][..., 0]},
+    )
+    refused(ValueError, r"p3.* must", {**features, "p3": features["p3"][..., :0]})
+    refused(TypeError, r"p2.*\.astype", {name: maps.astype(int) for name, maps in features.items()})
+    refused(TypeError, "p3.* must be an array, got list", {**features, "p3": features["p3"].tolist()})
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_list_of_boxes_with_another_number_of_images(count):
+    refused(ValueError, f"`boxes` must .*2, got {count}", boxes=[squares(10)] * count)
+
+
+def test_boxes_of_another_shape_or_dtype():
+    refused(ValueError, r"`boxes\[1\]` must have shape \(L, 4\), got \(1, 5\)", boxes=[squares(1), np.ones((1, 5))])
+    refused(TypeError, r"`boxes\[0\]` must be .*\.astype", boxes=[squares(1, 2, 3).astype(int), squares(1)])
+    refused(TypeError, r"`boxes\[1\]` must be an array, got list", boxes=[squares(1), [[0.0, 0, 1, 1]]])
+    refused(TypeError, "`boxes` must be an array", boxes={0: squares(1)})
+
+
+def test_image_shapes():
+    refused(ValueError, "`image_shapes` must", shapes=[])
+    for shapes in ([(256,)], [(256, 320, 3)], [(0, 320)], [(-256, 320)]):
+        refused(ValueError, "`image_shapes` must", shapes=shapes)
+    for shapes in (None, [256, 320], [(256.5, 320)], [("256", "320")], [None]):
+        refused(TypeError, "`image_shapes` must", shapes=shapes)
+
+
+def test_image_shapes_do_not_matter_where_scales_are_given():
+    features, boxes = pyramid(2, 3), [squares(10), squares(100, 200)]
+    pool = cvops.MultiScaleRoIAlign(["p2", "p3"], 2, 2, scales=[1 / 4, 1 / 8])
+    want = pool(features, boxes, [IMAGE])
+    for shapes in ([], [(1, 1)]):
+        compare.same(pool(features, boxes, shapes), want, want)
+
+
+def test_numbers():
+    for size in (0, (2, 0), (2,), (1, 2, 3)):
+        refused(ValueError, "`output_size` must", size=size)
+    for size in (None, "7", 2.0):
+        refused(TypeError, "`output_size` must", size=size)
+    for ratio in (2.0, None, "2"):
+        refused(TypeError, "`sampling_ratio` must", ratio=ratio)
+    for scale in (0, -1, NAN, INF):
+        refused(ValueError, "`canonical_scale` must", canonical_scale=scale)
+        refused(ValueError, "`scales` must", scales=[1 / 4, scale])
+    for scales in ([1 / 4], [1 / 4, 1 / 8, 1 / 16], []):
+        refused(ValueError, "`scales` must", scales=scales)
+    for level in (2.5, None, "4"):
+        refused(TypeError, "`canonical_level` must", canonical_level=level)
+
+
+def test_gradients_of_another_shape():
+    features, boxes = pyramid(2, 3), [squares(10), squares(20, 30)]
+    pool = cvops.MultiScaleRoIAlign(["p2", "p3"], 2, 2)
+    for shape in [(3, 3, 2), (2, 3, 2, 2), (3, 4, 2, 2), (3, 3, 0, 2), (3, 3, 2, 2, 1), (3, 3, 3, 2)]:
+        with pytest.raises(ValueError, match=r"`grad` must have shape .*, got " + re.escape(str(shape))):
+            pool.backward(np.ones(shape, np.float32), features, boxes, [IMAGE])
+    with pytest.raises(TypeError, match=r"`grad` must be .*\.astype"):
+        pool.backward(np.ones((3, 3, 2, 2), int), features, boxes, [IMAGE])
+
+
+def test_tensors_that_require_grad():
+    torch = require("torch")
+    features = {name: torch.from_numpy(maps) for name, maps in pyramid(2, 3).items()}
+    boxes = [torch.from_numpy(squares(10)), torch.from_numpy(squares(20, 30))]
+    wrong = {**features, "p3": features["p3"].clone().requires_grad_()}
+    refused(TypeError, r"p3.* requires grad: use cvops\.torch", wrong, boxes)
+    refused(TypeError, r"`boxes\[1\]` requires grad", features, [boxes[0], boxes[1].clone().requires_grad_()])

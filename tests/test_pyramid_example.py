@@ -1,0 +1,136 @@
+"""examples/pyramid.py, run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "examples" / "data"
+MAPS = DATA / "nanodet_fpn_astronaut_small.npz"
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-W", "error", ROOT / "examples" / "pyramid.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def real_maps():
+    with np.load(MAPS) as archive:
+        return dict(archive)
+
+
+def picture(path):
+    with Image.open(path) as opened:
+        return opened.format, np.asarray(opened.convert("RGB"))
+
+
+def test_default_run(tmp_path):
+    result = run(tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    for level in ("p3", "p4", "p5"):
+        assert level in result.stdout
+    assert f"{len(real_maps()['rois'])} boxes" in result.stdout
+    (path,) = tmp_path.iterdir()
+    assert str(path.name) in result.stdout
+    form, pixels = picture(path)
+    assert form == "PNG"
+    assert min(pixels.shape[:2]) >= 200
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # it shows maps, not an empty page
+
+
+def test_every_run_gives_the_same(tmp_path):
+    results = [run(tmp_path, "--out", name) for name in ("one.png", "two.png")]
+    assert [result.returncode for result in results] == [0, 0]
+    np.testing.assert_array_equal(picture(tmp_path / "one.png")[1], picture(tmp_path / "two.png")[1])
+
+
+def test_out(tmp_path):
+    result = run(tmp_path, MAPS, "--out", "maps.JPG")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["maps.JPG"]
+    assert picture(tmp_path / "maps.JPG")[0] == "JPEG"
+
+
+def test_maps_of_another_file(tmp_path):
+    file = real_maps()
+    np.savez(tmp_path / "other.npz", **{**file, "rois": file["rois"][:3]})
+    result = run(tmp_path, "other.npz", "--out", "other.png")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "3 boxes" in result.stdout
+    assert run(tmp_path, "--out", "default.png").returncode == 0
+    other, default = (picture(tmp_path / f"{name}.png")[1] for name in ("other", "default"))
+    assert other.shape != default.shape or (other != default).any()
+
+
+def test_help(tmp_path):
+    result = run(tmp_path, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    text = " ".join(result.stdout.split())
+    assert re.search(r"file .*\.npz", text)
+    assert re.search(r"--out OUT .*\.png or \.jpg \(default: \S+\.png\)", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_refused(result, folder, *said):
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"pyramid\.py: error: .*\n", result.stderr)
+    for words in said:
+        assert words in result.stderr
+    assert not [path for path in folder.iterdir() if path.suffix in (".png", ".jpg")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing.npz"], ["missing.npz", "No such file"]),
+        (["."], ["Is a directory"]),
+        ([DATA / "NOTICE.md"], ["NOTICE.md"]),
+        ([DATA / "ssd_coco_coffee.npz"], ["ssd_coco_coffee.npz", "lacks", "p3", "rois"]),
+        (["two\nlines.npz"], ["two lines.npz"]),
+        (["--out", "pyramid.npz"], ["--out", ".png or .jpg", "pyramid.npz"]),
+        (["--out", "no/such/folder.png"], ["--out", "no/such/folder.png"]),
+        (["--colour"], ["--colour"]),
+        ([MAPS, MAPS], ["unrecognized"]),
+    ],
+)
+def test_refused_arguments(arguments, said, tmp_path):
+    assert_refused(run(tmp_path, *arguments), tmp_path, *said)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("p4", None, ["lacks", "p4"]),
+        ("rois", None, ["lacks", "rois"]),
+        ("rois", lambda rois: rois[:, :3], ["rois"]),
+        ("rois", lambda rois: rois[0], ["rois"]),
+        ("rois", lambda rois: rois.astype(complex), ["rois"]),
+        ("p3", lambda map: map[0, 0], ["p3"]),
+        ("p3", lambda map: map.astype("U8"), ["p3"]),
+        ("p5", lambda map: map[:, :5, :0], ["p5"]),
+    ],
+)
+def test_refused_files(name, change, said, tmp_path):
+    file = real_maps()
+    if change is None:
+        del file[name]
+    else:
+        file[name] = change(file[name])
+    np.savez(tmp_path / "file.npz", **file)
+    assert_refused(run(tmp_path, "file.npz"), tmp_path, "file.npz", *said)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_refused_damaged_file(share, tmp_path):
+    content = MAPS.read_bytes()
+    (tmp_path / "file.npz").write_bytes(content[: int(share * len(content))])
+    assert_refused(run(tmp_path, "file.npz"), tmp_path, "file.npz")
