@@ -7,6 +7,7 @@ from typing import Any
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._device import asarray, copy, current_gpu, quiet, to_host, use, xp
 from ._nms import batched_nms, nms
+from ._roi import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
 
 __all__ = [
     "asarray",
@@ -17,8 +18,12 @@ __all__ = [
     "current_gpu",
     "distance_box_iou",
     "generalized_box_iou",
+    "multiscale_roi_align",
+    "multiscale_roi_align_backward",
     "nms",
     "quiet",
+    "roi_align",
+    "roi_align_backward",
     "to_host",
     "use",
     "xp",

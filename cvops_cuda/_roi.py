@@ -1,0 +1,132 @@
+"""RoI operators. roi_align is that of a pyramid with one map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cvops._checks import working_dtype
+
+from ._device import Array, contiguous, dtype_code, empty, launch
+
+Shape = tuple[int, int, int, int]
+
+# As in kernels/roi_align.cu.
+_LEVELS, _THREADS, _CHANNELS, _GRADIENTS, _TILE = 4, 256, 64, 16, 16
+_FOOTPRINT_BYTES, _FRAME_BYTES = 24, {"f": 32, "d": 48}
+
+
+def roi_align(
+    features: Array,
+    rois: Array,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Array:
+    return multiscale_roi_align([features], rois, output_size, [spatial_scale], [], sampling_ratio, aligned)
+
+
+def roi_align_backward(
+    grad: Array, rois: Array, input_shape: Shape, spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Array:
+    return multiscale_roi_align_backward(grad, rois, [input_shape], [spatial_scale], [], sampling_ratio, aligned)[0]
+
+
+def multiscale_roi_align(
+    features: Sequence[Array],
+    rois: Array,
+    output_size: tuple[int, int],
+    spatial_scales: Sequence[float],
+    area_limits: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Array:
+    """roi_align of each RoI on the map of the index that tells how many of the increasing limits its area reaches.
+
+    One launch for every four maps; no workspace. Maps are read where they lie if all are contiguous, or all
+    channels-last; others are copied.
+    """
+    dtype, storage = features[0].dtype, _storage(features[0], rois)
+    maps, channels_last = _read_where_they_lie([array.astype(storage, copy=False) for array in features])
+    rois = contiguous(rois)
+    images, channels, *_ = features[0].shape
+    pooled = empty((len(rois), channels, *output_size), storage)
+    if pooled.size:
+        blocks = len(rois) * math.ceil(channels / _CHANNELS)
+        for some, levels in _groups([array.shape for array in features], spatial_scales, area_limits):
+            launch(
+                "roi_align", "roi_align", storage, blocks, _THREADS, *_filled_up(maps[some], None), *levels, rois,
+                dtype_code(rois), images, channels, int(channels_last), *output_size, sampling_ratio, int(aligned),
+                pooled,
+            )  # fmt: skip
+    return pooled.astype(dtype, copy=False)
+
+
+def multiscale_roi_align_backward(
+    grad: Array,
+    rois: Array,
+    input_shapes: Sequence[Shape],
+    spatial_scales: Sequence[float],
+    area_limits: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Array]:
+    """Two launches for every four maps, one if there are no RoIs. Workspace: 56 bytes for each RoI, 72 in float64."""
+    dtype, storage = grad.dtype, _storage(grad, rois)
+    grad, rois = contiguous(grad.astype(storage, copy=False)), contiguous(rois)
+    size, (images, channels, *_), bins = len(rois), input_shapes[0], grad.shape[2:]
+    gradients = [empty(shape, storage) for shape in input_shapes]
+    if images * channels == 0:
+        return gradients
+    footprints = empty((size * _FOOTPRINT_BYTES,), "uint8")
+    frames = empty((size * _FRAME_BYTES[working_dtype(grad, rois)],), "uint8")
+    for some, levels in _groups(input_shapes, spatial_scales, area_limits):
+        if size:
+            launch(
+                "roi_align", "roi_align_places", storage, math.ceil(size / _THREADS), _THREADS, *levels, rois,
+                dtype_code(rois), size, images, *bins, sampling_ratio, int(aligned), footprints, frames,
+            )  # fmt: skip
+        tiles = sum(math.ceil(height / _TILE) * math.ceil(width / _TILE) for *_, height, width in input_shapes[some])
+        launch(
+            "roi_align", "roi_align_gradients", storage, images * math.ceil(channels / _GRADIENTS) * tiles, _THREADS,
+            grad, footprints, frames, size, images, channels, *bins, *levels[: 2 * _LEVELS],
+            *_filled_up(gradients[some], None),
+        )  # fmt: skip
+    return [gradient.astype(dtype, copy=False) for gradient in gradients]
+
+
+def _storage(images: Array, rois: Array) -> str:
+    """Type code of what the kernels read and write: float64 if that is the working precision."""
+    return "d" if working_dtype(images, rois) == "d" else images.dtype.char
+
+
+def _read_where_they_lie(maps: list[Array]) -> tuple[list[Array], bool]:
+    """The maps, all of one layout, and whether that is channels-last."""
+    if not all(array.flags.c_contiguous for array in maps):
+        turned = [array.transpose(0, 2, 3, 1) for array in maps]
+        if all(array.flags.c_contiguous for array in turned):
+            return turned, True
+    return [contiguous(array) for array in maps], False
+
+
+def _groups(shapes, scales, limits):
+    """The levels that each launch does: which they are, and heights, widths, scales and limits as kernels take them.
+
+    A RoI is of the level whose limit its area reaches, and none above. NaN is never reached.
+    """
+    limits = [0.0, *limits, math.nan]
+    for first in range(0, len(shapes), _LEVELS):
+        some = slice(first, first + _LEVELS)
+        end = limits[min(first + _LEVELS, len(shapes))]
+        yield some, [
+            *_filled_up([shape[2] for shape in shapes[some]], 0),
+            *_filled_up([shape[3] for shape in shapes[some]], 0),
+            *_filled_up(scales[some], 1.0),
+            *_filled_up(limits[: len(shapes)][some], math.nan),
+            end,
+        ]
+
+
+def _filled_up(values, value):
+    return [*values, *[value] * (_LEVELS - len(values))]
