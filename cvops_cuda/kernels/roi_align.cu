@@ -21,6 +21,7 @@
 constexpr int LEVELS = 4;
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
 constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
+constexpr int RESIDENT = sizeof(T) == 8 ? 1 : 3;  // blocks that should find registers on a multiprocessor
 
 // Parameters of a kernel, one for each level; and their names.
 #define OF_LEVELS(type, name) type name##0, type name##1, type name##2, type name##3
@@ -81,20 +82,20 @@ __device__ __forceinline__ Type pick(const Type (&values)[LEVELS], int level) {
 // Calls take(cell, weight) for each tap of a bin along one axis, cells ascending, given its samples from `begin` to `end`
 // of those in ascending order. Sums are in double: there may be 65 536 samples on one cell.
 template <class Take>
-__device__ void take_taps(Axis axis, long long bin, long long length, long long begin, long long end, Take take) {
+__device__ void take_taps(const Axis& axis, long long bin, long long length, int begin, int end, Take take) {
     Real half = {(T)0.5}, samples = {(T)axis.samples}, base = axis.start + Real{(T)bin} * axis.step;
-    bool inverted = axis.step < Real{0};
-    long long cell = -2;          // that of the last sample
-    double near = 0, far = 0;     // what it and the next one weigh so far
-    for (long long i = begin; i <= end; ++i) {
-        long long low = -2;  // behind the last sample, to take what is left
+    int last = axis.step < Real{0} ? (int)axis.samples - 1 : 0;  // of an inverted RoI, the sample that comes first
+    int cell = -2;             // that of the last sample
+    double near = 0, far = 0;  // what it and the next one weigh so far
+    for (int i = begin; i <= end; ++i) {
+        int low = -2;  // behind the last sample, to take what is left
         Real fraction = {0};
         if (i < end) {
-            Real sample = {(T)(inverted ? axis.samples - 1 - i : i)};
+            Real sample = {(T)abs(last - i)};
             Real at = base + (sample + half) * axis.step / samples;
             if (at < Real{-1} || at > Real{(T)length}) continue;
             at = maximum(at, Real{0});
-            low = min(integer_of(at), length - 1);
+            low = (int)min(integer_of(at), length - 1);
             if (low < length - 1) fraction = at - Real{(T)low};
         }
         if (low != cell) {
@@ -118,6 +119,7 @@ __device__ void take_taps(Axis axis, long long bin, long long length, long long 
 
 constexpr int CHANNELS = 64;  // of a block; as in _roi.py
 constexpr int TOGETHER = 4;   // channels of a thread at a time
+constexpr int UNROLLED = 4;   // reads of a channel on their way at once
 constexpr int TAPS = 512;     // in shared memory, for each axis
 
 struct Tap {
@@ -125,139 +127,158 @@ struct Tap {
     Real weight;
 };
 
-// The taps of some bins along one axis: those of each begin at a multiple of the same number.
+// The taps of some bins along one axis. There is room for as many in each bin; a bin that alone has too many is summed up
+// in windows of them.
 struct Taps {
+    Axis axis;
+    long long length, pitch;  // of the axis, in cells, and of a cell
+    int room, bins, windows;  // for taps in each bin, bins at a time, windows of taps
+    int counts[TAPS / 2];     // of taps in each bin
     Tap taps[TAPS];
-    int counts[TAPS / 2];  // of each bin
 };
 
-// More than a bin has taps: two for a sample, and one for a cell, where large coordinates are not exact.
-__device__ long long most_taps(Axis axis, long long length) {
+__device__ void lay_out(Taps& table, const Axis& axis, long long length, long long pitch) {
+    // A bin has at most two taps for a sample, and one for a cell, more or less where large coordinates are not exact.
     long long cells = integer_of(maximum(axis.step, Real{0} - axis.step)) + 3 + (length >> 16);
-    return max(min(2 * axis.samples, cells), 2ll);
+    int most = (int)max(min(2 * axis.samples, cells), 2ll);
+    table.axis = axis, table.length = length, table.pitch = pitch;
+    table.room = min(most, TAPS), table.bins = TAPS / table.room, table.windows = (most + TAPS - 1) / TAPS;
 }
 
-// Find the taps of bin number `slot` of the table: of all that the bin has, at most `room`, after skipping some.
-__device__ void fill(Taps& table, int slot, int room, Axis axis, long long bin, long long length, long long pitch,
-                     long long skipped) {
-    long long number = -skipped;
-    Tap* taps = table.taps + slot * room;
-    take_taps(axis, bin, length, 0, axis.samples, [&](long long cell, Real weight) {
-        if (number >= 0 && number < room) taps[number] = {cell * pitch, weight};
+// Find the taps of a bin in a window: those after so many others.
+__device__ void fill(Taps& table, int slot, long long bin, int window) {
+    int number = -TAPS * window;
+    Tap* taps = table.taps + slot * table.room;
+    take_taps(table.axis, bin, table.length, 0, (int)table.axis.samples, [&](int cell, Real weight) {
+        if (number >= 0 && number < table.room) taps[number] = {cell * table.pitch, weight};
         ++number;
     });
-    table.counts[slot] = (int)min(max(number, 0ll), (long long)room);
+    table.counts[slot] = min(max(number, 0), table.room);
 }
 
 __device__ __forceinline__ Real from_lane(Real value, int distance) {
     return {__shfl_xor_sync(ALL, value.value, distance)};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Add a column of cells, each by its weight, to the sums of the channels. Of a channel that is not there, the first one
+// is read again.
+__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
+                                           int channels, const Tap* taps, int count) {
+    Real of_column[TOGETHER] = {};
+    for (int t = 0; t < count; t += UNROLLED) {
+        Real values[UNROLLED][TOGETHER] = {}, weights[UNROLLED] = {};
+#pragma unroll
+        for (int i = 0; i < UNROLLED; ++i) {
+            if (t + i >= count) continue;
+            const Element* cell = column + taps[t + i].offset;
+            weights[i] = taps[t + i].weight;
+#pragma unroll
+            for (int c = 0; c < TOGETHER; ++c) {
+                values[i][c] = widen(*cell);
+                if (c + 1 < channels) cell += plane;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < UNROLLED; ++i)
+#pragma unroll
+            for (int c = 0; c < TOGETHER; ++c) of_column[c] = fused(weights[i], values[i][c], of_column[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight, of_column[c], sums[c]);
+}
+
+// The sums over the lanes of a bin. Of four neighbours, each ends up with one channel.
+__device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lanes) {
+    bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+    Real low = (odd ? sums[1] : sums[0]) + from_lane(odd ? sums[0] : sums[1], 1);
+    Real high = (odd ? sums[3] : sums[2]) + from_lane(odd ? sums[2] : sums[3], 1);
+    Real sum = (upper ? high : low) + from_lane(upper ? low : high, 2);
+    for (int distance = TOGETHER; distance < lanes; distance *= 2) sum = sum + from_lane(sum, distance);
+    return sum;
+}
+
+// What a block does. One thread works it out, into shared memory: registers are needed for what is read.
+struct Plan {
+    Taps y, x;
+    const Element* map;  // its first channel of the block
+    long long plane;     // from one channel to the next
+    int level, nowhere;  // -1 if another launch knows the map; whether the RoI is NaN
+    int lanes;           // of a bin, a power of two
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 roi_align(OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width),
           OF_LEVELS(double, scale), OF_LEVELS(double, limit), double limit_of_all, const void* boxes,
           long long boxes_dtype, long long images, long long channels, long long channels_last, long long rows,
           long long columns, long long ratio, long long aligned, Element* pooled) {
-    SHARED(Taps, y_taps);
-    SHARED(Taps, x_taps);
-    const Element* maps[LEVELS] = LISTED(map);
-    Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
-    long long groups = (channels + CHANNELS - 1) / CHANNELS, k = blockIdx.x / groups;
-    long long first = blockIdx.x % groups * CHANNELS, bins = rows * columns;
+    SHARED(Plan, plan);
+    unsigned groups = (unsigned)((channels + CHANNELS - 1) / CHANNELS);
+    long long k = blockIdx.x / groups, first = blockIdx.x % groups * (long long)CHANNELS, bins = rows * columns;
     int count = (int)min((long long)CHANNELS, channels - first), quads = (count + TOGETHER - 1) / TOGETHER;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-
-    Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-    if (place.level < 0) return;
     Element* result = pooled + (k * channels + first) * bins;
-    if (place.image < 0 || place.y.samples < 0 || place.x.samples < 0) {
+
+    if (threadIdx.x == 0) {
+        const Element* maps[LEVELS] = LISTED(map);
+        Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
+        Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
+        plan.level = place.level;
+        plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
+        if (place.level >= 0 && !plan.nowhere) {
+            long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
+            long long pixel = channels_last ? channels : 1;
+            plan.plane = channels_last ? 1 : height * width;
+            plan.map = pick(maps, place.level) + place.image * channels * height * width + first * plan.plane;
+            lay_out(plan.y, place.y, height, width * pixel);
+            lay_out(plan.x, place.x, width, pixel);
+            // Windows are of one bin: each warp has it for some channels, and keeps its sums.
+            if (plan.y.windows > 1 || plan.x.windows > 1) plan.y.bins = plan.x.bins = 1;
+            plan.lanes = TOGETHER;
+            while (plan.lanes < WARP && plan.lanes < plan.x.room) plan.lanes *= 2;
+        }
+    }
+    __syncthreads();  // the plan is there
+    if (plan.level < 0) return;
+    if (plan.nowhere) {
         for (long long i = threadIdx.x; i < count * bins; i += THREADS) result[i] = narrow(Real{0} / Real{0});
         return;
     }
-    long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
-    long long pixel = channels_last ? channels : 1, plane = channels_last ? 1 : height * width;
-    const Element* map = pick(maps, place.level) + place.image * channels * height * width + first * plane;
+    int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows, quads_at_once = windows > 1 ? WARPS : quads;
 
-    // As many bins at a time as have room. A bin that alone has too many taps is summed up in several windows of them;
-    // each warp then has one bin of some channels, and keeps its sums.
-    long long most_y = most_taps(place.y, height), most_x = most_taps(place.x, width);
-    bool windows = most_y > TAPS || most_x > TAPS;
-    int room_y = (int)min(most_y, (long long)TAPS), room_x = (int)min(most_x, (long long)TAPS);
-    int rows_at_once = windows ? 1 : TAPS / room_y, columns_at_once = windows ? 1 : TAPS / room_x;
-    int quads_at_once = windows ? WARPS : quads;
-    int lanes_of_bin = TOGETHER;  // a power of two
-    while (lanes_of_bin < WARP && lanes_of_bin < room_x) lanes_of_bin *= 2;
-    int bins_of_warp = WARP / lanes_of_bin, lane_of_bin = lane % lanes_of_bin;
-
-    for (long long row = 0; row < rows; row += rows_at_once)
-        for (long long column = 0; column < columns; column += columns_at_once)
+    for (unsigned row = 0; row < rows; row += plan.y.bins)
+        for (unsigned column = 0; column < columns; column += plan.x.bins)
             for (int quad = 0; quad < quads; quad += quads_at_once) {
-                int down = (int)min((long long)rows_at_once, rows - row);
-                int across = (int)min((long long)columns_at_once, columns - column);
-                int steps = (down * across + bins_of_warp - 1) / bins_of_warp;
-                int items = min(quads_at_once, quads - quad) * steps;
+                int down = (int)min((long long)plan.y.bins, rows - row);
+                int across = (int)min((long long)plan.x.bins, columns - column);
+                int steps = (down * across * lanes + WARP - 1) / WARP, items = min(quads_at_once, quads - quad) * steps;
                 Real sums[TOGETHER];
-                for (long long window_y = 0; window_y < most_y; window_y += TAPS)
-                    for (long long window_x = 0; window_x < most_x; window_x += TAPS) {
-                        __syncthreads();  // the last taps are used up
-                        for (int i = threadIdx.x; i < down + across; i += THREADS) {
-                            bool of_row = i < down;
-                            fill(of_row ? y_taps : x_taps, of_row ? i : i - down, of_row ? room_y : room_x,
-                                 of_row ? place.y : place.x, of_row ? row + i : column + i - down,
-                                 of_row ? height : width, of_row ? width * pixel : pixel, of_row ? window_y : window_x);
-                        }
-                        __syncthreads();  // the taps are there
-                        bool begins = !window_y && !window_x;
-                        bool ends = window_y + TAPS >= most_y && window_x + TAPS >= most_x;
-                        for (int item = warp; item < items; item += WARPS) {
-                            int channel = (quad + item / steps) * TOGETHER, left = count - channel;
-                            int bin = item % steps * bins_of_warp + lane / lanes_of_bin;
-                            int p = bin / across, q = bin % across;
-                            bool there = bin < down * across;
-                            int taps_y = there ? y_taps.counts[p] : 0, taps_x = there ? x_taps.counts[q] : 0;
-                            // Of a channel that is not there, read the first one of the thread.
-                            const Element* source = map + channel * plane;
-                            long long apart[TOGETHER];
-#pragma unroll
-                            for (int c = 0; c < TOGETHER; ++c) {
-                                apart[c] = c < left ? c * plane : 0;
-                                if (begins) sums[c] = {0};
-                            }
-                            for (int t = lane_of_bin; t < taps_x; t += lanes_of_bin) {
-                                Tap x = x_taps.taps[q * room_x + t];
-                                Real of_column[TOGETHER] = {};
-                                for (int u = 0; u < taps_y; u += 4) {
-                                    Real values[4][TOGETHER] = {}, weights[4] = {};
-#pragma unroll
-                                    for (int i = 0; i < 4; ++i)
-                                        if (u + i < taps_y) {
-                                            Tap y = y_taps.taps[p * room_y + u + i];
-                                            const Element* cell = source + (y.offset + x.offset);
-                                            weights[i] = y.weight;
-#pragma unroll
-                                            for (int c = 0; c < TOGETHER; ++c) values[i][c] = widen(cell[apart[c]]);
-                                        }
-#pragma unroll
-                                    for (int i = 0; i < 4; ++i)
-#pragma unroll
-                                        for (int c = 0; c < TOGETHER; ++c)
-                                            of_column[c] = fused(weights[i], values[i][c], of_column[c]);
-                                }
-#pragma unroll
-                                for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(x.weight, of_column[c], sums[c]);
-                            }
-                            if (!ends) continue;
-                            // Add up over the lanes of the bin; of four neighbours, each ends up with one channel.
-                            bool odd = lane & 1, upper = lane & 2;
-                            Real low = (odd ? sums[1] : sums[0]) + from_lane(odd ? sums[0] : sums[1], 1);
-                            Real high = (odd ? sums[3] : sums[2]) + from_lane(odd ? sums[2] : sums[3], 1);
-                            Real sum = (upper ? high : low) + from_lane(upper ? low : high, 2);
-                            for (int distance = 4; distance < lanes_of_bin; distance *= 2)
-                                sum = sum + from_lane(sum, distance);
-                            if (there && lane_of_bin < min(TOGETHER, left))
-                                result[(channel + lane_of_bin) * bins + (row + p) * columns + column + q] = narrow(sum);
-                        }
+                for (int window = 0; window < windows; ++window) {
+                    __syncthreads();  // the last taps are used up
+                    for (int i = threadIdx.x; i < down + across; i += THREADS) {
+                        bool of_row = i < down;
+                        fill(of_row ? plan.y : plan.x, of_row ? i : i - down, of_row ? row + i : column + (i - down),
+                             of_row ? window / plan.x.windows : window % plan.x.windows);
                     }
+                    __syncthreads();  // the taps are there
+                    for (int item = warp; item < items; item += WARPS) {
+                        int channel = (quad + item / steps) * TOGETHER, left = count - channel;
+                        int bin = (item % steps * WARP + lane) / lanes, p = bin / across, q = bin % across;
+                        bool there = bin < down * across;
+                        if (window == 0)
+                            for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
+                        if (there) {
+                            const Tap *y = plan.y.taps + p * plan.y.room, *x = plan.x.taps + q * plan.x.room;
+                            const Element* source = plan.map + channel * plan.plane;
+                            for (int i = lane % lanes; i < plan.x.counts[q]; i += lanes)
+                                add_column(sums, x[i].weight, source + x[i].offset, plan.plane, left, y,
+                                           plan.y.counts[p]);
+                        }
+                        if (window + 1 < windows) continue;
+                        Real sum = sum_of_bin(sums, lanes);
+                        if (there && lane % lanes < min(TOGETHER, left))
+                            result[(channel + lane % lanes) * bins + (row + p) * columns + column + q] = narrow(sum);
+                    }
+                }
             }
 }
 
@@ -294,7 +315,7 @@ __device__ void extent(Axis axis, long long bins, long long length, int& first, 
     last = none ? -1 : (int)min(max(integer_of(floor_of(high)) + 1, 0ll), length - 1);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 roi_align_places(OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale),
                  OF_LEVELS(double, limit), double limit_of_all, const void* boxes, long long boxes_dtype,
                  long long size, long long images, long long rows, long long columns, long long ratio,
@@ -323,8 +344,8 @@ struct Line {
 // What some bins of a RoI bring to the tile.
 struct Share {
     Line y, x;
-    long long roi, row, column;  // the first of these bins
-    long long pieces;            // in which the bins of the RoI are taken
+    const Element* grad;  // of the first of these bins, in the first channel of the block
+    int pieces;           // in which the bins of the RoI are taken
 };
 struct Shares {
     Share of[WARPS];
@@ -349,13 +370,13 @@ __device__ Range steps_between(Real origin, Real step, long long count, Real low
     return {integer_of(begin), min(integer_of(end) + 1, count)};
 }
 
-__device__ Range bins_between(Axis axis, long long bins, long long low) {
+__device__ Range bins_between(const Axis& axis, long long bins, long long low) {
     Real slack = slack_of(axis, axis.start + Real{(T)bins} * axis.step) + Real{1};
     return steps_between(axis.start, axis.step, bins, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
 }
 
 // What the bin of each lane of half a warp weighs in the cells from `low` on; then each lane does a cell.
-__device__ void weigh(Line& line, Axis axis, long long bins, long long begin, long long end, long long length,
+__device__ void weigh(Line& line, const Axis& axis, long long bins, long long begin, long long end, long long length,
                       long long low) {
     int lane = threadIdx.x % BINS;
     for (int cell = 0; cell < TILE; ++cell) line.weights[cell][lane] = {-1};
@@ -366,7 +387,7 @@ __device__ void weigh(Line& line, Axis axis, long long bins, long long begin, lo
         if (axis.step < zero) origin = origin - size;
         Range samples = steps_between(origin, size / Real{(T)axis.samples}, axis.samples, Real{(T)low} - slack,
                                       Real{(T)(low + TILE - 1)} + slack);
-        take_taps(axis, bin, length, samples.begin, samples.end, [&](long long cell, Real weight) {
+        take_taps(axis, bin, length, (int)samples.begin, (int)samples.end, [&](int cell, Real weight) {
             if (cell < low || cell >= low + TILE) return;
             Real& sum = line.weights[cell - low][lane];
             sum = maximum(sum, Real{0}) + weight;
@@ -383,10 +404,10 @@ __device__ void weigh(Line& line, Axis axis, long long bins, long long begin, lo
     line.first[lane] = first, line.counts[lane] = last - first + 1;
 }
 
-// Add what a share brings to a pixel of the tile; `grad` is that of the first channel of the RoI.
+// Add what a share brings to a pixel of the tile.
 template <bool FULL>
-__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, const Element* grad, long long columns,
-                                    long long bins, int count) {
+__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, long long columns, long long bins,
+                                    int count) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
     int rows_there = share.y.counts[y], columns_there = share.x.counts[x];
 #pragma unroll 1
@@ -394,42 +415,59 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
 #pragma unroll 1
         for (int j = share.x.first[x]; j < share.x.first[x] + columns_there; ++j) {
             Real weight = share.y.weights[y][i] * share.x.weights[x][j];
-            const Element* of_bin = grad + (share.row + i) * columns + share.column + j;
+            const Element* grad = share.grad + (i * columns + j);
 #pragma unroll
-            for (int c = 0; c < GRADIENTS; ++c)
-                if (FULL || c < count) sums[c] = fused(weight, widen(of_bin[c * bins]), sums[c]);
+            for (int c = 0; c < GRADIENTS; ++c) {
+                if (FULL || c < count) sums[c] = fused(weight, widen(*grad), sums[c]);
+                grad += bins;
+            }
         }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// The pixels of a block, and its channels. In shared memory, because registers are needed for the sums.
+struct Tile {
+    long long height, width, top, left, first, map;
+    Element* result;  // of the first channel
+    int count;        // of channels
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 roi_align_gradients(const Element* grad, const Footprint* footprints, const Frame* frames, long long size,
                     long long images, long long channels, long long rows, long long columns,
                     OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
     static_assert(TILE * TILE == THREADS && TILE == BINS && 2 * BINS == WARP, "a thread for each pixel; half a warp");
     SHARED(Shares, shares);
     SHARED(Found, list);
-    long long heights[LEVELS] = LISTED(height), widths[LEVELS] = LISTED(width);
-    Element* gradients[LEVELS] = LISTED(gradient);
-    long long groups = (channels + GRADIENTS - 1) / GRADIENTS, bins = rows * columns;
-
-    // The coarsest map first: most RoIs reach its few tiles.
-    long long block = blockIdx.x, tiles = 0, height = 0, width = 0;
-    int level = -1;
-#pragma unroll
-    for (int i = LEVELS - 1; i >= 0; --i) {
-        if (level >= 0) continue;
-        tiles = ((heights[i] + TILE - 1) / TILE) * ((widths[i] + TILE - 1) / TILE);
-        if (block < images * groups * tiles) level = i, height = heights[i], width = widths[i];
-        else block -= images * groups * tiles;
-    }
-    long long tile = block % tiles, group = block / tiles % groups, image = block / tiles / groups;
-    long long across = (width + TILE - 1) / TILE, top = tile / across * TILE, left = tile % across * TILE;
-    long long first = group * GRADIENTS;
-    int count = (int)min((long long)GRADIENTS, channels - first);
+    SHARED(Tile, tile);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    if (threadIdx.x == 0) {
+        long long heights[LEVELS] = LISTED(height), widths[LEVELS] = LISTED(width);
+        Element* gradients[LEVELS] = LISTED(gradient);
+        // The coarsest map first: most RoIs reach its few tiles.
+        unsigned block = blockIdx.x, groups = (unsigned)((channels + GRADIENTS - 1) / GRADIENTS), tiles = 0, across = 0;
+        int level = -1;
+#pragma unroll
+        for (int i = LEVELS - 1; i >= 0; --i) {
+            if (level >= 0) continue;
+            across = (unsigned)((widths[i] + TILE - 1) / TILE);
+            tiles = (unsigned)((heights[i] + TILE - 1) / TILE) * across;
+            unsigned blocks = (unsigned)images * groups * tiles;
+            if (block < blocks) level = i;
+            else block -= blocks;
+        }
+        tile.height = pick(heights, level), tile.width = pick(widths, level);
+        tile.top = block % tiles / across * (long long)TILE, tile.left = block % tiles % across * (long long)TILE;
+        tile.first = block / tiles % groups * (long long)GRADIENTS;
+        tile.count = (int)min((long long)GRADIENTS, channels - tile.first);
+        long long image = block / tiles / groups;
+        tile.map = level * images + image;
+        tile.result = pick(gradients, level) + (image * channels + tile.first) * tile.height * tile.width;
+    }
+    __syncthreads();  // the tile is known
 
     Real sums[GRADIENTS] = {};
     int round = 0;
+    long long bins = rows * columns;
     for (long long next = 0; next < size;) {
         int found = 0;
         for (; next < size && found + THREADS <= FOUND; next += THREADS, round ^= 1) {
@@ -437,8 +475,8 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
             bool reaches = false;
             if (k < size) {
                 Footprint print = footprints[k];
-                reaches = print.map == level * images + image && print.top < top + TILE && print.bottom >= top &&
-                          print.left < left + TILE && print.right >= left;
+                reaches = print.map == tile.map && print.top < tile.top + TILE && print.bottom >= tile.top &&
+                          print.left < tile.left + TILE && print.right >= tile.left;
             }
             unsigned votes = __ballot_sync(ALL, reaches);
             if (lane == 0) list.counts[round][warp] = __popc(votes);
@@ -453,23 +491,23 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
         for (int begin = 0; begin < found; begin += WARPS) {
             int together = min(WARPS, found - begin);
             bool more = true;
-            for (long long piece = 0; more; ++piece) {
+            for (int piece = 0; more; ++piece) {
                 __syncthreads();  // the list is there, and the last shares are used up
                 if (warp < together) {
                     Share& share = shares.of[warp];
                     long long k = list.rois[begin + warp];
-                    Frame frame = frames[k];
-                    Range y = bins_between(frame.y, rows, top), x = bins_between(frame.x, columns, left);
-                    long long pieces_x = (x.end - x.begin + BINS - 1) / BINS;
-                    long long pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
+                    const Frame& frame = frames[k];
+                    Range y = bins_between(frame.y, rows, tile.top), x = bins_between(frame.x, columns, tile.left);
+                    int pieces_x = (int)((x.end - x.begin + BINS - 1) / BINS);
+                    int pieces = (int)((y.end - y.begin + BINS - 1) / BINS) * pieces_x;
                     if (lane == 0) share.pieces = pieces;
                     if (piece < pieces) {
                         long long row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
-                        if (lane == 0) share.roi = k, share.row = row, share.column = column;
+                        if (lane == 0) share.grad = grad + (k * channels + tile.first) * bins + row * columns + column;
                         bool of_row = lane < BINS;
                         weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? rows : columns,
-                              of_row ? row : column, of_row ? y.end : x.end, of_row ? height : width,
-                              of_row ? top : left);
+                              of_row ? row : column, of_row ? y.end : x.end, of_row ? tile.height : tile.width,
+                              of_row ? tile.top : tile.left);
                     }
                 }
                 __syncthreads();  // the shares are there
@@ -478,17 +516,18 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                     const Share& share = shares.of[i];
                     more |= piece + 1 < share.pieces;
                     if (piece >= share.pieces) continue;
-                    const Element* of_roi = grad + (share.roi * channels + first) * bins;
-                    if (count == GRADIENTS) add<true>(sums, share, of_roi, columns, bins, count);
-                    else add<false>(sums, share, of_roi, columns, bins, count);
+                    if (tile.count == GRADIENTS) add<true>(sums, share, columns, bins, GRADIENTS);
+                    else add<false>(sums, share, columns, bins, tile.count);
                 }
             }
         }
     }
-    long long y = top + threadIdx.x / TILE, x = left + threadIdx.x % TILE;
-    if (y >= height || x >= width) return;
-    Element* result = pick(gradients, level) + ((image * channels + first) * height + y) * width + x;
+    long long y = tile.top + threadIdx.x / TILE, x = tile.left + threadIdx.x % TILE;
+    if (y >= tile.height || x >= tile.width) return;
+    Element* result = tile.result + y * tile.width + x;
 #pragma unroll
-    for (int c = 0; c < GRADIENTS; ++c)
-        if (c < count) result[c * height * width] = narrow(sums[c]);
+    for (int c = 0; c < GRADIENTS; ++c) {
+        if (c < tile.count) *result = narrow(sums[c]);
+        result += tile.height * tile.width;
+    }
 }
