@@ -12,7 +12,9 @@ from ._device import Array, contiguous, dtype_code, empty, launch
 Shape = tuple[int, int, int, int]
 
 # As in kernels/roi_align.cu.
-_LEVELS, _THREADS, _CHANNELS, _GRADIENTS, _TILE = 4, 256, 64, 16, 16
+_LEVELS = 4
+_POOL_THREADS, _CHANNELS = 128, 64
+_THREADS, _TILE, _GRADIENTS = 256, 16, 16
 _FOOTPRINT_BYTES, _FRAME_BYTES = 24, {"f": 32, "d": 48}
 
 
@@ -56,7 +58,7 @@ def multiscale_roi_align(
         blocks = len(rois) * math.ceil(channels / _CHANNELS)
         for some, levels in _groups([array.shape for array in features], spatial_scales, area_limits):
             launch(
-                "roi_align", "roi_align", storage, blocks, _THREADS, *_filled_up(maps[some], None), *levels, rois,
+                "roi_align", "roi_align", storage, blocks, _POOL_THREADS, *_filled_up(maps[some], None), *levels, rois,
                 dtype_code(rois), images, channels, int(channels_last), *output_size, sampling_ratio, int(aligned),
                 pooled,
             )  # fmt: skip

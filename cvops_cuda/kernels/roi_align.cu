@@ -19,9 +19,8 @@
 // [1] K. He et al., "Mask R-CNN", ICCV 2017.
 
 constexpr int LEVELS = 4;
-constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
+constexpr int WARP = 32;
 constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
-constexpr int RESIDENT = sizeof(T) == 8 ? 1 : 3;  // blocks that should find registers on a multiprocessor
 
 // Parameters of a kernel, one for each level; and their names.
 #define OF_LEVELS(type, name) type name##0, type name##1, type name##2, type name##3
@@ -117,10 +116,11 @@ __device__ void take_taps(const Axis& axis, long long bin, long long length, int
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-constexpr int CHANNELS = 64;  // of a block; as in _roi.py
-constexpr int TOGETHER = 4;   // channels of a thread at a time
-constexpr int UNROLLED = 4;   // reads of a channel on their way at once
-constexpr int TAPS = 512;     // in shared memory, for each axis
+constexpr int POOL_THREADS = 128, CHANNELS = 64;  // of a block; as in _roi.py
+constexpr int POOL_WARPS = POOL_THREADS / WARP;
+constexpr int TOGETHER = 4;  // channels of a thread at a time
+constexpr int UNROLLED = 4;  // reads of a channel on their way at once
+constexpr int TAPS = 256;    // in shared memory, for each axis
 
 struct Tap {
     long long offset;
@@ -200,28 +200,29 @@ __device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lan
 // What a block does. One thread works it out, into shared memory: registers are needed for what is read.
 struct Plan {
     Taps y, x;
-    const Element* map;  // its first channel of the block
+    const Element* map;  // the first channel of the block
     long long plane;     // from one channel to the next
+    Element* result;     // of the RoI, in the first channel of the block
+    int count;           // of channels
     int level, nowhere;  // -1 if another launch knows the map; whether the RoI is NaN
     int lanes;           // of a bin, a power of two
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5)
 roi_align(OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width),
           OF_LEVELS(double, scale), OF_LEVELS(double, limit), double limit_of_all, const void* boxes,
           long long boxes_dtype, long long images, long long channels, long long channels_last, long long rows,
           long long columns, long long ratio, long long aligned, Element* pooled) {
     SHARED(Plan, plan);
     unsigned groups = (unsigned)((channels + CHANNELS - 1) / CHANNELS);
-    long long k = blockIdx.x / groups, first = blockIdx.x % groups * (long long)CHANNELS, bins = rows * columns;
-    int count = (int)min((long long)CHANNELS, channels - first), quads = (count + TOGETHER - 1) / TOGETHER;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    Element* result = pooled + (k * channels + first) * bins;
-
     if (threadIdx.x == 0) {
+        long long k = blockIdx.x / groups, first = blockIdx.x % groups * (long long)CHANNELS;
         const Element* maps[LEVELS] = LISTED(map);
         Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
         Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
+        plan.result = pooled + (k * channels + first) * rows * columns;
+        plan.count = (int)min((long long)CHANNELS, channels - first);
         plan.level = place.level;
         plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
         if (place.level >= 0 && !plan.nowhere) {
@@ -240,10 +241,12 @@ roi_align(OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVEL
     __syncthreads();  // the plan is there
     if (plan.level < 0) return;
     if (plan.nowhere) {
-        for (long long i = threadIdx.x; i < count * bins; i += THREADS) result[i] = narrow(Real{0} / Real{0});
+        long long size = plan.count * rows * columns;
+        for (long long i = threadIdx.x; i < size; i += POOL_THREADS) plan.result[i] = narrow(Real{0} / Real{0});
         return;
     }
-    int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows, quads_at_once = windows > 1 ? WARPS : quads;
+    int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
+    int quads = (plan.count + TOGETHER - 1) / TOGETHER, quads_at_once = windows > 1 ? POOL_WARPS : quads;
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
         for (unsigned column = 0; column < columns; column += plan.x.bins)
@@ -254,14 +257,14 @@ roi_align(OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVEL
                 Real sums[TOGETHER];
                 for (int window = 0; window < windows; ++window) {
                     __syncthreads();  // the last taps are used up
-                    for (int i = threadIdx.x; i < down + across; i += THREADS) {
+                    for (int i = threadIdx.x; i < down + across; i += POOL_THREADS) {
                         bool of_row = i < down;
                         fill(of_row ? plan.y : plan.x, of_row ? i : i - down, of_row ? row + i : column + (i - down),
                              of_row ? window / plan.x.windows : window % plan.x.windows);
                     }
                     __syncthreads();  // the taps are there
-                    for (int item = warp; item < items; item += WARPS) {
-                        int channel = (quad + item / steps) * TOGETHER, left = count - channel;
+                    for (int item = warp; item < items; item += POOL_WARPS) {
+                        int channel = (quad + item / steps) * TOGETHER, left = plan.count - channel;
                         int bin = (item % steps * WARP + lane) / lanes, p = bin / across, q = bin % across;
                         bool there = bin < down * across;
                         if (window == 0)
@@ -276,7 +279,7 @@ roi_align(OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVEL
                         if (window + 1 < windows) continue;
                         Real sum = sum_of_bin(sums, lanes);
                         if (there && lane % lanes < min(TOGETHER, left))
-                            result[(channel + lane % lanes) * bins + (row + p) * columns + column + q] = narrow(sum);
+                            plan.result[((channel + lane % lanes) * rows + row + p) * columns + column + q] = narrow(sum);
                     }
                 }
             }
@@ -284,10 +287,10 @@ roi_align(OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVEL
 
 // --------------------------------------------------------------------------------------------------------- gradient
 
-constexpr int TILE = 16;     // pixels along each side of the tile of a block; as in _roi.py, like the next ones
-constexpr int GRADIENTS = 16;  // channels of a block
-constexpr int BINS = 16;     // along each axis at a time
-constexpr int FOUND = 512;   // RoIs in the list of a block
+constexpr int TILE = 16, GRADIENTS = 16;  // pixels along each side of a block, and its channels; as in _roi.py
+constexpr int THREADS = TILE * TILE, WARPS = THREADS / WARP;
+constexpr int BINS = 16;    // along each axis at a time
+constexpr int FOUND = 512;  // RoIs in the list of a block
 
 // The cells that a RoI may touch on its map: level * images + image, or -1 if it touches none.
 struct Footprint {
@@ -315,7 +318,7 @@ __device__ void extent(Axis axis, long long bins, long long length, int& first, 
     last = none ? -1 : (int)min(max(integer_of(floor_of(high)) + 1, 0ll), length - 1);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(THREADS)
 roi_align_places(OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale),
                  OF_LEVELS(double, limit), double limit_of_all, const void* boxes, long long boxes_dtype,
                  long long size, long long images, long long rows, long long columns, long long ratio,
@@ -353,41 +356,41 @@ struct Shares {
 
 // RoIs that reach the tile, in order.
 struct Found {
-    long long rois[FOUND];
+    unsigned rois[FOUND];
     int counts[2][WARPS];  // by warp, of one round of the search and of the next
 };
 
 // Of `count` steps that follow each other from `origin` on, those that may meet what lies between `low` and `high`.
 struct Range {
-    long long begin, end;
+    int begin, end;
 };
-__device__ Range steps_between(Real origin, Real step, long long count, Real low, Real high) {
+__device__ Range steps_between(Real origin, Real step, int count, Real low, Real high) {
     Real zero = {0}, most = {(T)count};
     if (count <= BINS || !(step < zero || step > zero)) return {0, count};
     Real one = (low - origin) / step, other = (high - origin) / step, spare = Real{1} + most * Real{(T)1e-6};
     Real begin = maximum(minimum(minimum(one, other) - spare, most), zero);
     Real end = maximum(minimum(maximum(one, other) + spare, most), zero);
-    return {integer_of(begin), min(integer_of(end) + 1, count)};
+    return {(int)integer_of(begin), (int)min(integer_of(end) + 1, (long long)count)};
 }
 
 __device__ Range bins_between(const Axis& axis, long long bins, long long low) {
     Real slack = slack_of(axis, axis.start + Real{(T)bins} * axis.step) + Real{1};
-    return steps_between(axis.start, axis.step, bins, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
+    return steps_between(axis.start, axis.step, (int)bins, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
 }
 
 // What the bin of each lane of half a warp weighs in the cells from `low` on; then each lane does a cell.
-__device__ void weigh(Line& line, const Axis& axis, long long bins, long long begin, long long end, long long length,
+__device__ void weigh(Line& line, const Axis& axis, long long bins, int begin, int end, long long length,
                       long long low) {
     int lane = threadIdx.x % BINS;
     for (int cell = 0; cell < TILE; ++cell) line.weights[cell][lane] = {-1};
-    long long bin = begin + lane;
+    int bin = begin + lane;
     if (bin < end) {
         Real slack = slack_of(axis, axis.start + Real{(T)bins} * axis.step) + Real{1}, zero = {0};
         Real origin = axis.start + Real{(T)bin} * axis.step, size = maximum(axis.step, zero - axis.step);
         if (axis.step < zero) origin = origin - size;
-        Range samples = steps_between(origin, size / Real{(T)axis.samples}, axis.samples, Real{(T)low} - slack,
+        Range samples = steps_between(origin, size / Real{(T)axis.samples}, (int)axis.samples, Real{(T)low} - slack,
                                       Real{(T)(low + TILE - 1)} + slack);
-        take_taps(axis, bin, length, (int)samples.begin, (int)samples.end, [&](int cell, Real weight) {
+        take_taps(axis, bin, length, samples.begin, samples.end, [&](int cell, Real weight) {
             if (cell < low || cell >= low + TILE) return;
             Real& sum = line.weights[cell - low][lane];
             sum = maximum(sum, Real{0}) + weight;
@@ -431,11 +434,11 @@ struct Tile {
     int count;        // of channels
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
 roi_align_gradients(const Element* grad, const Footprint* footprints, const Frame* frames, long long size,
                     long long images, long long channels, long long rows, long long columns,
                     OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
-    static_assert(TILE * TILE == THREADS && TILE == BINS && 2 * BINS == WARP, "a thread for each pixel; half a warp");
+    static_assert(TILE == BINS && 2 * BINS == WARP, "half a warp for each axis");
     SHARED(Shares, shares);
     SHARED(Found, list);
     SHARED(Tile, tile);
@@ -466,12 +469,11 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
     __syncthreads();  // the tile is known
 
     Real sums[GRADIENTS] = {};
-    int round = 0;
     long long bins = rows * columns;
-    for (long long next = 0; next < size;) {
+    for (unsigned next = 0; next < size;) {
         int found = 0;
-        for (; next < size && found + THREADS <= FOUND; next += THREADS, round ^= 1) {
-            long long k = next + threadIdx.x;
+        for (; next < size && found + THREADS <= FOUND; next += THREADS) {
+            unsigned k = next + threadIdx.x;
             bool reaches = false;
             if (k < size) {
                 Footprint print = footprints[k];
@@ -479,12 +481,13 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                           print.left < tile.left + TILE && print.right >= tile.left;
             }
             unsigned votes = __ballot_sync(ALL, reaches);
-            if (lane == 0) list.counts[round][warp] = __popc(votes);
+            int(&counts)[WARPS] = list.counts[next / THREADS % 2];
+            if (lane == 0) counts[warp] = __popc(votes);
             __syncthreads();  // all have counted
             int at = found + __popc(votes & ((1u << lane) - 1));
             for (int i = 0; i < WARPS; ++i) {
-                if (i < warp) at += list.counts[round][i];
-                found += list.counts[round][i];
+                if (i < warp) at += counts[i];
+                found += counts[i];
             }
             if (reaches) list.rois[at] = k;
         }
@@ -498,11 +501,11 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                     long long k = list.rois[begin + warp];
                     const Frame& frame = frames[k];
                     Range y = bins_between(frame.y, rows, tile.top), x = bins_between(frame.x, columns, tile.left);
-                    int pieces_x = (int)((x.end - x.begin + BINS - 1) / BINS);
-                    int pieces = (int)((y.end - y.begin + BINS - 1) / BINS) * pieces_x;
+                    int pieces_x = (x.end - x.begin + BINS - 1) / BINS;
+                    int pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
                     if (lane == 0) share.pieces = pieces;
                     if (piece < pieces) {
-                        long long row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
+                        int row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
                         if (lane == 0) share.grad = grad + (k * channels + tile.first) * bins + row * columns + column;
                         bool of_row = lane < BINS;
                         weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? rows : columns,
