@@ -429,7 +429,7 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
 
 // The pixels of a block, and its channels. In shared memory, because registers are needed for the sums.
 struct Tile {
-    long long height, width, top, left, first, map;
+    long long height, width, top, left, first, map, bins;  // bins of a RoI
     Element* result;  // of the first channel
     int count;        // of channels
 };
@@ -464,12 +464,12 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
         tile.count = (int)min((long long)GRADIENTS, channels - tile.first);
         long long image = block / tiles / groups;
         tile.map = level * images + image;
+        tile.bins = rows * columns;
         tile.result = pick(gradients, level) + (image * channels + tile.first) * tile.height * tile.width;
     }
     __syncthreads();  // the tile is known
 
     Real sums[GRADIENTS] = {};
-    long long bins = rows * columns;
     for (unsigned next = 0; next < size;) {
         int found = 0;
         for (; next < size && found + THREADS <= FOUND; next += THREADS) {
@@ -506,7 +506,7 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                     if (lane == 0) share.pieces = pieces;
                     if (piece < pieces) {
                         int row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
-                        if (lane == 0) share.grad = grad + (k * channels + tile.first) * bins + row * columns + column;
+                        if (lane == 0) share.grad = grad + (k * channels + tile.first) * tile.bins + row * columns + column;
                         bool of_row = lane < BINS;
                         weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? rows : columns,
                               of_row ? row : column, of_row ? y.end : x.end, of_row ? tile.height : tile.width,
@@ -519,8 +519,8 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                     const Share& share = shares.of[i];
                     more |= piece + 1 < share.pieces;
                     if (piece >= share.pieces) continue;
-                    if (tile.count == GRADIENTS) add<true>(sums, share, columns, bins, GRADIENTS);
-                    else add<false>(sums, share, columns, bins, tile.count);
+                    if (tile.count == GRADIENTS) add<true>(sums, share, columns, tile.bins, GRADIENTS);
+                    else add<false>(sums, share, columns, tile.bins, tile.count);
                 }
             }
         }
