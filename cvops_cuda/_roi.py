@@ -13,7 +13,8 @@ Shape = tuple[int, int, int, int]
 
 # As in kernels/roi_align.cu.
 _LEVELS = 4
-_POOL_THREADS, _CHANNELS = 128, 64
+_POOL_THREADS = 128
+_CHANNELS = {"roi_align": 64, "roi_align_last": 128}
 _THREADS, _TILE, _GRADIENTS = 256, 16, 16
 _FOOTPRINT_BYTES, _FRAME_BYTES = 24, {"f": 32, "d": 48}
 
@@ -50,17 +51,16 @@ def multiscale_roi_align(
     channels-last; others are copied.
     """
     dtype, storage = features[0].dtype, _storage(features[0], rois)
-    maps, channels_last = _read_where_they_lie([array.astype(storage, copy=False) for array in features])
+    maps, kernel = _read_where_they_lie([array.astype(storage, copy=False) for array in features])
     rois = contiguous(rois)
     images, channels, *_ = features[0].shape
     pooled = empty((len(rois), channels, *output_size), storage)
     if pooled.size:
-        blocks = len(rois) * math.ceil(channels / _CHANNELS)
+        blocks = len(rois) * math.ceil(channels / _CHANNELS[kernel])
         for some, levels in _groups([array.shape for array in features], spatial_scales, area_limits):
             launch(
-                "roi_align", "roi_align", storage, blocks, _POOL_THREADS, *_filled_up(maps[some], None), *levels, rois,
-                dtype_code(rois), images, channels, int(channels_last), *output_size, sampling_ratio, int(aligned),
-                pooled,
+                "roi_align", kernel, storage, blocks, _POOL_THREADS, *_filled_up(maps[some], None), *levels, rois,
+                dtype_code(rois), images, channels, *output_size, sampling_ratio, int(aligned), pooled,
             )  # fmt: skip
     return pooled.astype(dtype, copy=False)
 
@@ -103,13 +103,13 @@ def _storage(images: Array, rois: Array) -> str:
     return "d" if working_dtype(images, rois) == "d" else images.dtype.char
 
 
-def _read_where_they_lie(maps: list[Array]) -> tuple[list[Array], bool]:
-    """The maps, all of one layout, and whether that is channels-last."""
+def _read_where_they_lie(maps: list[Array]) -> tuple[list[Array], str]:
+    """The maps, all of one layout, and the kernel for it."""
     if not all(array.flags.c_contiguous for array in maps):
         turned = [array.transpose(0, 2, 3, 1) for array in maps]
         if all(array.flags.c_contiguous for array in turned):
-            return turned, True
-    return [contiguous(array) for array in maps], False
+            return turned, "roi_align_last"
+    return [contiguous(array) for array in maps], "roi_align"
 
 
 def _groups(shapes, scales, limits):

@@ -22,9 +22,10 @@ constexpr int LEVELS = 4;
 constexpr int WARP = 32;
 constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 
-// Parameters of a kernel, one for each level; and their names.
+// Parameters of a kernel, one for each level; their names; and an array of them.
 #define OF_LEVELS(type, name) type name##0, type name##1, type name##2, type name##3
-#define LISTED(name) {name##0, name##1, name##2, name##3}
+#define NAMES(name) name##0, name##1, name##2, name##3
+#define LISTED(name) {NAMES(name)}
 
 // ----------------------------------------------------------------------------------------------------------- places
 
@@ -208,81 +209,153 @@ struct Plan {
     int lanes;           // of a bin, a power of two
 };
 
+#define POOL_PARAMETERS                                                                                                \
+    OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale), \
+        OF_LEVELS(double, limit), double limit_of_all, const void *boxes, long long boxes_dtype, long long images,      \
+        long long channels, long long rows, long long columns, long long ratio, long long aligned, Element *pooled
+#define POOL_ARGUMENTS                                                                                             \
+    NAMES(map), NAMES(height), NAMES(width), NAMES(scale), NAMES(limit), limit_of_all, boxes, boxes_dtype, images, \
+        channels, rows, columns, ratio, aligned, pooled
+
+// For the block of that number, each of so many channels of a RoI, and bins of which so many are pooled at a time.
+__device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, int bins_at_once, POOL_PARAMETERS) {
+    unsigned blocks = (unsigned)((channels + channels_of_block - 1) / channels_of_block);
+    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * (long long)channels_of_block;
+    const Element* maps[LEVELS] = LISTED(map);
+    Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
+    Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
+    plan.result = pooled + (k * channels + first) * rows * columns;
+    plan.count = (int)min((long long)channels_of_block, channels - first);
+    plan.level = place.level;
+    plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
+    if (place.level < 0 || plan.nowhere) return;
+    long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
+    long long pixel = channels_last ? channels : 1;
+    plan.plane = channels_last ? 1 : height * width;
+    plan.map = pick(maps, place.level) + place.image * channels * height * width + first * plan.plane;
+    lay_out(plan.y, place.y, height, width * pixel);
+    lay_out(plan.x, place.x, width, pixel);
+    plan.x.bins = (int)min((long long)min(plan.x.bins, bins_at_once), columns);
+    plan.y.bins = min(plan.y.bins, bins_at_once / plan.x.bins);
+    // Windows are of one bin, of which each warp keeps the sums of some channels.
+    if (plan.y.windows > 1 || plan.x.windows > 1) plan.y.bins = plan.x.bins = 1;
+    plan.lanes = TOGETHER;
+    while (plan.lanes < WARP && plan.lanes < plan.x.room) plan.lanes *= 2;
+}
+
+// Whether there is nothing to pool: the RoI belongs to another launch, or it is NaN, which is written.
+__device__ bool is_settled(const Plan& plan, long long rows, long long columns) {
+    if (plan.level < 0) return true;
+    if (!plan.nowhere) return false;
+    long long size = plan.count * rows * columns;
+    for (long long i = threadIdx.x; i < size; i += POOL_THREADS) plan.result[i] = narrow(Real{0} / Real{0});
+    return true;
+}
+
+// The taps of some rows and columns of bins.
+__device__ void fill_both(Plan& plan, unsigned row, unsigned column, int down, int across, int window) {
+    for (int i = threadIdx.x; i < down + across; i += POOL_THREADS) {
+        bool of_row = i < down;
+        fill(of_row ? plan.y : plan.x, of_row ? i : i - down, of_row ? row + i : column + (i - down),
+             of_row ? window / plan.x.windows : window % plan.x.windows);
+    }
+}
+
+// For contiguous maps.
 extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5)
-roi_align(OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width),
-          OF_LEVELS(double, scale), OF_LEVELS(double, limit), double limit_of_all, const void* boxes,
-          long long boxes_dtype, long long images, long long channels, long long channels_last, long long rows,
-          long long columns, long long ratio, long long aligned, Element* pooled) {
+roi_align(POOL_PARAMETERS) {
     SHARED(Plan, plan);
-    unsigned groups = (unsigned)((channels + CHANNELS - 1) / CHANNELS);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) {
-        long long k = blockIdx.x / groups, first = blockIdx.x % groups * (long long)CHANNELS;
-        const Element* maps[LEVELS] = LISTED(map);
-        Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
-        Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-        plan.result = pooled + (k * channels + first) * rows * columns;
-        plan.count = (int)min((long long)CHANNELS, channels - first);
-        plan.level = place.level;
-        plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
-        if (place.level >= 0 && !plan.nowhere) {
-            long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
-            long long pixel = channels_last ? channels : 1;
-            plan.plane = channels_last ? 1 : height * width;
-            plan.map = pick(maps, place.level) + place.image * channels * height * width + first * plan.plane;
-            lay_out(plan.y, place.y, height, width * pixel);
-            lay_out(plan.x, place.x, width, pixel);
-            // Windows are of one bin: each warp has it for some channels, and keeps its sums.
-            if (plan.y.windows > 1 || plan.x.windows > 1) plan.y.bins = plan.x.bins = 1;
-            plan.lanes = TOGETHER;
-            while (plan.lanes < WARP && plan.lanes < plan.x.room) plan.lanes *= 2;
-        }
-    }
+    if (threadIdx.x == 0) prepare(plan, false, CHANNELS, 1 << 30, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
-    if (plan.level < 0) return;
-    if (plan.nowhere) {
-        long long size = plan.count * rows * columns;
-        for (long long i = threadIdx.x; i < size; i += POOL_THREADS) plan.result[i] = narrow(Real{0} / Real{0});
-        return;
-    }
+    if (is_settled(plan, rows, columns)) return;
     int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
-    int quads = (plan.count + TOGETHER - 1) / TOGETHER, quads_at_once = windows > 1 ? POOL_WARPS : quads;
+    // Where one set of sums is all that a warp has, it does one run of channels.
+    int run = windows > 1 ? TOGETHER : CHANNELS / 4, channels_at_once = windows > 1 ? run * POOL_WARPS : CHANNELS;
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
         for (unsigned column = 0; column < columns; column += plan.x.bins)
-            for (int quad = 0; quad < quads; quad += quads_at_once) {
+            for (int start = 0; start < plan.count; start += channels_at_once) {
                 int down = (int)min((long long)plan.y.bins, rows - row);
                 int across = (int)min((long long)plan.x.bins, columns - column);
-                int steps = (down * across * lanes + WARP - 1) / WARP, items = min(quads_at_once, quads - quad) * steps;
+                int steps = (down * across * lanes + WARP - 1) / WARP;
+                int items = (min(channels_at_once, plan.count - start) + run - 1) / run * steps;
                 Real sums[TOGETHER];
                 for (int window = 0; window < windows; ++window) {
                     __syncthreads();  // the last taps are used up
-                    for (int i = threadIdx.x; i < down + across; i += POOL_THREADS) {
-                        bool of_row = i < down;
-                        fill(of_row ? plan.y : plan.x, of_row ? i : i - down, of_row ? row + i : column + (i - down),
-                             of_row ? window / plan.x.windows : window % plan.x.windows);
-                    }
+                    fill_both(plan, row, column, down, across, window);
                     __syncthreads();  // the taps are there
                     for (int item = warp; item < items; item += POOL_WARPS) {
-                        int channel = (quad + item / steps) * TOGETHER, left = plan.count - channel;
                         int bin = (item % steps * WARP + lane) / lanes, p = bin / across, q = bin % across;
                         bool there = bin < down * across;
-                        if (window == 0)
-                            for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
-                        if (there) {
-                            const Tap *y = plan.y.taps + p * plan.y.room, *x = plan.x.taps + q * plan.x.room;
+                        const Tap *y = plan.y.taps + p * plan.y.room, *x = plan.x.taps + q * plan.x.room;
+                        int channel = start + item / steps * run, end = min(channel + run, plan.count);
+                        for (; channel < end; channel += TOGETHER) {
+                            if (window == 0)
+                                for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
                             const Element* source = plan.map + channel * plan.plane;
-                            for (int i = lane % lanes; i < plan.x.counts[q]; i += lanes)
-                                add_column(sums, x[i].weight, source + x[i].offset, plan.plane, left, y,
-                                           plan.y.counts[p]);
+                            if (there)
+                                for (int i = lane % lanes; i < plan.x.counts[q]; i += lanes)
+                                    add_column(sums, x[i].weight, source + x[i].offset, plan.plane, end - channel, y,
+                                               plan.y.counts[p]);
+                            if (window + 1 < windows) continue;
+                            Real sum = sum_of_bin(sums, lanes);
+                            long long own = channel + lane % lanes;
+                            if (there && own < min(channel + TOGETHER, end))
+                                plan.result[(own * rows + row + p) * columns + column + q] = narrow(sum);
                         }
-                        if (window + 1 < windows) continue;
-                        Real sum = sum_of_bin(sums, lanes);
-                        if (there && lane % lanes < min(TOGETHER, left))
-                            plan.result[((channel + lane % lanes) * rows + row + p) * columns + column + q] = narrow(sum);
                     }
                 }
             }
+}
+
+// For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so that
+// they are written in runs.
+constexpr int LAST_CHANNELS = TOGETHER * WARP;  // of a block; as in _roi.py
+constexpr int TURNED = 32;                      // bins at a time
+
+struct Turned {
+    Real of[TURNED][LAST_CHANNELS + 1];
+};
+
+extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5)
+roi_align_last(POOL_PARAMETERS) {
+    SHARED(Plan, plan);
+    SHARED(Turned, turned);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    if (threadIdx.x == 0) prepare(plan, true, LAST_CHANNELS, TURNED, POOL_ARGUMENTS);
+    __syncthreads();  // the plan is there
+    if (is_settled(plan, rows, columns)) return;
+    int windows = plan.y.windows * plan.x.windows, left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
+
+    for (unsigned row = 0; row < rows; row += plan.y.bins)
+        for (unsigned column = 0; column < columns; column += plan.x.bins) {
+            int down = (int)min((long long)plan.y.bins, rows - row);
+            int across = (int)min((long long)plan.x.bins, columns - column);
+            Real sums[TOGETHER];
+            for (int window = 0; window < windows; ++window) {
+                __syncthreads();  // the last taps are used up, and the last results written
+                fill_both(plan, row, column, down, across, window);
+                __syncthreads();  // the taps are there
+                for (int bin = warp; bin < down * across && left > 0; bin += POOL_WARPS) {
+                    int p = bin / across, q = bin % across;
+                    const Tap *y = plan.y.taps + p * plan.y.room, *x = plan.x.taps + q * plan.x.room;
+                    if (window == 0)
+                        for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
+                    for (int i = 0; i < plan.x.counts[q]; ++i)
+                        add_column(sums, x[i].weight, plan.map + x[i].offset + lane, (long long)WARP, left, y,
+                                   plan.y.counts[p]);
+#pragma unroll
+                    for (int c = 0; c < TOGETHER; ++c) turned.of[bin][c * WARP + lane] = sums[c];
+                }
+            }
+            __syncthreads();  // the results are there
+            for (int i = threadIdx.x; i < plan.count * down * across; i += POOL_THREADS) {
+                int channel = i / (down * across), bin = i % (down * across);
+                plan.result[(channel * rows + row + bin / across) * columns + column + bin % across] =
+                    narrow(turned.of[bin][channel]);
+            }
+        }
 }
 
 // --------------------------------------------------------------------------------------------------------- gradient
