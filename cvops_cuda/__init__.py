@@ -7,6 +7,7 @@ from typing import Any
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._device import asarray, copy, current_gpu, quiet, to_host, use, xp
 from ._nms import batched_nms, nms
+from ._roi_pool import roi_pool, roi_pool_backward
 
 __all__ = [
     "asarray",
@@ -19,6 +20,8 @@ __all__ = [
     "generalized_box_iou",
     "nms",
     "quiet",
+    "roi_pool",
+    "roi_pool_backward",
     "to_host",
     "use",
     "xp",
