@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cvops._checks import working_dtype
-
 from ._device import Array, contiguous, dtype_code, empty, launch
+from ._roi_inputs import cast, in_working_precision
 
 Shape = tuple[int, int, int, int]
 
@@ -16,7 +15,7 @@ _LEVELS = 4
 _POOL_THREADS = 128
 _CHANNELS = {"roi_align": 64, "roi_align_last": 128}
 _THREADS, _TILE, _GRADIENTS = 256, 16, 16
-_FOOTPRINT_BYTES, _FRAME_BYTES = 24, {"f": 32, "d": 48}
+_FOOTPRINT_BYTES, _FRAME_BYTES = 24, {"d": 48, "f": 32, "e": 32, "E": 32}
 
 
 def roi_align(
@@ -50,9 +49,8 @@ def multiscale_roi_align(
     One launch for every four maps; no workspace. Maps are read where they lie if all are contiguous, or all
     channels-last; others are copied.
     """
-    dtype, storage = features[0].dtype, _storage(features[0], rois)
-    maps, kernel = _read_where_they_lie([array.astype(storage, copy=False) for array in features])
-    rois = contiguous(rois)
+    maps, kernel = _read_where_they_lie(features, rois)
+    rois, storage = contiguous(rois), maps[0].dtype.char
     images, channels, *_ = features[0].shape
     pooled = empty((len(rois), channels, *output_size), storage)
     if pooled.size:
@@ -62,7 +60,7 @@ def multiscale_roi_align(
                 "roi_align", kernel, storage, blocks, _POOL_THREADS, *_filled_up(maps[some], None), *levels, rois,
                 dtype_code(rois), images, channels, *output_size, sampling_ratio, int(aligned), pooled,
             )  # fmt: skip
-    return pooled.astype(dtype, copy=False)
+    return cast(pooled, features[0])
 
 
 def multiscale_roi_align_backward(
@@ -75,14 +73,13 @@ def multiscale_roi_align_backward(
     aligned: bool,
 ) -> list[Array]:
     """Two launches for every four maps, one if there are no RoIs. Workspace: 56 bytes for each RoI, 72 in float64."""
-    dtype, storage = grad.dtype, _storage(grad, rois)
-    grad, rois = contiguous(grad.astype(storage, copy=False)), contiguous(rois)
-    size, (images, channels, *_), bins = len(rois), input_shapes[0], grad.shape[2:]
+    values, rois = in_working_precision(grad, rois)
+    size, (images, channels, *_), bins, storage = len(rois), input_shapes[0], grad.shape[2:], values.dtype.char
     gradients = [empty(shape, storage) for shape in input_shapes]
     if images * channels == 0:
         return gradients
     footprints = empty((size * _FOOTPRINT_BYTES,), "uint8")
-    frames = empty((size * _FRAME_BYTES[working_dtype(grad, rois)],), "uint8")
+    frames = empty((size * _FRAME_BYTES[storage],), "uint8")
     for some, levels in _groups(input_shapes, spatial_scales, area_limits):
         if size:
             launch(
@@ -92,24 +89,19 @@ def multiscale_roi_align_backward(
         tiles = sum(math.ceil(height / _TILE) * math.ceil(width / _TILE) for *_, height, width in input_shapes[some])
         launch(
             "roi_align", "roi_align_gradients", storage, images * math.ceil(channels / _GRADIENTS) * tiles, _THREADS,
-            grad, footprints, frames, size, images, channels, *bins, *levels[: 2 * _LEVELS],
+            values, footprints, frames, size, images, channels, *bins, *levels[: 2 * _LEVELS],
             *_filled_up(gradients[some], None),
         )  # fmt: skip
-    return [gradient.astype(dtype, copy=False) for gradient in gradients]
+    return [cast(gradient, grad) for gradient in gradients]
 
 
-def _storage(images: Array, rois: Array) -> str:
-    """Type code of what the kernels read and write: float64 if that is the working precision."""
-    return "d" if working_dtype(images, rois) == "d" else images.dtype.char
-
-
-def _read_where_they_lie(maps: list[Array]) -> tuple[list[Array], str]:
-    """The maps, all of one layout, and the kernel for it."""
-    if not all(array.flags.c_contiguous for array in maps):
-        turned = [array.transpose(0, 2, 3, 1) for array in maps]
+def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[Array], str]:
+    """The maps, all of one layout and in working precision, and the kernel for it."""
+    if not all(array.flags.c_contiguous for array in features):
+        turned = [array.transpose(0, 2, 3, 1) for array in features]
         if all(array.flags.c_contiguous for array in turned):
-            return turned, "roi_align_last"
-    return [contiguous(array) for array in maps], "roi_align"
+            return [in_working_precision(array, rois)[0] for array in turned], "roi_align_last"
+    return [in_working_precision(array, rois)[0] for array in features], "roi_align"
 
 
 def _groups(shapes, scales, limits):

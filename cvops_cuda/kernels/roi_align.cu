@@ -79,42 +79,6 @@ __device__ __forceinline__ Type pick(const Type (&values)[LEVELS], int level) {
     return value;
 }
 
-// Calls take(cell, weight) for each tap of a bin along one axis, cells ascending, given its samples from `begin` to `end`
-// of those in ascending order. Sums are in double: there may be 65 536 samples on one cell.
-template <class Take>
-__device__ void take_taps(const Axis& axis, long long bin, long long length, int begin, int end, Take take) {
-    Real half = {(T)0.5}, samples = {(T)axis.samples}, base = axis.start + Real{(T)bin} * axis.step;
-    int last = axis.step < Real{0} ? (int)axis.samples - 1 : 0;  // of an inverted RoI, the sample that comes first
-    int cell = -2;             // that of the last sample
-    double near = 0, far = 0;  // what it and the next one weigh so far
-    for (int i = begin; i <= end; ++i) {
-        int low = -2;  // behind the last sample, to take what is left
-        Real fraction = {0};
-        if (i < end) {
-            Real sample = {(T)abs(last - i)};
-            Real at = base + (sample + half) * axis.step / samples;
-            if (at < Real{-1} || at > Real{(T)length}) continue;
-            at = maximum(at, Real{0});
-            low = (int)min(integer_of(at), length - 1);
-            if (low < length - 1) fraction = at - Real{(T)low};
-        }
-        if (low != cell) {
-            if (cell >= 0) {
-                take(cell, real(near) / samples);
-                near = 0;
-                if (low == cell + 1) near = far;
-                else if (cell + 1 < length) take(cell + 1, real(far) / samples);
-                far = 0;
-            }
-            cell = low;
-        }
-        double part;
-        convert(fraction.value, part);
-        near += 1 - part;
-        far += part;
-    }
-}
-
 // ---------------------------------------------------------------------------------------------------------- forward
 
 constexpr int POOL_THREADS = 128, CHANNELS = 64;  // of a block; as in _roi.py
