@@ -75,9 +75,9 @@ def multiscale_roi_align_backward(
     """Two launches for every four maps, one if there are no RoIs. Workspace: 56 bytes for each RoI, 72 in float64."""
     values, rois = in_working_precision(grad, rois)
     size, (images, channels, *_), bins, storage = len(rois), input_shapes[0], grad.shape[2:], values.dtype.char
-    gradients = [empty(shape, storage) for shape in input_shapes]
     if images * channels == 0:
-        return gradients
+        return [empty(shape, grad.dtype) for shape in input_shapes]
+    gradients = [empty(shape, storage) for shape in input_shapes]
     footprints = empty((size * _FOOTPRINT_BYTES,), "uint8")
     frames = empty((size * _FRAME_BYTES[storage],), "uint8")
     for some, levels in _groups(input_shapes, spatial_scales, area_limits):

@@ -110,8 +110,10 @@ class Operators:
         self.many, self.channels, self.rois = BACKENDS[backend], CHANNELS[backend], ROIS[backend]
 
     def __getattr__(self, name):
+        function = getattr(cvops, name)
+
         def call(*args, **options):
-            result = getattr(cvops, name)(*map(self._convert, args), **options)
+            result = function(*map(self._convert, args), **options)
             return tuple(map(to_numpy, result)) if isinstance(result, tuple) else to_numpy(result)
 
         return call
