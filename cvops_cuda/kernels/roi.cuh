@@ -104,6 +104,34 @@ __device__ void take_taps(const Axis& axis, long long bin, long long length, int
     }
 }
 
+// How far the positions of samples may be off by rounding.
+__device__ __forceinline__ Real slack_of(const Axis& axis, long long bins) {
+    Real zero = {0}, end = axis.start + Real{(T)bins} * axis.step;
+    return maximum(maximum(axis.start, zero - axis.start), maximum(end, zero - end)) * Real{(T)1e-6};
+}
+
+// Of `count` steps that follow each other from `origin` on, at least those that meet what lies from `low` to `high`: all,
+// if they are few.
+struct Range {
+    int begin, end;
+};
+__device__ Range steps_between(Real origin, Real step, int count, Real low, Real high) {
+    Real zero = {0}, most = {(T)count};
+    if (count <= 16 || !(step < zero || step > zero)) return {0, count};
+    Real one = (low - origin) / step, other = (high - origin) / step, spare = Real{1} + most * Real{(T)1e-6};
+    Real begin = maximum(minimum(minimum(one, other) - spare, most), zero);
+    Real end = maximum(minimum(maximum(one, other) + spare, most), zero);
+    return {(int)integer_of(begin), (int)min(integer_of(end) + 1, (long long)count)};
+}
+
+// The samples of a bin from `low` to `high`, and maybe more, in ascending order: what `take_taps` takes.
+__device__ Range samples_between(const Axis& axis, long long bin, Real low, Real high) {
+    if (axis.samples <= 16) return {0, (int)axis.samples};
+    Real zero = {0}, origin = axis.start + Real{(T)bin} * axis.step, size = maximum(axis.step, zero - axis.step);
+    if (axis.step < zero) origin = origin - size;
+    return steps_between(origin, size / Real{(T)axis.samples}, (int)axis.samples, low, high);
+}
+
 // The cells of a bin of a pooling operator along one axis, within a line of so many.
 struct Window {
     long long begin, end;

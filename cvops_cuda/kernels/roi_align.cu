@@ -96,17 +96,18 @@ struct Tap {
 // in windows of them.
 struct Taps {
     Axis axis;
+    Real slack;
     long long length, pitch;  // of the axis, in cells, and of a cell
     int room, bins, windows;  // for taps in each bin, bins at a time, windows of taps
     int counts[TAPS / 2];     // of taps in each bin
     Tap taps[TAPS];
 };
 
-__device__ void lay_out(Taps& table, const Axis& axis, long long length, long long pitch) {
+__device__ void lay_out(Taps& table, const Axis& axis, long long bins, long long length, long long pitch) {
     // A bin has at most two taps for a sample, and one for a cell, more or less where large coordinates are not exact.
-    long long cells = integer_of(maximum(axis.step, Real{0} - axis.step)) + 3 + (length >> 16);
+    long long cells = min(integer_of(maximum(axis.step, Real{0} - axis.step)) + 3 + (length >> 16), length);
     int most = (int)max(min(2 * axis.samples, cells), 2ll);
-    table.axis = axis, table.length = length, table.pitch = pitch;
+    table.axis = axis, table.length = length, table.pitch = pitch, table.slack = slack_of(axis, bins);
     table.room = min(most, TAPS), table.bins = TAPS / table.room, table.windows = (most + TAPS - 1) / TAPS;
 }
 
@@ -114,7 +115,8 @@ __device__ void lay_out(Taps& table, const Axis& axis, long long length, long lo
 __device__ void fill(Taps& table, int slot, long long bin, int window) {
     int number = -TAPS * window;
     Tap* taps = table.taps + slot * table.room;
-    take_taps(table.axis, bin, table.length, 0, (int)table.axis.samples, [&](int cell, Real weight) {
+    Range samples = samples_between(table.axis, bin, Real{-1} - table.slack, Real{(T)table.length} + table.slack);
+    take_taps(table.axis, bin, table.length, samples.begin, samples.end, [&](int cell, Real weight) {
         if (number >= 0 && number < table.room) taps[number] = {cell * table.pitch, weight};
         ++number;
     });
@@ -197,8 +199,8 @@ __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, i
     long long pixel = channels_last ? channels : 1;
     plan.plane = channels_last ? 1 : height * width;
     plan.map = pick(maps, place.level) + place.image * channels * height * width + first * plan.plane;
-    lay_out(plan.y, place.y, height, width * pixel);
-    lay_out(plan.x, place.x, width, pixel);
+    lay_out(plan.y, place.y, rows, height, width * pixel);
+    lay_out(plan.x, place.x, columns, width, pixel);
     plan.x.bins = (int)min((long long)min(plan.x.bins, bins_at_once), columns);
     plan.y.bins = min(plan.y.bins, bins_at_once / plan.x.bins);
     // Windows are of one bin, of which each warp keeps the sums of some channels.
@@ -340,15 +342,9 @@ struct Frame {
     Axis y, x;
 };
 
-// How far positions may be off by rounding.
-__device__ __forceinline__ Real slack_of(Axis axis, Real end) {
-    Real most = maximum(maximum(axis.start, Real{0} - axis.start), maximum(end, Real{0} - end));
-    return most * Real{(T)1e-6};
-}
-
 // The first and the last cell that the bins may touch; the first is behind the last if there is none.
 __device__ void extent(Axis axis, long long bins, long long length, int& first, int& last) {
-    Real end = axis.start + Real{(T)bins} * axis.step, slack = slack_of(axis, end);
+    Real end = axis.start + Real{(T)bins} * axis.step, slack = slack_of(axis, bins);
     Real low = minimum(axis.start, end) - slack, high = maximum(axis.start, end) + slack;
     bool none = axis.samples <= 0 || low > Real{(T)length} || high < Real{-1};
     first = (int)min(max(integer_of(floor_of(low)), 0ll), length - 1);
@@ -397,21 +393,8 @@ struct Found {
     int counts[2][WARPS];  // by warp, of one round of the search and of the next
 };
 
-// Of `count` steps that follow each other from `origin` on, those that may meet what lies between `low` and `high`.
-struct Range {
-    int begin, end;
-};
-__device__ Range steps_between(Real origin, Real step, int count, Real low, Real high) {
-    Real zero = {0}, most = {(T)count};
-    if (count <= BINS || !(step < zero || step > zero)) return {0, count};
-    Real one = (low - origin) / step, other = (high - origin) / step, spare = Real{1} + most * Real{(T)1e-6};
-    Real begin = maximum(minimum(minimum(one, other) - spare, most), zero);
-    Real end = maximum(minimum(maximum(one, other) + spare, most), zero);
-    return {(int)integer_of(begin), (int)min(integer_of(end) + 1, (long long)count)};
-}
-
 __device__ Range bins_between(const Axis& axis, long long bins, long long low) {
-    Real slack = slack_of(axis, axis.start + Real{(T)bins} * axis.step) + Real{1};
+    Real slack = slack_of(axis, bins) + Real{1};
     return steps_between(axis.start, axis.step, (int)bins, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
 }
 
@@ -422,11 +405,8 @@ __device__ void weigh(Line& line, const Axis& axis, long long bins, int begin, i
     for (int cell = 0; cell < TILE; ++cell) line.weights[cell][lane] = {-1};
     int bin = begin + lane;
     if (bin < end) {
-        Real slack = slack_of(axis, axis.start + Real{(T)bins} * axis.step) + Real{1}, zero = {0};
-        Real origin = axis.start + Real{(T)bin} * axis.step, size = maximum(axis.step, zero - axis.step);
-        if (axis.step < zero) origin = origin - size;
-        Range samples = steps_between(origin, size / Real{(T)axis.samples}, (int)axis.samples, Real{(T)low} - slack,
-                                      Real{(T)(low + TILE - 1)} + slack);
+        Real slack = slack_of(axis, bins) + Real{1};
+        Range samples = samples_between(axis, bin, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
         take_taps(axis, bin, length, samples.begin, samples.end, [&](int cell, Real weight) {
             if (cell < low || cell >= low + TILE) return;
             Real& sum = line.weights[cell - low][lane];
