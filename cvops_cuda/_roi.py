@@ -113,13 +113,16 @@ def _groups(shapes, scales, limits):
     for first in range(0, len(shapes), _LEVELS):
         some = slice(first, first + _LEVELS)
         end = limits[min(first + _LEVELS, len(shapes))]
-        yield some, [
-            *_filled_up([shape[2] for shape in shapes[some]], 0),
-            *_filled_up([shape[3] for shape in shapes[some]], 0),
-            *_filled_up(scales[some], 1.0),
-            *_filled_up(limits[: len(shapes)][some], math.nan),
-            end,
-        ]
+        yield (
+            some,
+            [
+                *_filled_up([shape[2] for shape in shapes[some]], 0),
+                *_filled_up([shape[3] for shape in shapes[some]], 0),
+                *_filled_up(scales[some], 1.0),
+                *_filled_up(limits[: len(shapes)][some], math.nan),
+                end,
+            ],
+        )
 
 
 def _filled_up(values, value):
