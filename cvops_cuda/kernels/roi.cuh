@@ -69,22 +69,23 @@ __device__ __forceinline__ Row row_of(const void* boxes, long long k, long long 
 }
 
 // Calls take(cell, weight) for each tap of a bin along one axis, cells ascending, given its samples from `begin` to `end`
-// of those in ascending order. Sums are in double: there may be 65 536 samples on one cell.
+// of those in ascending order. Sums are in double: there may be 65 536 samples on one cell. Cells of samples are near
+// enough to the origin for int.
 template <class Take>
-__device__ void take_taps(Axis axis, long long bin, long long length, long long begin, long long end, Take take) {
+__device__ void take_taps(Axis axis, long long bin, long long length, int begin, int end, Take take) {
     Real half = {(T)0.5}, samples = {(T)axis.samples}, base = axis.start + Real{(T)bin} * axis.step;
     bool inverted = axis.step < Real{0};
-    long long cell = -2;          // that of the last sample
-    double near = 0, far = 0;     // what it and the next one weigh so far
-    for (long long i = begin; i <= end; ++i) {
-        long long low = -2;  // behind the last sample, to take what is left
+    int cell = -2;             // that of the last sample
+    double near = 0, far = 0;  // what it and the next one weigh so far
+    for (int i = begin; i <= end; ++i) {
+        int low = -2;  // behind the last sample, to take what is left
         Real fraction = {0};
         if (i < end) {
-            Real sample = {(T)(inverted ? axis.samples - 1 - i : i)};
+            Real sample = {(T)(inverted ? (int)axis.samples - 1 - i : i)};
             Real at = base + (sample + half) * axis.step / samples;
             if (at < Real{-1} || at > Real{(T)length}) continue;
             at = maximum(at, Real{0});
-            low = min(integer_of(at), length - 1);
+            low = (int)min(integer_of(at), length - 1);
             if (low < length - 1) fraction = at - Real{(T)low};
         }
         if (low != cell) {
