@@ -50,14 +50,14 @@ def multiscale_roi_align(
     channels-last; others are copied.
     """
     maps, kernel = _read_where_they_lie(features, rois)
-    rois, storage = contiguous(rois), maps[0].dtype.char
+    rois, storage = contiguous(rois), maps[0].dtype
     images, channels, *_ = features[0].shape
     pooled = empty((len(rois), channels, *output_size), storage)
     if pooled.size:
         blocks = len(rois) * math.ceil(channels / _CHANNELS[kernel])
         for some, levels in _groups([array.shape for array in features], spatial_scales, area_limits):
             launch(
-                "roi_align", kernel, storage, blocks, _POOL_THREADS, *_filled_up(maps[some], None), *levels, rois,
+                "roi_align", kernel, storage.char, blocks, _POOL_THREADS, *_filled_up(maps[some], None), *levels, rois,
                 dtype_code(rois), images, channels, *output_size, sampling_ratio, int(aligned), pooled,
             )  # fmt: skip
     return cast(pooled, features[0])
@@ -74,21 +74,21 @@ def multiscale_roi_align_backward(
 ) -> list[Array]:
     """Two launches for every four maps, one if there are no RoIs. Workspace: 56 bytes for each RoI, 72 in float64."""
     values, rois = in_working_precision(grad, rois)
-    size, (images, channels, *_), bins, storage = len(rois), input_shapes[0], grad.shape[2:], values.dtype.char
+    size, (images, channels, *_), bins, storage = len(rois), input_shapes[0], grad.shape[2:], values.dtype
     if images * channels == 0:
         return [empty(shape, grad.dtype) for shape in input_shapes]
     gradients = [empty(shape, storage) for shape in input_shapes]
     footprints = empty((size * _FOOTPRINT_BYTES,), "uint8")
-    frames = empty((size * _FRAME_BYTES[storage],), "uint8")
+    frames = empty((size * _FRAME_BYTES[storage.char],), "uint8")
     for some, levels in _groups(input_shapes, spatial_scales, area_limits):
         if size:
             launch(
-                "roi_align", "roi_align_places", storage, math.ceil(size / _THREADS), _THREADS, *levels, rois,
+                "roi_align", "roi_align_places", storage.char, math.ceil(size / _THREADS), _THREADS, *levels, rois,
                 dtype_code(rois), size, images, *bins, sampling_ratio, int(aligned), footprints, frames,
             )  # fmt: skip
         tiles = sum(math.ceil(height / _TILE) * math.ceil(width / _TILE) for *_, height, width in input_shapes[some])
         launch(
-            "roi_align", "roi_align_gradients", storage, images * math.ceil(channels / _GRADIENTS) * tiles, _THREADS,
+            "roi_align", "roi_align_gradients", storage.char, images * math.ceil(channels / _GRADIENTS) * tiles, _THREADS,
             values, footprints, frames, size, images, channels, *bins, *levels[: 2 * _LEVELS],
             *_filled_up(gradients[some], None),
         )  # fmt: skip
