@@ -15,7 +15,7 @@ _LEVELS = 4
 _POOL_THREADS = 128
 _CHANNELS = {"roi_align": 64, "roi_align_last": 128}
 _THREADS, _TILE, _GRADIENTS = 256, 16, 16
-_FOOTPRINT_BYTES, _FRAME_BYTES = 24, {"d": 48, "f": 32, "e": 32, "E": 32}
+_ROI_BYTES, _CHUNK_BYTES = {"d": 64, "f": 48, "e": 48, "E": 48}, 16
 
 
 def roi_align(
@@ -72,25 +72,25 @@ def multiscale_roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Array]:
-    """Two launches for every four maps, one if there are no RoIs. Workspace: 56 bytes for each RoI, 72 in float64."""
+    """Two launches for every four maps, one if there are no RoIs. Workspace: 48 bytes for each RoI, 64 in float64."""
     values, rois = in_working_precision(grad, rois)
     size, (images, channels, *_), bins, storage = len(rois), input_shapes[0], grad.shape[2:], values.dtype
     if images * channels == 0:
         return [empty(shape, grad.dtype) for shape in input_shapes]
     gradients = [empty(shape, storage) for shape in input_shapes]
-    footprints = empty((size * _FOOTPRINT_BYTES,), "uint8")
-    frames = empty((size * _FRAME_BYTES[storage.char],), "uint8")
+    chunks = math.ceil(size / _THREADS)
+    workspace = empty((size * _ROI_BYTES[storage.char] + chunks * _CHUNK_BYTES,), "uint8")
     for some, levels in _groups(input_shapes, spatial_scales, area_limits):
         if size:
             launch(
-                "roi_align", "roi_align_places", storage.char, math.ceil(size / _THREADS), _THREADS, *levels, rois,
-                dtype_code(rois), size, images, *bins, sampling_ratio, int(aligned), footprints, frames,
+                "roi_align", "roi_align_places", storage.char, chunks, _THREADS, *levels, rois,
+                dtype_code(rois), size, images, *bins, sampling_ratio, int(aligned), workspace,
             )  # fmt: skip
         tiles = sum(math.ceil(height / _TILE) * math.ceil(width / _TILE) for *_, height, width in input_shapes[some])
         blocks = images * math.ceil(channels / _GRADIENTS) * tiles
         launch(
-            "roi_align", "roi_align_gradients", storage.char, blocks, _THREADS, values, footprints, frames, size,
-            images, channels, *bins, *levels[: 2 * _LEVELS], *_filled_up(gradients[some]),
+            "roi_align", "roi_align_gradients", storage.char, blocks, _THREADS, values, workspace, size, images,
+            channels, *bins, *levels[: 2 * _LEVELS], *_filled_up(gradients[some]),
         )  # fmt: skip
     return [cast(gradient, grad) for gradient in gradients]
 

@@ -249,6 +249,16 @@ def test_no_schedule_changes_roi_align(emulated, seeds, layout):
         assert np.isfinite(got.values).all()
 
 
+@pytest.mark.parametrize("order", ["by image", "mixed"])
+def test_gradients_of_more_rois_than_a_block_lists(emulated, seeds, order):
+    rois = strategies_roi.rois("tiny", 900, MAPS.shape)
+    if order == "by image":
+        rois = rois[np.argsort(rois[:, 0], kind="stable")]
+    grad = emulated(strategies_roi.normal((900, 3, 1, 2)))
+    want = reference_roi.roi_align_backward(grad.values, rois, (2, 3, 20, 30))
+    compare.close(cvops.roi_align_backward(grad, emulated(rois), (2, 3, 20, 30)), want, grad)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bit_maps_are_pooled_in_float32(emulated, dtype):
     """Their results are those of float32 in the same values, rounded once."""

@@ -331,50 +331,94 @@ constexpr int THREADS = TILE * TILE, WARPS = THREADS / WARP;
 constexpr int BINS = 16;    // along each axis at a time
 constexpr int FOUND = 512;  // RoIs in the list of a block
 
-// The cells that a RoI may touch on its map: level * images + image, or -1 if it touches none.
-struct Footprint {
+// The tiles that a RoI may touch on its map, and that map: image * LEVELS + level, or -1 if it touches none. Tiles from
+// FARTHEST on are taken for one.
+struct alignas(16) Footprint {
     long long map;
-    int top, bottom, left, right;
+    unsigned short top, bottom, left, right;
 };
+constexpr long long FARTHEST = 65535;
 
 // Both axes of a RoI.
 struct Frame {
     Axis y, x;
 };
 
-// The first and the last cell that the bins may touch; the first is behind the last if there is none.
-__device__ void extent(Axis axis, long long bins, long long length, int& first, int& last) {
+// The least and the greatest map that RoIs of a block of `roi_align_places` touch.
+struct Chunk {
+    long long least, greatest;
+};
+
+// What `roi_align_places` finds out for so many RoIs; as in _roi.py.
+struct Workspace {
+    Footprint* footprints;
+    Frame* frames;
+    Chunk* chunks;
+};
+__device__ Workspace workspace_at(void* memory, long long size) {
+    Footprint* footprints = (Footprint*)memory;
+    Frame* frames = (Frame*)(footprints + size);
+    return {footprints, frames, (Chunk*)(frames + size)};
+}
+
+// The first and the last tile that the bins may touch; false if there is none.
+__device__ bool find_tiles(const Axis& axis, long long bins, long long length, unsigned short& first,
+                           unsigned short& last) {
     Real end = axis.start + Real{(T)bins} * axis.step, slack = slack_of(axis, bins);
     Real low = minimum(axis.start, end) - slack, high = maximum(axis.start, end) + slack;
-    bool none = axis.samples <= 0 || low > Real{(T)length} || high < Real{-1};
-    first = (int)min(max(integer_of(floor_of(low)), 0ll), length - 1);
-    last = none ? -1 : (int)min(max(integer_of(floor_of(high)) + 1, 0ll), length - 1);
+    if (axis.samples <= 0 || low > Real{(T)length} || high < Real{-1}) return false;
+    long long cell = min(max(integer_of(floor_of(low)), 0ll), length - 1);
+    first = (unsigned short)min(cell / TILE, FARTHEST);
+    cell = min(max(integer_of(floor_of(high)) + 1, 0ll), length - 1);
+    last = (unsigned short)min(cell / TILE, FARTHEST);
+    return true;
 }
+
+__device__ __forceinline__ Chunk joined(Chunk a, Chunk b) { return {min(a.least, b.least), max(a.greatest, b.greatest)}; }
+
+struct Chunks {
+    Chunk of[WARPS];
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 roi_align_places(OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale),
                  OF_LEVELS(double, limit), double limit_of_all, const void* boxes, long long boxes_dtype,
                  long long size, long long images, long long rows, long long columns, long long ratio,
-                 long long aligned, Footprint* footprints, Frame* frames) {
+                 long long aligned, void* memory) {
+    SHARED(Chunks, chunks);
     Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
+    Workspace workspace = workspace_at(memory, size);
     long long k = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (k >= size) return;
-    Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-    Footprint footprint = {-1, 0, -1, 0, -1};
-    if (place.level >= 0 && place.image >= 0 && place.y.samples > 0 && place.x.samples > 0) {
-        extent(place.y, rows, pick(pyramid.sizes.heights, place.level), footprint.top, footprint.bottom);
-        extent(place.x, columns, pick(pyramid.sizes.widths, place.level), footprint.left, footprint.right);
-        bool touches = footprint.top <= footprint.bottom && footprint.left <= footprint.right;
-        if (touches) footprint.map = place.level * images + place.image;
+    Chunk chunk = {1ll << 62, -1};
+    if (k < size) {
+        Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
+        Footprint footprint = {-1, 0, 0, 0, 0};
+        bool touches = place.level >= 0 && place.image >= 0;
+        touches = touches && find_tiles(place.y, rows, pick(pyramid.sizes.heights, place.level), footprint.top,
+                                        footprint.bottom);
+        touches = touches && find_tiles(place.x, columns, pick(pyramid.sizes.widths, place.level), footprint.left,
+                                        footprint.right);
+        if (touches) {
+            footprint.map = place.image * LEVELS + place.level;
+            chunk = {footprint.map, footprint.map};
+        }
+        workspace.footprints[k] = footprint;
+        workspace.frames[k] = {place.y, place.x};
     }
-    footprints[k] = footprint;
-    frames[k] = {place.y, place.x};
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        chunk = joined(chunk, {__shfl_xor_sync(ALL, chunk.least, distance),
+                               __shfl_xor_sync(ALL, chunk.greatest, distance)});
+    if (threadIdx.x % WARP == 0) chunks.of[threadIdx.x / WARP] = chunk;
+    __syncthreads();  // all warps have told
+    if (threadIdx.x > 0) return;
+    for (int i = 1; i < WARPS; ++i) chunk = joined(chunk, chunks.of[i]);
+    workspace.chunks[blockIdx.x] = chunk;
 }
 
-// What bins weigh in each of a line of cells of the tile, -1 where a bin does not touch the cell; and which touch it.
+// Which bins touch each of a line of cells of the tile, a bit for each, and what those weigh there.
 struct Line {
+    unsigned touching[TILE];
     Real weights[TILE][BINS + 1];  // one more, so that lanes that read a column of it find it in different banks
-    int first[TILE], counts[TILE];
 };
 
 // What some bins of a RoI bring to the tile.
@@ -398,30 +442,20 @@ __device__ Range bins_between(const Axis& axis, long long bins, long long low) {
     return steps_between(axis.start, axis.step, (int)bins, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
 }
 
-// What the bin of each lane of half a warp weighs in the cells from `low` on; then each lane does a cell.
+// What the bin of each lane of half a warp weighs in the cells from `low` on.
 __device__ void weigh(Line& line, const Axis& axis, long long bins, int begin, int end, long long length,
                       long long low) {
-    int lane = threadIdx.x % BINS;
-    for (int cell = 0; cell < TILE; ++cell) line.weights[cell][lane] = {-1};
-    int bin = begin + lane;
-    if (bin < end) {
-        Real slack = slack_of(axis, bins) + Real{1};
-        Range samples = samples_between(axis, bin, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
-        take_taps(axis, bin, length, samples.begin, samples.end, [&](int cell, Real weight) {
-            if (cell < low || cell >= low + TILE) return;
-            Real& sum = line.weights[cell - low][lane];
-            sum = maximum(sum, Real{0}) + weight;
-        });
-    }
-    __syncwarp();  // all bins are weighed
-    int first = 0, last = -1;
-    for (int i = 0; i < BINS; ++i) {
-        if (line.weights[lane][i] < Real{0}) continue;
-        if (last < 0) first = i;
-        last = i;
-    }
-    for (int i = first; i <= last; ++i) line.weights[lane][i] = maximum(line.weights[lane][i], Real{0});
-    line.first[lane] = first, line.counts[lane] = last - first + 1;
+    int lane = threadIdx.x % BINS, bin = begin + lane;
+    line.touching[lane] = 0;
+    __syncwarp();  // no bin touches a cell yet
+    if (bin >= end) return;
+    Real slack = slack_of(axis, bins) + Real{1};
+    Range samples = samples_between(axis, bin, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
+    take_taps(axis, bin, length, samples.begin, samples.end, [&](int cell, Real weight) {
+        if (cell < low || cell >= low + TILE) return;
+        line.weights[cell - low][lane] = weight;
+        atomicOr(&line.touching[cell - low], 1u << lane);
+    });
 }
 
 // Add what a share brings to a pixel of the tile.
@@ -429,11 +463,11 @@ template <bool FULL>
 __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, long long columns, long long bins,
                                     int count) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
-    int rows_there = share.y.counts[y], columns_there = share.x.counts[x];
 #pragma unroll 1
-    for (int i = share.y.first[y]; i < share.y.first[y] + rows_there; ++i)
+    for (unsigned rows = share.y.touching[y]; rows; rows &= rows - 1)
 #pragma unroll 1
-        for (int j = share.x.first[x]; j < share.x.first[x] + columns_there; ++j) {
+        for (unsigned there = share.x.touching[x]; there; there &= there - 1) {
+            int i = __ffs(rows) - 1, j = __ffs(there) - 1;
             Real weight = share.y.weights[y][i] * share.x.weights[x][j];
             const Element* grad = share.grad + (i * columns + j);
 #pragma unroll
@@ -447,13 +481,14 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
 // The pixels of a block, and its channels. In shared memory, because registers are needed for the sums.
 struct Tile {
     long long height, width, top, left, first, map, bins;  // bins of a RoI
+    int row, column;                                       // of the tile, as in a footprint
+    Workspace workspace;
     Element* result;  // of the first channel
     int count;        // of channels
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
-roi_align_gradients(const Element* grad, const Footprint* footprints, const Frame* frames, long long size,
-                    long long images, long long channels, long long rows, long long columns,
+roi_align_gradients(const Element* grad, void* memory, long long size, long long images, long long channels, long long rows, long long columns,
                     OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
     static_assert(TILE == BINS && 2 * BINS == WARP, "half a warp for each axis");
     SHARED(Shares, shares);
@@ -476,31 +511,38 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
             else block -= blocks;
         }
         tile.height = pick(heights, level), tile.width = pick(widths, level);
-        tile.top = block % tiles / across * (long long)TILE, tile.left = block % tiles % across * (long long)TILE;
+        unsigned row = block % tiles / across, column = block % tiles % across;
+        tile.top = row * (long long)TILE, tile.left = column * (long long)TILE;
+        tile.row = (int)min((long long)row, FARTHEST), tile.column = (int)min((long long)column, FARTHEST);
         tile.first = block / tiles % groups * (long long)GRADIENTS;
         tile.count = (int)min((long long)GRADIENTS, channels - tile.first);
         long long image = block / tiles / groups;
-        tile.map = level * images + image;
+        tile.map = image * LEVELS + level;
+        tile.workspace = workspace_at(memory, size);
         tile.bins = rows * columns;
         tile.result = pick(gradients, level) + (image * channels + tile.first) * tile.height * tile.width;
     }
     __syncthreads();  // the tile is known
 
     Real sums[GRADIENTS] = {};
+    int round = 0;
     for (unsigned next = 0; next < size;) {
         int found = 0;
         for (; next < size && found + THREADS <= FOUND; next += THREADS) {
+            Chunk chunk = tile.workspace.chunks[next / THREADS];
+            if (tile.map < chunk.least || tile.map > chunk.greatest) continue;
             unsigned k = next + threadIdx.x;
             bool reaches = false;
             if (k < size) {
-                Footprint print = footprints[k];
-                reaches = print.map == tile.map && print.top < tile.top + TILE && print.bottom >= tile.top &&
-                          print.left < tile.left + TILE && print.right >= tile.left;
+                Footprint print = tile.workspace.footprints[k];
+                reaches = print.map == tile.map && print.top <= tile.row && print.bottom >= tile.row &&
+                          print.left <= tile.column && print.right >= tile.column;
             }
             unsigned votes = __ballot_sync(ALL, reaches);
-            int(&counts)[WARPS] = list.counts[next / THREADS % 2];
+            int(&counts)[WARPS] = list.counts[round];
             if (lane == 0) counts[warp] = __popc(votes);
             __syncthreads();  // all have counted
+            round ^= 1;
             int at = found + __popc(votes & ((1u << lane) - 1));
             for (int i = 0; i < WARPS; ++i) {
                 if (i < warp) at += counts[i];
@@ -516,7 +558,7 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                 if (warp < together) {
                     Share& share = shares.of[warp];
                     long long k = list.rois[begin + warp];
-                    const Frame& frame = frames[k];
+                    const Frame& frame = tile.workspace.frames[k];
                     Range y = bins_between(frame.y, rows, tile.top), x = bins_between(frame.x, columns, tile.left);
                     int pieces_x = (x.end - x.begin + BINS - 1) / BINS;
                     int pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
