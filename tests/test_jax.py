@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cvops
 from benchmarks import data
@@ -242,7 +245,7 @@ def test_without_64_bit_types(ops):
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("fmt", ["xyxy", "cxcywh"])
 def test_measures(ops, name, fmt):
-    boxes = RANDOM.uniform(0, 10, (2, 6, 4))
+    boxes = RANDOM.uniform(2, 10, (2, 6, 4))  # none so small that differences are coarse
     boxes[..., 2:] += boxes[..., :2] * (fmt == "xyxy")
     want = getattr(reference, name)(boxes, boxes[:, :4] + 0.1, fmt=fmt)
     close(jax.jit(lambda one, two: getattr(ops, name)(one, two, fmt=fmt))(boxes, boxes[:, :4] + 0.1), want)
@@ -397,3 +400,34 @@ def test_strategies_agree(ops):
             jax.jit(lambda rois: ops.roi_align(MAP, rois, 3, 1.0, 2))(rois),
             reference_roi.roi_align(MAP, rois, 3, 1.0, 2),
         )
+
+
+def example(folder, *arguments):
+    command = [sys.executable, "-W", "error", ROOT / "examples" / "jax_grad.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_example_learns(ops, tmp_path):
+    done = example(tmp_path, "--steps", "60", "--out", "learned.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    before, after = map(float, re.search(r"loss: (\S+) before, (\S+) after 60 steps", done.stdout).groups())
+    assert after < before / 4
+    with Image.open(tmp_path / "learned.png") as picture:
+        photograph, twisted, straightened, _ = np.split(np.asarray(picture, float), 4, 1)
+    assert np.square(straightened - photograph).mean() < np.square(twisted - photograph).mean() / 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--steps", "0"), "must be an integer >= 1, got '0'"),
+        (("--out", "a.txt"), "must end in .png or .jpg"),
+        (("--steps", "1", "--out", "missing/a.png"), "missing/a.png: No such file"),
+    ],
+)
+def test_the_example_reports_wrong_arguments_in_one_line(ops, tmp_path, arguments, text):
+    done = example(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
