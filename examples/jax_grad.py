@@ -4,9 +4,9 @@
     python examples/jax_grad.py
     python examples/jax_grad.py --steps 400 --out straightened.png
 
-A deformable convolution with one tap of weight 1 moves pixels: each reads at its place plus an offset. The program learns
-the offsets, on a coarse grid that is enlarged smoothly, from nothing but the photograph and its twisted copy. It draws the
-photograph, the twisted copy, the copy after learning, and which way the pixels were moved.
+A deformable convolution with one tap of weight 1 moves pixels: each reads at its place plus an offset. The program
+learns the offsets, on a coarse grid that is enlarged smoothly, from nothing but the photograph and its twisted copy. It
+draws the photograph, the twisted copy, the copy after learning, and which way the pixels were moved.
 """
 
 from __future__ import annotations
@@ -108,7 +108,6 @@ def learn(photograph: jax.Array, twisted: jax.Array, steps: int) -> tuple[jax.Ar
         difference = moved(twisted, enlarged(grid)) - photograph
         return (difference**2).mean() + BEND * sum((bend**2).sum() for bend in bends)
 
-    @jax.jit
     def step(grid: jax.Array, mean: jax.Array, square: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         """One step of Adam (D. Kingma and J. Ba, 2015)."""
         value, slope = jax.value_and_grad(loss)(grid)
@@ -116,6 +115,7 @@ def learn(photograph: jax.Array, twisted: jax.Array, steps: int) -> tuple[jax.Ar
         change = mean / (1 - 0.9**count) / (jnp.sqrt(square / (1 - 0.99**count)) + 1e-8)
         return grid - RATE * change, mean, square, value
 
+    step = jax.jit(step)
     grid = mean = square = jnp.zeros((1, 2, GRID, GRID))
     step(grid, mean, square, jnp.ones(()))  # the first call compiles
     losses, start = [], time.perf_counter()
