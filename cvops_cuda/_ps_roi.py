@@ -66,9 +66,7 @@ def _pool(kernel: str, features: Array, rois: Array, bins: tuple[int, int], scal
     return cast(pooled, features)
 
 
-def _spread(
-    kernel: str, grad: Array, rois: Array, shape: tuple[int, int, int, int], scale: float, ratio: int
-) -> Array:
+def _spread(kernel: str, grad: Array, rois: Array, shape: tuple[int, int, int, int], scale: float, ratio: int) -> Array:
     values, rois = in_working_precision(grad, rois)
     size, channels, *bins = values.shape
     if size == 0:

@@ -256,7 +256,6 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
             }
         }
     }
-    __syncwarp();  // the sums of the warp are there
     for (int c = 0; c < place.count; ++c) {
         Element* result = gradients + (place.plane + c * bins) * height * width + left;
         for (int i = begin * wide + lane; i < end * wide; i += WARP)
