@@ -45,6 +45,10 @@ def roi_pool_workload(package):
     np.testing.assert_array_equal(argmax, want[1])
     got = package.roi_pool_backward(pooled, rois, argmax, maps.shape, 1.0)
     np.testing.assert_allclose(got, reference_roi.roi_pool_backward(pooled, rois, argmax, maps.shape), 1e-4, 1e-4)
+    many_channels, large = argmax.repeat(30, 1), (2, 90, 7, 600)
+    got = package.roi_pool_backward(pooled.repeat(30, 1), rois, many_channels, large, 1.0)
+    want = reference_roi.roi_pool_backward(pooled.repeat(30, 1), rois, many_channels, large)
+    np.testing.assert_allclose(got, want, 1e-4, 1e-4)
 
 
 def ps_roi_workload(package):
