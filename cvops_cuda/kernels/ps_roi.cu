@@ -23,11 +23,13 @@ constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
 constexpr int TOGETHER = 4;                                      // channels of a block
 constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor, for which there are registers
 
-// Calls take(cell, weight) for each tap of a bin along one axis, cells ascending.
+// Calls take(cell, weight) for each tap of one of some bins along an axis, cells ascending.
 template <bool SAMPLES, class Take>
-__device__ __forceinline__ void each_tap(Axis axis, long long bin, long long length, Take take) {
+__device__ __forceinline__ void each_tap(const Axis& axis, long long bins, long long bin, long long length, Take take) {
     if constexpr (SAMPLES) {
-        take_taps(axis, bin, length, 0, (int)axis.samples, take);
+        Real slack = slack_of(axis, bins);
+        Range range = samples_between(axis, bin, Real{-1} - slack, Real{(T)length} + slack);
+        take_taps(axis, bin, length, range.begin, range.end, take);
     } else {
         // The last row and column are never read: so it is in torchvision.
         Window window = window_of(axis, bin, length - 1);
@@ -87,10 +89,10 @@ __device__ __forceinline__ void pool(Planes& planes, const Element* maps, const 
         bool placed = image >= 0 && y.samples >= 0 && x.samples >= 0;
         Real sums[TOGETHER] = {};
         if (placed)
-            each_tap<SAMPLES>(y, place.row, height, [&](int row, Real weight_y) {
+            each_tap<SAMPLES>(y, rows, place.row, height, [&](int row, Real weight_y) {
                 Real of_row[TOGETHER] = {};
                 const Element* line = source + row * width;
-                each_tap<SAMPLES>(x, place.column, width, [&](int column, Real weight_x) {
+                each_tap<SAMPLES>(x, columns, place.column, width, [&](int column, Real weight_x) {
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c)
                         if (c < place.count)
@@ -199,7 +201,7 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                                         is_x ? columns : rows, ratio);
                     int low = is_x ? (int)left : (int)top, length = is_x ? wide : tall;
                     if (axis.samples > 0)
-                        each_tap<SAMPLES>(axis, is_x ? place.column : place.row, is_x ? width : height,
+                        each_tap<SAMPLES>(axis, is_x ? columns : rows, is_x ? place.column : place.row, is_x ? width : height,
                                           [&](int cell, Real weight) {
                                               int inside = cell - low, slot = number - skipped;
                                               if (inside < 0 || inside >= length) return;
@@ -256,7 +258,6 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
             }
         }
     }
-    __syncwarp();  // the sums of the warp are there
     for (int c = 0; c < place.count; ++c) {
         Element* result = gradients + (place.plane + c * bins) * height * width + left;
         for (int i = begin * wide + lane; i < end * wide; i += WARP)

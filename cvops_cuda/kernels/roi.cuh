@@ -69,8 +69,7 @@ __device__ __forceinline__ Row row_of(const void* boxes, long long k, long long 
 }
 
 // Calls take(cell, weight) for each tap of a bin along one axis, cells ascending, given its samples from `begin` to `end`
-// of those in ascending order. Sums are in double: there may be 65 536 samples on one cell. Cells of samples are near
-// enough to the origin for int.
+// of those in ascending order. Sums are in double: there may be 65 536 samples on one cell.
 template <class Take>
 __device__ void take_taps(const Axis& axis, long long bin, long long length, int begin, int end, Take take) {
     Real half = {(T)0.5}, samples = {(T)axis.samples}, base = axis.start + Real{(T)bin} * axis.step;
