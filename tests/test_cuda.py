@@ -360,8 +360,6 @@ def test_no_schedule_changes_pooling(emulated, seeds, operator, dtype):
 
 # Barriers without which no test fails, and why they are there.
 UNNOTICED = {
-    "__syncwarp();  // these are added before the next": "Lanes meet again in the next exchange. It promises nothing "
-    "about memory, but here it makes them wait.",
     "__syncthreads();  // all have written before one tells": "A thread would have to stand still while another block "
     "passes three barriers. No schedule drawn here lets it; a GPU may.",
 }

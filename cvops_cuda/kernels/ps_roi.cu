@@ -18,7 +18,7 @@
 // [1] Z. Li et al., "Light-Head R-CNN: In Defense of Two-Stage Object Detector", arXiv:1711.07264.
 // [2] J. Dai et al., "R-FCN: Object Detection via Region-based Fully Convolutional Networks", NIPS 2016.
 
-constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // as in _ps_roi.py, like all in capitals below
+constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most; as in _ps_roi.py, like all below
 constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
 constexpr int TOGETHER = 4;                                      // channels of a block
 constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor, for which there are registers
@@ -60,7 +60,7 @@ struct Planes {
     Element of[CELLS];
 };
 
-// In short: roi_of_block is the first RoI of the block; `staged` tells to read the planes into shared memory.
+// `staged` tells to read the planes into shared memory first.
 template <bool SAMPLES>
 __device__ __forceinline__ void pool(Planes& planes, const Element* maps, const void* boxes, long long boxes_dtype,
                                      long long size, long long images, long long channels, long long height,
@@ -73,12 +73,12 @@ __device__ __forceinline__ void pool(Planes& planes, const Element* maps, const 
     if (staged) {
         for (int c = 0; c < place.count; ++c)
 #pragma unroll 4
-            for (int i = threadIdx.x; i < (int)pixels; i += THREADS) planes.of[c * pixels + i] = source[c * apart + i];
+            for (int i = threadIdx.x; i < (int)pixels; i += blockDim.x) planes.of[c * pixels + i] = source[c * apart + i];
         source = planes.of, apart = pixels;
         __syncthreads();  // the planes are there
     }
     long long begin = blockIdx.x % parts * ROIS, end = min(begin + ROIS, size);
-    for (long long k = begin + threadIdx.x; k < end; k += THREADS) {
+    for (long long k = begin + threadIdx.x; k < end; k += blockDim.x) {
         Row roi = row_of(boxes, k, boxes_dtype);
         long long image = roi.index(images);
         // A RoI of no image is left to the first one.
@@ -144,8 +144,8 @@ struct Found {
 
 // Taps of some RoIs in the tile, at most TAPS of each along y (0) and x (1), of so many in all.
 struct Taps {
-    T weights[2][TAPS][MEMBERS];
-    short cells[2][TAPS][MEMBERS];
+    T weights[2][TAPS][MEMBERS + 2];  // two more, so that the taps of a RoI lie in different banks
+    short cells[2][TAPS][MEMBERS + 2];
     int numbers[2][MEMBERS];
 };
 

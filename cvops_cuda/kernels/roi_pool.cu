@@ -174,20 +174,35 @@ roi_pool_extents(const int* __restrict__ argmax, long long length, long long pix
     extents[blockIdx.x] = extent;
 }
 
-// Add the gradients of the lanes to their targets, those of one target in the order of the lanes; -1 is none.
-__device__ __forceinline__ void add(T* sums, int target, Real gradient) {
+// Add some gradients of each lane to their targets, those of one target in the order of the lanes; -1 is none.
+__device__ __forceinline__ void add(T* sums, const int (&targets)[AHEAD], Real (&gradients)[AHEAD]) {
     int lane = threadIdx.x % WARP;
-    unsigned same = __match_any_sync(ALL, target);
-    bool leads = target >= 0 && (same & ((1u << lane) - 1)) == 0;
-    unsigned others = leads ? same & (same - 1) : 0;
-    Real sum = gradient;
-    while (__any_sync(ALL, others != 0)) {
-        Real other = {__shfl_sync(ALL, gradient.value, others ? __ffs(others) - 1 : lane)};
-        if (others) sum = sum + other;
-        others &= others - 1;
+    unsigned before = (1u << lane) - 1, others[AHEAD], left = 0;  // lanes whose gradients the first of them adds up
+    bool leads[AHEAD];
+    Real brought[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        unsigned same = __match_any_sync(ALL, targets[i]);
+        leads[i] = targets[i] >= 0 && (same & before) == 0;
+        others[i] = leads[i] ? same & (same - 1) : 0;
+        left |= others[i];
+        brought[i] = gradients[i];
     }
-    if (leads) sums[target] = (Real{sums[target]} + sum).value;
-    __syncwarp();  // these are added before the next
+    while (__any_sync(ALL, left != 0)) {
+        left = 0;
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            Real other = {__shfl_sync(ALL, brought[i].value, others[i] ? __ffs(others[i]) - 1 : lane)};
+            if (others[i]) gradients[i] = gradients[i] + other;
+            others[i] &= others[i] - 1;
+            left |= others[i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        if (leads[i]) sums[targets[i]] = (Real{sums[targets[i]]} + gradients[i]).value;
+        __syncwarp();  // these are added before the next
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
@@ -202,6 +217,7 @@ roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ arg
     int length = (int)min(tile, pixels - begin);
     T* own = sums.of + warp * tile;
     for (int i = lane; i < length; i += WARP) own[i] = 0;
+    unsigned span = begin >> 31 ? 0 : length;  // of the tile, as far as an argmax reaches
     int rois_of_step = (int)(WARP / bins), bins_of_step = (int)(WARP % bins);
 
     for (long long next = 0; next < size; next += blockDim.x) {
@@ -235,14 +251,15 @@ roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ arg
             }
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) {
-                long long target = places[i] < 0 ? -1 : argmax[places[i]] - begin;
-                targets[i] = target >= 0 && target < length ? (int)target : -1;
+                unsigned target = places[i] < 0 ? span : (unsigned)argmax[places[i]] - (unsigned)begin;
+                targets[i] = target < span ? (int)target : -1;
             }
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) values[i] = targets[i] < 0 ? Real{0} : widen(grad[places[i]]);
+            bool some = false;
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i)
-                if (__any_sync(ALL, targets[i] >= 0)) add(own, targets[i], values[i]);
+            for (int i = 0; i < AHEAD; ++i) some |= targets[i] >= 0;
+            if (__any_sync(ALL, some)) add(own, targets, values);
         }
     }
     __syncthreads();  // all sums are there
