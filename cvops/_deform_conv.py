@@ -94,11 +94,7 @@ def deform_conv2d(
     arguments = _given(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
     with backend_of(**arguments) as backend:
         native = {name: backend.asarray(array, name) for name, array in arguments.items()}
-        steps = _check(native, stride, padding, dilation)
-        output = backend.deform_conv2d(
-            native["input"], native["offset"], native["weight"], native.get("bias"), *steps, native.get("mask")
-        )
-        return to_caller(output, input)
+        return to_caller(_forward(backend, native, stride, padding, dilation), input)
 
 
 def deform_conv2d_backward(
@@ -283,19 +279,28 @@ class DeformConv2d(Parameters):
         TypeError, ValueError
             As `deform_conv2d`; `input` has not the channels of the layer.
         """
-        with backend_of(input=input) as backend:
-            native = backend.asarray(input, "input")
-            check_dtype(native, "input", FLOATS)
-            if native.ndim != 4 or native.shape[1] != self._channels:
-                raise ValueError(f"`input` must have shape (N, {self._channels}, H, W), got {native.shape}")
-            weight = self._native("weight", native.dtype, backend)
-            bias = None if self.bias is None else self._native("bias", native.dtype, backend)
-            return deform_conv2d(input, offset, weight, bias, *self._steps, mask)
+        arguments = _given(input=input, offset=offset, mask=mask)
+        with backend_of(**arguments) as backend:
+            native = {name: backend.asarray(array, name) for name, array in arguments.items()}
+            images = native["input"]
+            check_dtype(images, "input", FLOATS)
+            if images.ndim != 4 or images.shape[1] != self._channels:
+                raise ValueError(f"`input` must have shape (N, {self._channels}, H, W), got {images.shape}")
+            native |= {name: self._native(name, images.dtype, backend) for name in self._parameters}
+            return to_caller(_forward(backend, native, *self._steps), input)
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
     """The arguments that are not None, unless they must be given."""
     return {name: array for name, array in arguments.items() if array is not None or name not in ("bias", "mask")}
+
+
+def _forward(backend: Any, native: dict[str, Any], stride: Any, padding: Any, dilation: Any) -> Any:
+    """The deformable convolution of arrays of the backend, when they fit each other."""
+    steps = _check(native, stride, padding, dilation)
+    return backend.deform_conv2d(
+        native["input"], native["offset"], native["weight"], native.get("bias"), *steps, native.get("mask")
+    )
 
 
 def _check(

@@ -94,27 +94,44 @@ CONVERTERS = {
 # A library for each backend -> how many boxes are many there. On the CPU, if a thousand are kept, each is compared only
 # with those near it; on CUDA, one block is not enough. The emulation is slow, and this is what limits its sizes.
 BACKENDS = {"numpy": 7100, "cuda-emulated": 2700}
+# Of at most so many channels and RoIs are the tests of the RoI operators, for the same reason.
+CHANNELS = {"numpy": 1029, "cuda-emulated": 70}
+ROIS = {"numpy": 3000, "cuda-emulated": 300}
 
 
 class Operators:
-    """The functions of cvops for NumPy arrays, computed by one backend: arguments go there and results come back."""
+    """The functions of cvops for NumPy arrays, computed by one backend: arguments go there and results come back.
 
-    def __init__(self, library):
-        self._convert, self.many = CONVERTERS[library], BACKENDS[library]
+    Arrays keep their strides on the way.
+    """
+
+    def __init__(self, backend):
+        self.backend = backend
+        self.many, self.channels, self.rois = BACKENDS[backend], CHANNELS[backend], ROIS[backend]
 
     def __getattr__(self, name):
         def call(*args, **options):
-            args = [self._convert(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
-            result = getattr(cvops, name)(*args, **options)
+            result = getattr(cvops, name)(*map(self.array, args), **self.array(options))
             return tuple(map(to_numpy, result)) if isinstance(result, tuple) else to_numpy(result)
 
         return call
+
+    def array(self, value):
+        """A NumPy array as one of the backend; and so those in a list, tuple or dict."""
+        if isinstance(value, list | tuple):
+            return type(value)(map(self.array, value))
+        if isinstance(value, dict):
+            return {name: self.array(each) for name, each in value.items()}
+        if self.backend == "numpy" or not isinstance(value, np.ndarray):
+            return value
+        # No GPU has elements of another byte order, or between addresses.
+        return host_emulation.Array(np.require(value, value.dtype.newbyteorder("="), "A"))
 
 
 def to_numpy(array):
     if isinstance(array, host_emulation.Array):  # bfloat16 included, which NumPy does not share
         return array.values
-    return array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+    return array if array is None or isinstance(array, np.ndarray) else np.from_dlpack(array)
 
 
 def dtype_in(array, dtype):
