@@ -32,6 +32,7 @@ _THREADS, _PIXELS, _TAPS, _EDGE = 256, 16, 16, 32
 # Threads of a sample, at most, where its channels are spread over blocks, and where they are added up by one warp.
 _SPREAD, _WARP = 16, 32
 _PLACE_BYTES = {"f": 16, "d": 32}
+_CELLS_OF_32_BITS = 2**32  # numbers of cells up to this one fit into keys of 4 bytes
 
 
 def deform_conv2d(
@@ -198,7 +199,7 @@ def _collect(
     if height * width == 0:
         return
     samples, cells = groups * taps * count, images * groups * (height + 1) * (width + 1)
-    keys = empty((samples,), "uint32" if cells < 2**32 else "uint64")
+    keys = empty((samples,), "uint32" if cells < _CELLS_OF_32_BITS else "uint64")
     places = empty((samples * _PLACE_BYTES[working],), "uint8")
     launch(
         "deform_conv", "deform_places", code, math.ceil(samples / _THREADS), _THREADS,

@@ -1,0 +1,325 @@
+"""Convolutions on CUDA beyond the answers: launches, tiles, schedules, bfloat16, and how cuBLAS is told of products."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+import cvops
+from tests import compare
+from tests import reference_deform as reference
+from tests.host_emulation import device
+from tests.libraries import require, to_numpy
+from tests.strategies_deform import NAMES, OFFSETS, Case
+
+BACKWARD = [
+    "deform_bias", "deform_arrange", "matmul", "deform_slopes", "matmul",
+    "deform_places", "order_of_keys", "deform_starts", "deform_collect", "deform_restore",
+]  # fmt: skip
+
+
+@pytest.fixture
+def column_bytes(emulated, monkeypatch):
+    """Sets how many bytes the columns of a tile may have."""
+    device.load()
+    tiles = importlib.import_module(f"{device.PACKAGE}._tiles")
+    return lambda size: monkeypatch.setattr(tiles, "COLUMN_BYTES", size)
+
+
+def on_device(case, convert):
+    """The arguments of a case and the gradient of its result there."""
+    arrays = {name: None if array is None else convert(array) for name, array in case.arrays().items()}
+    return {**arrays, **case.options}, convert(case.grad())
+
+
+def in_bfloat16(arrays):
+    ml_dtypes = require("ml_dtypes")
+    return {name: None if array is None else array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
+
+
+def check(case, convert):
+    """Forward and backward against the reference."""
+    arguments, grad = on_device(case, convert)
+    arrays = case.arrays()
+    like = arguments["input"]
+    compare.close(cvops.deform_conv2d(**arguments), reference.deform_conv2d(**arrays, **case.options), like)
+    want = reference.deform_conv2d_backward(case.grad(), **arrays, **case.options)
+    for name, one, expected in zip(NAMES, cvops.deform_conv2d_backward(grad, **arguments), want, strict=True):
+        if expected is None:
+            assert one is None, name
+        else:
+            compare.close(one, expected, like)
+
+
+# -------------------------------------------------------------------------------------------------------- launches
+
+
+@pytest.mark.parametrize("offsets", OFFSETS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_launches_whatever_the_values(emulated, launches, offsets, dtype):
+    case = Case(offsets=offsets, dtype=dtype)
+    arguments, grad = on_device(case, emulated)
+    cvops.deform_conv2d(**arguments)
+    assert launches == ["deform_arrange", "deform_columns", "matmul"]
+    launches.clear()
+    cvops.deform_conv2d_backward(grad, **arguments)
+    assert launches == BACKWARD
+
+
+@pytest.mark.parametrize(
+    ("wanted", "missing"),
+    [
+        (["input"], {"deform_bias", "deform_slopes"}),
+        (["weight"], {"deform_bias", "deform_places", "order_of_keys", "deform_starts", "deform_collect"}),
+        (["offset", "mask"], {"deform_bias", "deform_restore", *BACKWARD[5:9]}),
+        (["bias"], {*BACKWARD} - {"deform_bias"}),
+        ([], {*BACKWARD}),
+    ],
+    ids=str,
+)
+def test_no_launches_for_what_is_not_wanted(emulated, launches, wanted, missing):
+    arguments, grad = on_device(Case(dtype="float32"), emulated)
+    cvops.deform_conv2d_backward(grad, **arguments, wanted=wanted)
+    products = ("input" in wanted or "offset" in wanted) + ("weight" in wanted)
+    assert launches.count("matmul") == products
+    assert [name for name in launches if name != "matmul"] == [
+        name for name in BACKWARD if name not in missing | {"matmul"}
+    ]
+
+
+@pytest.mark.parametrize(("batch", "groups", "products"), [(3, 1, 1), (1, 3, 1), (2, 3, 2), (3, 2, 2), (5, 6, 5)])
+def test_products_of_groups(emulated, launches, batch, groups, products):
+    arguments, _ = on_device(Case(batch=batch, groups=groups, dtype="float32"), emulated)
+    cvops.deform_conv2d(**arguments)
+    assert launches == ["deform_arrange", "deform_columns"] + ["matmul"] * products
+
+
+def test_a_batch_of_none_launches_nothing(emulated, launches):
+    arguments, grad = on_device(Case(batch=0, dtype="float32"), emulated)
+    cvops.deform_conv2d(**arguments)
+    cvops.deform_conv2d_backward(grad, **arguments)
+    assert launches == []
+
+
+def test_a_channels_last_input_is_not_copied(emulated, launches):
+    case = Case(dtype="float32", channels=8)
+    arguments, _ = on_device(case, emulated)
+    array = np.ascontiguousarray(case.arrays()["input"].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    assert not array.flags.c_contiguous
+    seen = []
+    package = device.load()
+    arrange = importlib.import_module(f"{device.PACKAGE}._deform_conv")._arrange
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            importlib.import_module(f"{device.PACKAGE}._deform_conv"),
+            "_arrange",
+            lambda input, pixels, *rest: seen.append(pixels) or arrange(input, pixels, *rest),
+        )
+        got = package.deform_conv2d(
+            array, case.arrays()["offset"], case.arrays()["weight"], None, (1, 1), (1, 1), (1, 1), None
+        )
+    assert seen == [None]
+    want = cvops.deform_conv2d(**{**arguments, "bias": None, "mask": None})
+    np.testing.assert_array_equal(got, to_numpy(want))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_float64_offsets_convert_what_they_meet(emulated, launches, dtype):
+    """Input, weight and bias, and then the result."""
+    arguments, _ = on_device(Case(dtype=dtype, offset_dtype="float64", mask_dtype="float32"), emulated)
+    cvops.deform_conv2d(**arguments)
+    assert launches == ["converted"] * 3 + ["deform_arrange", "deform_columns", "matmul", "converted"]
+
+
+def test_launches_of_conv2d(emulated, launches):
+    map, weight, bias = np.ones((2, 3, 6, 7), "f"), np.ones((4, 3, 3, 3), "f"), np.ones(4, "f")
+    device.load().conv2d(map, weight, bias, (1, 1), (1, 1))
+    assert launches == ["conv_bias", "conv_columns", "matmul"]
+    launches.clear()
+    device.load().conv2d(map, weight[:, :, :1, :1], bias, (1, 1), (0, 0))
+    assert launches == ["conv_bias", "matmul"]  # the map itself is the columns
+
+
+# ----------------------------------------------------------------------------------------------------------- tiles
+
+# 20 output pixels in each image; the columns of a pixel have 6 * 9 numbers.
+TILES = [
+    (1, 60, 60),  # bytes; tiles of the forward and of the gradients
+    (7 * 54 * 8, 9, 9),
+    (20 * 54 * 8, 3, 3),
+    (45 * 54 * 8, 2, 2),
+    (10**6, 1, 1),
+]
+
+
+@pytest.mark.parametrize("offset_groups", [1, 3])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("size", "forward", "backward"), TILES)
+def test_tiles(emulated, launches, column_bytes, size, forward, backward, dtype, offset_groups):
+    """Of parts of an image, of one, of some, and for the gradients across images."""
+    case = Case(batch=3, size=(4, 5), dtype=dtype, offset_groups=offset_groups)
+    column_bytes(max(1, size // (1 if dtype == "float64" else 2)))
+    check(case, emulated)
+    assert launches.count("deform_columns") == forward
+    assert launches.count("deform_slopes") == launches.count("deform_collect") == backward
+
+
+@pytest.mark.parametrize("groups", [2, 6])
+def test_tiles_of_groups(emulated, column_bytes, groups):
+    column_bytes(25 * 54 * 4)
+    check(Case(batch=3, size=(4, 5), groups=groups, dtype="float32", offsets="NaN and infinite"), emulated)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 40), (9 * 108, 6), (20 * 108, 2), (10**6, 1)])
+def test_tiles_of_conv2d(emulated, launches, column_bytes, size, count):
+    random = np.random.default_rng(0)
+    shapes = (2, 3, 4, 5), (4, 3, 3, 3), (4,)
+    map, weight, bias = (random.normal(size=shape).astype("f") for shape in shapes)
+    column_bytes(size)
+    got = device.load().conv2d(map, weight, bias, (1, 1), (1, 1))
+    compare.close(got, reference.conv2d(map, weight, bias, padding=1), map)
+    assert launches.count("conv_columns") == count
+
+
+def test_keys_of_8_bytes(emulated, monkeypatch):
+    """Of maps of so many pixels that 4 bytes do not suffice."""
+    device.load()
+    monkeypatch.setattr(importlib.import_module(f"{device.PACKAGE}._deform_conv"), "_CELLS_OF_32_BITS", 0)
+    check(Case(dtype="float32"), emulated)
+
+
+# ------------------------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(channels=40, outputs=9, size=(5, 7), offset_groups=2, dtype="float32"),
+        Case((2, 5), stride=2, channels=12, groups=2, offset_groups=3, batch=1, dtype="float32", mask=False),
+    ],
+    ids=str,
+)
+def test_no_schedule_changes_a_bit(emulated, seeds, case, dtype):
+    arrays = {**case.arrays(), "grad": case.grad()}
+    if dtype == "bfloat16":
+        arrays = in_bfloat16(arrays)
+    arrays = {name: None if array is None else emulated(array) for name, array in arrays.items()}
+    grad = arrays.pop("grad")
+    for _ in range(2):
+        cvops.deform_conv2d(**arrays, **case.options)
+        cvops.deform_conv2d_backward(grad, **arrays, **case.options)
+
+
+# -------------------------------------------------------------------------------------------------------- bfloat16
+
+
+def exact(case):
+    """The arrays of a case, of numbers so short that columns and their sums are exact, and a gradient."""
+    random, shapes = np.random.default_rng(0), {name: array.shape for name, array in case.arrays().items()}
+    arrays = {
+        "input": random.integers(-3, 4, shapes["input"]),
+        "offset": random.integers(-8, 9, shapes["offset"]) / 2,
+        "weight": random.integers(-1, 2, shapes["weight"]),
+        "bias": random.integers(-3, 4, shapes["bias"]),
+        "mask": random.integers(0, 3, shapes["mask"]),
+    }
+    return in_bfloat16({**arrays, "grad": random.integers(-1, 2, case.output_shape)})
+
+
+@pytest.mark.parametrize("case", [Case(), Case((1, 2), groups=2, offset_groups=3, padding=0)], ids=str)
+def test_bfloat16_of_short_numbers_is_rounded_once(emulated, case):
+    arrays = exact(case)
+    given = {name: emulated(array) for name, array in arrays.items()}
+    grad, given_grad = arrays.pop("grad"), given.pop("grad")
+    want = reference.deform_conv2d(**arrays, **case.options)
+    compare.same(cvops.deform_conv2d(**given, **case.options), want, given["input"])
+    want = reference.deform_conv2d_backward(grad, **arrays, **case.options)
+    for one, expected in zip(cvops.deform_conv2d_backward(given_grad, **given, **case.options), want, strict=True):
+        compare.same(one, expected, given["input"])
+
+
+@pytest.mark.parametrize("wide", [(), ("offset",), ("offset", "mask"), ("grad",)])
+def test_bfloat16_beside_float32(emulated, wide):
+    case = Case(channels=16, outputs=20, size=(7, 8), dtype="float32")
+    arrays = {**case.arrays(), "grad": case.grad()}
+    arrays |= in_bfloat16({name: array for name, array in arrays.items() if name not in wide})
+    given = {name: emulated(array) for name, array in arrays.items()}
+    grad, given_grad = arrays.pop("grad"), given.pop("grad")
+    got = cvops.deform_conv2d(**given, **case.options)
+    want = [reference.deform_conv2d(**arrays, **case.options)]
+    want += reference.deform_conv2d_backward(grad, **arrays, **case.options)
+    for one, expected in zip(
+        [got, *cvops.deform_conv2d_backward(given_grad, **given, **case.options)], want, strict=True
+    ):
+        values = to_numpy(one)
+        assert values.dtype == expected.dtype
+        # Twice what a result may be off by in other 16-bit types: columns have 8 bits, too.
+        difference = np.abs(values.astype(float) - expected.astype(float)).max()
+        assert difference <= 8e-3 * np.abs(expected.astype(float)).max()
+
+
+def test_bfloat16_conv2d(emulated):
+    ml_dtypes, random = require("ml_dtypes"), np.random.default_rng(0)
+    shapes = (2, 3, 6, 7), (4, 3, 3, 3), (4,)
+    arrays = [random.integers(-2, 3, shape).astype(ml_dtypes.bfloat16) for shape in shapes]
+    got = device.load().conv2d(*arrays, (2, 1), (1, 0))
+    compare.same(got, reference.conv2d(*arrays, (2, 1), (1, 0)), got)
+
+
+# -------------------------------------------------------------------------------------------------------- products
+
+
+def strided(shape, layout, dtype):
+    """Random matrices: contiguous, transposed, a slice of wider rows, or that transposed."""
+    values = np.random.default_rng(0).integers(-4, 5, shape).astype(dtype)
+    wider = np.zeros((*shape[:-2], shape[-2], shape[-1] + 3), dtype)
+    if "transposed" in layout:
+        wider = np.zeros((*shape[:-2], shape[-1], shape[-2] + 3), dtype).swapaxes(-1, -2)
+        view = wider[..., : shape[-2], :]
+    else:
+        view = wider[..., : shape[-1]]
+    if "sliced" in layout:
+        view[...] = values
+        return view
+    return np.ascontiguousarray(values.swapaxes(-1, -2)).swapaxes(-1, -2) if "transposed" in layout else values
+
+
+LAYOUTS = ["contiguous", "transposed", "sliced", "sliced and transposed"]
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("of_a", LAYOUTS)
+@pytest.mark.parametrize("of_b", LAYOUTS)
+@pytest.mark.parametrize(
+    "size", [(3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 5), (1, 4, 1), (3, 1, 1), (1, 1, 1)]
+)
+def test_matmul(emulated, of_a, of_b, size, accumulate):
+    """`device.matmul` computes what cuBLAS would from the numbers that `product` gives."""
+    m, k, n = size
+    device.load()
+    for batch in ((), (1,), (2,)):
+        a, b = strided((*batch, m, k), of_a, "f"), strided((*batch, k, n), of_b, "f")
+        for out in (np.full((*batch, m, n), 7, "f"), np.full((*batch, m, n + 2), 7, "f")[..., :n]):
+            device.matmul(a, b, out, accumulate)
+            np.testing.assert_array_equal(out, a @ b + 7 * accumulate)
+
+
+def test_matmul_uses_one_matrix_for_a_whole_batch(emulated):
+    device.load()
+    a, b = strided((3, 4), "contiguous", "f"), strided((2, 4, 5), "transposed", "f")
+    out = np.empty((2, 3, 5), "f")
+    device.matmul(a, b, out, False)
+    np.testing.assert_array_equal(out, a @ b)
+
+
+@pytest.mark.parametrize("dtype", ["e", "E"])
+def test_matmul_of_16_bit_numbers_sums_in_float32(emulated, dtype):
+    dtype = np.float16 if dtype == "e" else require("ml_dtypes").bfloat16
+    device.load()
+    for kind in (dtype, np.float32):
+        out = np.ones((1, 1), kind)
+        device.matmul(np.full((1, 4096), 0.5, dtype), np.ones((4096, 1), dtype), out, False)
+        assert out == 2048
