@@ -2,7 +2,7 @@
 
 One launch writes the bias into the result, then for each tile one gathers its columns and one product adds them up. A
 kernel of one tap that reads every pixel once needs no columns: one product. Nothing waits for the device. Workspace:
-one tile of columns, 32 MB, and copies of arrays that are not contiguous.
+one tile of columns, 16 Mi numbers, and copies of arrays that are not contiguous.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def conv2d(input: Array, weight: Array, bias: Array, stride: tuple[int, int], pa
     if (*kernel, *stride, *padding) == (1, 1, 1, 1, 0, 0):
         matmul(weight, input.reshape(images, channels, plane), target, True)
         return result
-    for begin, end, first, last in tiles(images, plane, depth * input.dtype.itemsize):
+    for begin, end, first, last in tiles(images, plane, depth):
         columns = empty((end - begin, depth, last - first), input.dtype)
         blocks = (end - begin) * math.ceil(channels / _CHANNELS) * math.ceil((last - first) / _THREADS)
         launch(

@@ -1,25 +1,24 @@
-"""Deformable convolution: gather what the taps read into columns, one after another, and multiply them by cuBLAS.
+"""Deformable convolution: gather what the taps read into columns, a tile of output pixels at a time, and multiply them.
 
-The input is copied once so that the channels of a pixel lie together (a channels-last array is used as it is). Then
-come tiles of output pixels, whose columns stay in a GPU's cache: one launch gathers a tile's columns, one product adds
-them to the bias in the result. The gradients go through tiles in the same way: a product for the gradients of the
-columns; one pass for those of offset and mask, and for the columns; a product of these for the weight. For the input,
-samples are sorted by place and added up pixel by pixel.
+The input is copied once so that the channels of a pixel lie together (a channels-last array is used as it is). Then one
+launch gathers a tile's columns and one product adds them to the bias in the result. The gradients go through tiles in
+the same way: a product for the gradients of the columns; one pass for those of offset and mask, and for the columns; a
+product of these for the weight. For the input, samples are sorted by place and added up pixel by pixel.
 
 Launches of `deform_conv2d`: one, and for each tile one and its products, of which there is one unless the weight has
 groups: then one for each image or for each group, whichever are fewer. Of `deform_conv2d_backward`: three, and for each
 tile seven, a sort among them; fewer if less is wanted. Nothing waits for the device, and every sum has one owner and a
-fixed order.
+fixed order. Arrays of two dtypes, but for offset and mask, cost a conversion each.
 
-Workspace: a copy of input and weight, and one tile of columns, 32 MB. The gradients take two such tiles (or three, if
-16-bit arrays have the one of columns beside theirs in float32), copies of grad and weight, one of the input in
-working precision, about 40 bytes for each sample of a tile, and 8 for each pixel and group of offsets in its images.
+Workspace: copies of input and weight, and one tile of columns, 16 Mi numbers. For the gradients also a copy of grad,
+input and weight in working precision, such a tile, and for the input 28 bytes (44 in float64) for each sample of a tile
+and 8 for each pixel and group of offsets of its images.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from cvops._checks import working_dtype
 
@@ -27,12 +26,33 @@ from ._device import Array, contiguous, converted, dtype_code, empty, launch, ma
 from ._tiles import tiles
 
 # As in kernels/deform_conv.cu: threads of a block, the output pixels and taps that it looks at, the side of a square
-# that it transposes.
+# that it transposes, the bytes of a place.
 _THREADS, _PIXELS, _TAPS, _EDGE = 256, 16, 16, 32
-# Threads of a sample, at most, where its channels are spread over blocks, and where they are added up by one warp.
-_SPREAD, _WARP = 16, 32
 _PLACE_BYTES = {"f": 16, "d": 32}
-_CELLS_OF_32_BITS = 2**32  # numbers of cells up to this one fit into keys of 4 bytes
+# Threads of a sample, at most: where blocks share its channels, and where one warp adds over all of them.
+_SPREAD, _WARP = 16, 32
+_CELLS_OF_32_BITS = 2**32  # with fewer, keys have 4 bytes
+
+
+class _Sizes(NamedTuple):
+    images: int
+    channels: int
+    height: int
+    width: int
+    outputs: int
+    groups: int  # of the weight
+    taps: int
+    offset_groups: int
+    plane: int  # output pixels of an image
+
+    @property
+    def group_channels(self) -> int:
+        return self.channels // self.groups
+
+    @property
+    def weight(self) -> tuple[int, int, int]:
+        """The shape of the weight, its rows in the order of columns."""
+        return self.groups, self.outputs // self.groups, self.taps * self.group_channels
 
 
 def deform_conv2d(
@@ -47,41 +67,31 @@ def deform_conv2d(
 ) -> Array:
     working = working_dtype(*(array for array in (input, offset, weight, bias, mask) if array is not None))
     if working == "d" and input.dtype.char != "d":
-        arguments = (None if array is None else converted(array, "d") for array in (input, weight, bias))
-        wide_input, wide_weight, wide_bias = arguments
-        result = deform_conv2d(wide_input, offset, wide_weight, wide_bias, stride, padding, dilation, mask)
-        return converted(result, input.dtype)
-    images, channels, height, width = input.shape
-    outputs, group_channels, *kernel = weight.shape
-    plane, taps, groups = math.prod(offset.shape[2:]), math.prod(kernel), channels // group_channels
-    dtype = input.dtype
-    result = empty((images, outputs, *offset.shape[2:]), dtype)
-    if images == 0:
+        images, weight, bias = (None if array is None else converted(array, "d") for array in (input, weight, bias))
+        return converted(deform_conv2d(images, offset, weight, bias, stride, padding, dilation, mask), input.dtype)
+    sizes = _sizes(input, offset, weight)
+    result = empty((sizes.images, sizes.outputs, *offset.shape[2:]), input.dtype)
+    if sizes.images == 0:
         return result
-    geometry = _geometry(input, offset, weight, stride, padding, dilation, mask)
-    pixels = _channels_last(input)
-    copied = pixels is None
-    if pixels is None:
-        pixels = empty((images, height, width, channels), dtype)
-    weights = empty((groups, outputs // groups, taps * group_channels), dtype)
-    _arrange(input, pixels if copied else None, weight, weights, None, None, plane, bias, result)
-
-    wide, lanes, chunks = _lanes(channels, offset, taps, group_channels, 16 // dtype.itemsize, _SPREAD)
-    by_group = result.reshape(images, groups, outputs // groups, plane)
-    for begin, end, first, last in tiles(images, plane, taps * channels * dtype.itemsize):
-        columns = empty((end - begin, last - first, groups, taps * group_channels), dtype)
-        count = columns.shape[0] * columns.shape[1]
+    pixels, weights = _pixels(input), empty(sizes.weight, input.dtype)
+    _arrange(sizes, input, pixels, weight, weights, bias=bias, result=result)
+    call = _call(sizes, offset, weight, stride, padding, dilation, mask)
+    wide_lanes, chunks = _lanes(sizes, 16 // input.dtype.itemsize, _SPREAD)
+    by_group = result.reshape(sizes.images, sizes.groups, -1, sizes.plane)
+    for begin, end, first, last in tiles(sizes.images, sizes.plane, sizes.taps * sizes.channels):
+        columns = empty((end - begin, last - first, sizes.groups, sizes.weight[2]), input.dtype)
+        count = (end - begin) * (last - first)
         launch(
-            "deform_conv", "deform_columns", dtype.char, _blocks(count, taps, offset) * chunks, _THREADS,
-            *geometry, begin * plane + first, count, pixels, wide, lanes, columns,
+            "deform_conv", "deform_columns", input.dtype.char, _blocks(sizes, count) * chunks, _THREADS,
+            *call, begin * sizes.plane + first, count, pixels, *wide_lanes, columns,
         )  # fmt: skip
-        target = by_group[begin:end, :, :, first:last]
-        if groups >= len(target):
-            for image in range(len(target)):
-                matmul(weights, columns[image].transpose(1, 2, 0), target[image], bias is not None)
+        target, add = by_group[begin:end, :, :, first:last], bias is not None
+        if sizes.groups < len(target):
+            for group in range(sizes.groups):
+                matmul(weights[group], columns[:, :, group].swapaxes(1, 2), target[:, group], add)
         else:
-            for group in range(groups):
-                matmul(weights[group], columns[:, :, group].swapaxes(1, 2), target[:, group], bias is not None)
+            for image in range(len(target)):
+                matmul(weights, columns[image].transpose(1, 2, 0), target[image], add)
     return result
 
 
@@ -98,11 +108,11 @@ def deform_conv2d_backward(
     wanted: tuple[str, ...],
 ) -> tuple[Array | None, ...]:
     working = working_dtype(*(array for array in (grad, input, offset, weight, bias, mask) if array is not None))
-    element = "d" if working == "d" else grad.dtype.char if grad.dtype == input.dtype else "f"
-    if {grad.dtype.char, input.dtype.char} != {element}:
-        one_grad, one_input, one_weight = (converted(array, element) for array in (grad, input, weight))
+    dtype = "d" if working == "d" else grad.dtype.char if grad.dtype == input.dtype else "f"
+    if {grad.dtype.char, input.dtype.char} != {dtype}:
+        grad_alike, input_alike, weight_alike = (converted(array, dtype) for array in (grad, input, weight))
         gradients = deform_conv2d_backward(
-            one_grad, one_input, offset, one_weight, bias, stride, padding, dilation, mask, wanted
+            grad_alike, input_alike, offset, weight_alike, bias, stride, padding, dilation, mask, wanted
         )
         return tuple(None if each is None else converted(each, grad.dtype) for each in gradients)
     arguments = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
@@ -111,138 +121,122 @@ def deform_conv2d_backward(
         for name, array in arguments.items()
         if name in wanted and array is not None
     }
-    images, outputs, *size = grad.shape
-    if images == 0:
+    sizes = _sizes(input, offset, weight)
+    if sizes.images == 0:
         for name in results.keys() & {"weight", "bias"}:
             results[name][...] = 0
-    else:
-        grad = contiguous(grad)
-        if "bias" in results:
-            launch(
-                "deform_conv", "deform_bias", element, outputs, _THREADS,
-                grad, images, outputs, math.prod(size), results["bias"],
-            )  # fmt: skip
-        if results.keys() - {"bias"}:
-            geometry = _geometry(input, offset, weight, stride, padding, dilation, mask)
-            _backward(geometry, working, grad, input, offset, weight, results)
+        return tuple(results.get(name) for name in arguments)
+    grad = contiguous(grad)
+    if "bias" in results:
+        launch(
+            "deform_conv", "deform_bias", dtype, sizes.outputs, _THREADS,
+            grad, sizes.images, sizes.outputs, sizes.plane, results["bias"],
+        )  # fmt: skip
+    if results.keys() - {"bias"}:
+        call = _call(sizes, offset, weight, stride, padding, dilation, mask)
+        _backward(sizes, call, working, grad, input, weight, results)
     return tuple(results.get(name) for name in arguments)
 
 
 def _backward(
-    geometry: tuple[Any, ...],
+    sizes: _Sizes,
+    call: tuple[Any, ...],
     working: str,
     grad: Array,
     input: Array,
-    offset: Array,
     weight: Array,
     results: dict[str, Array],
 ) -> None:
     """Compute the gradients that `results` has memory for, `bias` excepted."""
-    images, channels, height, width = input.shape
-    outputs, group_channels, *kernel = weight.shape
-    plane, taps, groups = math.prod(offset.shape[2:]), math.prod(kernel), channels // group_channels
-    depth, dtype = taps * channels, grad.dtype
-    code, count_all = dtype.char, images * plane
     reads = bool(results.keys() & {"offset", "weight", "mask"})  # the input
     chained = bool(results.keys() & {"input", "offset", "mask"})  # through the columns
-
-    pixels = _channels_last(input) if reads else None
-    copied = reads and pixels is None
-    if copied:
-        pixels = empty((images, height, width, channels), dtype)
-    weights = empty((groups, outputs // groups, taps * group_channels), dtype) if chained else None
-    grads = empty((images, plane, outputs), dtype)
-    _arrange(input, pixels if copied else None, weight, weights, grad, grads, plane, None, None)
-    by_group = grads.reshape(count_all, groups, outputs // groups).swapaxes(0, 1)
-    grad_pixels = empty((images, height, width, channels), working) if "input" in results else None
-    grad_weights = empty((groups, outputs // groups, taps * group_channels), working) if "weight" in results else None
-
-    slopes_lanes = _lanes(channels, offset, taps, group_channels, 16 // dtype.itemsize, _WARP)[:2]
-    for _, _, first, last in tiles(1, count_all, depth * (8 if working == "d" else 4)):
-        count = last - first
+    pixels = _pixels(input) if reads else None
+    weights = empty(sizes.weight, grad.dtype) if chained else None
+    grads = empty((sizes.images, sizes.plane, sizes.outputs), grad.dtype)
+    _arrange(sizes, input, pixels, weight, weights, grad, grads)
+    by_group = grads.reshape(sizes.images * sizes.plane, sizes.groups, -1).swapaxes(0, 1)
+    grad_pixels = grad_weights = None
+    if "input" in results:
+        grad_pixels = empty((sizes.images, sizes.height, sizes.width, sizes.channels), working)
+    if "weight" in results:
+        grad_weights = empty(sizes.weight, working)
+    wide_lanes, _ = _lanes(sizes, 16 // grad.dtype.itemsize, _WARP)
+    for _, _, first, last in tiles(1, sizes.images * sizes.plane, sizes.taps * sizes.channels):
         grad_columns = columns = None
-        part = by_group[:, first:last]
         if weights is not None:
-            grad_columns = empty((count, groups, taps * group_channels), working)
-            matmul(part, weights, grad_columns.swapaxes(0, 1), False)
+            grad_columns = empty((last - first, sizes.groups, sizes.weight[2]), working)
+            matmul(by_group[:, first:last], weights, grad_columns.swapaxes(0, 1), False)
         if grad_weights is not None:
-            columns = empty((count, groups, taps * group_channels), dtype)
+            columns = empty((last - first, sizes.groups, sizes.weight[2]), grad.dtype)
         if reads:
             launch(
-                "deform_conv", "deform_slopes", code, _blocks(count, taps, offset), _THREADS,
-                *geometry, first, count, pixels, *slopes_lanes, grad_columns, columns,
+                "deform_conv", "deform_slopes", grad.dtype.char, _blocks(sizes, last - first), _THREADS,
+                *call, first, last - first, pixels, *wide_lanes, grad_columns, columns,
                 results.get("offset"), results.get("mask"),
             )  # fmt: skip
         if columns is not None:
-            matmul(part.swapaxes(1, 2), columns.swapaxes(0, 1), grad_weights, first > 0)
-        if grad_pixels is not None:
-            _collect(geometry, working, code, first, count, grad_columns, grad_pixels, offset, group_channels, taps)
-    _restore(grad_pixels, results.get("input"), grad_weights, results.get("weight"), weight, taps, code)
+            matmul(by_group[:, first:last].swapaxes(1, 2), columns.swapaxes(0, 1), grad_weights, first > 0)
+        if grad_pixels is not None and grad_pixels.size:
+            _collect(sizes, call, grad.dtype.char, first, last - first, grad_columns, grad_pixels)
+    _restore(sizes, grad.dtype.char, grad_pixels, results.get("input"), grad_weights, results.get("weight"))
 
 
 def _collect(
-    geometry: tuple[Any, ...],
-    working: str,
-    code: str,
-    first: int,
-    count: int,
-    grad_columns: Array,
-    grad_pixels: Array,
-    offset: Array,
-    group_channels: int,
-    taps: int,
+    sizes: _Sizes, call: tuple[Any, ...], code: str, first: int, count: int, grad_columns: Array, grad_pixels: Array
 ) -> None:
-    """Add what the samples of the output pixels [first, first + count) give to the gradient of the input."""
-    _, height, width, channels = grad_pixels.shape
-    plane, groups = math.prod(offset.shape[2:]), offset.shape[1] // (2 * taps)
-    images = (first + count - 1) // plane - first // plane + 1
-    if height * width == 0:
-        return
-    samples, cells = groups * taps * count, images * groups * (height + 1) * (width + 1)
+    """Add to the gradient of the input what the output pixels [first, first + count) read of it."""
+    images = (first + count - 1) // sizes.plane - first // sizes.plane + 1
+    planes, samples = images * sizes.offset_groups, sizes.offset_groups * sizes.taps * count
+    cells = planes * (sizes.height + 1) * (sizes.width + 1)
     keys = empty((samples,), "uint32" if cells < _CELLS_OF_32_BITS else "uint64")
-    places = empty((samples * _PLACE_BYTES[working],), "uint8")
+    places = empty((samples * _PLACE_BYTES[grad_pixels.dtype.char],), "uint8")
     launch(
         "deform_conv", "deform_places", code, math.ceil(samples / _THREADS), _THREADS,
-        *geometry, first, count, cells, keys.itemsize, keys, places,
+        *call, first, count, cells, keys.itemsize, keys, places,
     )  # fmt: skip
     order, starts = order_of_keys(keys), empty((cells + 1,), "int64")
     launch(
         "deform_conv", "deform_starts", code, math.ceil((cells + 1) / _THREADS), _THREADS,
         keys, keys.itemsize, order, samples, cells, starts,
     )  # fmt: skip
-    wide, lanes, chunks = _lanes(channels, offset, taps, group_channels, 16 // grad_pixels.itemsize, _SPREAD)
-    blocks = math.ceil(images * groups * height * width * chunks * lanes / _THREADS)
+    (wide, lanes), chunks = _lanes(sizes, 16 // grad_pixels.itemsize, _SPREAD)
+    blocks = math.ceil(planes * sizes.height * sizes.width * chunks * lanes / _THREADS)
     launch(
         "deform_conv", "deform_collect", code, blocks, _THREADS,
-        *geometry, first, count, images, wide, lanes, order, starts, places, grad_columns, grad_pixels,
+        *call, first, count, images, wide, lanes, order, starts, places, grad_columns, grad_pixels,
     )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- how the work is divided
 
 
-def _lanes(
-    channels: int, offset: Array, taps: int, group_channels: int, at_once: int, most: int
-) -> tuple[int, int, int]:
-    """Whether threads take `at_once` channels, how many of them a sample has, and how often for all its channels.
+def _sizes(input: Array, offset: Array, weight: Array) -> _Sizes:
+    images, channels, height, width = input.shape
+    outputs, group_channels, *kernel = weight.shape
+    taps = math.prod(kernel)
+    groups, offset_groups = channels // group_channels, offset.shape[1] // (2 * taps)
+    return _Sizes(images, channels, height, width, outputs, groups, taps, offset_groups, math.prod(offset.shape[2:]))
+
+
+def _lanes(sizes: _Sizes, at_once: int, most: int) -> tuple[tuple[int, int], int]:
+    """Whether threads take `at_once` channels and how many of them a sample has; how often, for all its channels.
 
     No group of the weight or of the offsets may end within what a thread takes.
     """
-    per_offset = channels * 2 * taps // offset.shape[1]
-    wide = per_offset % at_once == 0 and group_channels % at_once == 0
-    count = per_offset // at_once if wide else per_offset
+    channels = sizes.channels // sizes.offset_groups
+    wide = channels % at_once == 0 and sizes.group_channels % at_once == 0
+    count = channels // at_once if wide else channels
     lanes = min(1 << (count - 1).bit_length(), most)
-    return int(wide), lanes, math.ceil(count / lanes)
+    return (int(wide), lanes), math.ceil(count / lanes)
 
 
-def _blocks(count: int, taps: int, offset: Array) -> int:
+def _blocks(sizes: _Sizes, count: int) -> int:
     """How many blocks look at so many output pixels."""
-    groups: int = offset.shape[1] // (2 * taps)
-    return math.ceil(count / _PIXELS) * math.ceil(taps / _TAPS) * groups
+    return math.ceil(count / _PIXELS) * math.ceil(sizes.taps / _TAPS) * sizes.offset_groups
 
 
-def _geometry(
-    input: Array,
+def _call(
+    sizes: _Sizes,
     offset: Array,
     weight: Array,
     stride: tuple[int, int],
@@ -250,13 +244,10 @@ def _geometry(
     dilation: tuple[int, int],
     mask: Array | None,
 ) -> tuple[Any, ...]:
-    """What kernels are told about where taps read; the range of output pixels comes after it."""
-    _, channels, height, width = input.shape
-    _, group_channels, kernel_height, kernel_width = weight.shape
-    taps = kernel_height * kernel_width
+    """What kernels are told about where taps read; which output pixels comes after it."""
     return (
-        height, width, channels, math.prod(offset.shape[2:]), offset.shape[3], taps, kernel_width,
-        *stride, *padding, *dilation, offset.shape[1] // (2 * taps), group_channels,
+        sizes.height, sizes.width, sizes.channels, sizes.plane, offset.shape[3], sizes.taps, weight.shape[3],
+        *stride, *padding, *dilation, sizes.offset_groups, sizes.group_channels,
         contiguous(offset), dtype_code(offset),
         None if mask is None else contiguous(mask), 0 if mask is None else dtype_code(mask),
     )  # fmt: skip
@@ -265,10 +256,10 @@ def _geometry(
 # -------------------------------------------------------------------------------------------- how arrays are laid out
 
 
-def _channels_last(input: Array) -> Array | None:
-    """The input as pixels, if its channels lie together."""
+def _pixels(input: Array) -> Array:
+    """The input with the channels of a pixel together: itself where they are, else memory for a copy."""
     pixels = input.transpose(0, 2, 3, 1)
-    return pixels if pixels.flags.c_contiguous else None
+    return pixels if pixels.flags.c_contiguous else empty(pixels.shape, input.dtype)
 
 
 def _squares(matrices: int, rows: int, columns: int) -> int:
@@ -276,59 +267,54 @@ def _squares(matrices: int, rows: int, columns: int) -> int:
 
 
 def _arrange(
+    sizes: _Sizes,
     input: Array,
     pixels: Array | None,
     weight: Array,
     weights: Array | None,
-    grad: Array | None,
-    grads: Array | None,
-    plane: int,
-    bias: Array | None,
-    result: Array | None,
+    grad: Array | None = None,
+    grads: Array | None = None,
+    bias: Array | None = None,
+    result: Array | None = None,
 ) -> None:
-    """Fill the arrays that are given for copies, and `result` with the bias."""
-    images, channels, height, width = input.shape
-    outputs, group_channels, *kernel = weight.shape
-    taps = math.prod(kernel)
-    blocks = 0
-    if pixels is not None:
-        blocks += _squares(images, channels, height * width)
+    """Fill the memory that is given for copies, and the result with the bias."""
+    area, blocks = sizes.height * sizes.width, 0
+    if pixels is None or input.transpose(0, 2, 3, 1).flags.c_contiguous:
+        input = pixels = None
+    else:
+        input = contiguous(input)
+        blocks += _squares(sizes.images, sizes.channels, area)
     if weights is not None:
-        blocks += _squares(outputs, group_channels, taps)
+        blocks += _squares(sizes.outputs, sizes.group_channels, sizes.taps)
     if grads is not None:
-        blocks += _squares(images, outputs, plane)
+        blocks += _squares(sizes.images, sizes.outputs, sizes.plane)
     if bias is not None:
-        blocks += images * outputs * math.ceil(plane / _EDGE**2)
+        blocks += sizes.images * sizes.outputs * math.ceil(sizes.plane / _EDGE**2)
     launch(
-        "deform_conv", "deform_arrange", input.dtype.char, blocks, _THREADS,
-        None if pixels is None else contiguous(input), images, channels, height * width, pixels,
-        None if weights is None else contiguous(weight), outputs, group_channels, taps, weights,
-        grad, plane, grads, None if bias is None else contiguous(bias), None if bias is None else result,
+        "deform_conv", "deform_arrange", weight.dtype.char, blocks, _THREADS,
+        input, sizes.images, sizes.channels, area, pixels,
+        None if weights is None else contiguous(weight), sizes.outputs, sizes.group_channels, sizes.taps, weights,
+        grad, sizes.plane, grads, None if bias is None else contiguous(bias), None if bias is None else result,
     )  # fmt: skip
 
 
 def _restore(
+    sizes: _Sizes,
+    code: str,
     grad_pixels: Array | None,
     grad_input: Array | None,
     grad_weights: Array | None,
     grad_weight: Array | None,
-    weight: Array,
-    taps: int,
-    code: str,
 ) -> None:
     """The gradients of input and weight, in the layout of these."""
-    images = channels = plane = 0
-    outputs, group_channels = weight.shape[:2]
-    blocks = 0
+    area, blocks = sizes.height * sizes.width, 0
     if grad_input is not None:
-        images, channels, height, width = grad_input.shape
-        plane = height * width
-        blocks += _squares(images, plane, channels)
+        blocks += _squares(sizes.images, area, sizes.channels)
     if grad_weight is not None:
-        blocks += _squares(outputs, taps, group_channels)
+        blocks += _squares(sizes.outputs, sizes.taps, sizes.group_channels)
     if blocks:
         launch(
             "deform_conv", "deform_restore", code, blocks, _THREADS,
-            grad_pixels, images, channels, plane, grad_input,
-            grad_weights, outputs, group_channels, taps, grad_weight,
+            grad_pixels, sizes.images, sizes.channels, area, grad_input,
+            grad_weights, sizes.outputs, sizes.group_channels, sizes.taps, grad_weight,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cvops
-from tests import compare
+from tests import compare, host_emulation
 from tests import reference_deform as reference
 from tests.host_emulation import device
 from tests.libraries import require, to_numpy
@@ -21,11 +21,11 @@ BACKWARD = [
 
 
 @pytest.fixture
-def column_bytes(emulated, monkeypatch):
-    """Sets how many bytes the columns of a tile may have."""
+def most_columns(emulated, monkeypatch):
+    """Sets how many numbers the columns of a tile may have."""
     device.load()
     tiles = importlib.import_module(f"{device.PACKAGE}._tiles")
-    return lambda size: monkeypatch.setattr(tiles, "COLUMN_BYTES", size)
+    return lambda count: monkeypatch.setattr(tiles, "MOST_COLUMNS", count)
 
 
 def on_device(case, convert):
@@ -103,26 +103,21 @@ def test_a_batch_of_none_launches_nothing(emulated, launches):
     assert launches == []
 
 
-def test_a_channels_last_input_is_not_copied(emulated, launches):
-    case = Case(dtype="float32", channels=8)
-    arguments, _ = on_device(case, emulated)
-    array = np.ascontiguousarray(case.arrays()["input"].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    assert not array.flags.c_contiguous
-    seen = []
-    package = device.load()
-    arrange = importlib.import_module(f"{device.PACKAGE}._deform_conv")._arrange
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            importlib.import_module(f"{device.PACKAGE}._deform_conv"),
-            "_arrange",
-            lambda input, pixels, *rest: seen.append(pixels) or arrange(input, pixels, *rest),
-        )
-        got = package.deform_conv2d(
-            array, case.arrays()["offset"], case.arrays()["weight"], None, (1, 1), (1, 1), (1, 1), None
-        )
-    assert seen == [None]
-    want = cvops.deform_conv2d(**{**arguments, "bias": None, "mask": None})
-    np.testing.assert_array_equal(got, to_numpy(want))
+def test_a_channels_last_input_is_not_copied(emulated, monkeypatch):
+    case, made = Case(dtype="float32", channels=8), []
+    arguments, grad = on_device(case, emulated)
+    images = case.arrays()["input"]
+    channels_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    module = importlib.import_module(f"{device.PACKAGE}._deform_conv")
+    monkeypatch.setattr(module, "empty", lambda *what: made.append(what[0]) or device.empty(*what))
+    results = []
+    for input in (images, channels_last):
+        given = {**arguments, "input": host_emulation.Array(input)}
+        results.append([cvops.deform_conv2d(**given), *cvops.deform_conv2d_backward(grad, **given, wanted=["weight"])])
+        assert ((2, 5, 6, 8) in made) == (input is images)
+        made.clear()
+    for one, other in zip(*results, strict=True):
+        assert one is other is None or to_numpy(one).tobytes() == to_numpy(other).tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -146,38 +141,38 @@ def test_launches_of_conv2d(emulated, launches):
 
 # 20 output pixels in each image; the columns of a pixel have 6 * 9 numbers.
 TILES = [
-    (1, 60, 60),  # bytes; tiles of the forward and of the gradients
-    (7 * 54 * 8, 9, 9),
-    (20 * 54 * 8, 3, 3),
-    (45 * 54 * 8, 2, 2),
+    (1, 60, 60),  # columns; tiles of the forward and of the gradients
+    (7 * 54, 9, 9),
+    (20 * 54, 3, 3),
+    (45 * 54, 2, 2),
     (10**6, 1, 1),
 ]
 
 
 @pytest.mark.parametrize("offset_groups", [1, 3])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(("size", "forward", "backward"), TILES)
-def test_tiles(emulated, launches, column_bytes, size, forward, backward, dtype, offset_groups):
+@pytest.mark.parametrize(("columns", "forward", "backward"), TILES)
+def test_tiles(emulated, launches, most_columns, columns, forward, backward, dtype, offset_groups):
     """Of parts of an image, of one, of some, and for the gradients across images."""
     case = Case(batch=3, size=(4, 5), dtype=dtype, offset_groups=offset_groups)
-    column_bytes(max(1, size // (1 if dtype == "float64" else 2)))
+    most_columns(columns)
     check(case, emulated)
     assert launches.count("deform_columns") == forward
     assert launches.count("deform_slopes") == launches.count("deform_collect") == backward
 
 
 @pytest.mark.parametrize("groups", [2, 6])
-def test_tiles_of_groups(emulated, column_bytes, groups):
-    column_bytes(25 * 54 * 4)
+def test_tiles_of_groups(emulated, most_columns, groups):
+    most_columns(25 * 54)
     check(Case(batch=3, size=(4, 5), groups=groups, dtype="float32", offsets="NaN and infinite"), emulated)
 
 
-@pytest.mark.parametrize(("size", "count"), [(1, 40), (9 * 108, 6), (20 * 108, 2), (10**6, 1)])
-def test_tiles_of_conv2d(emulated, launches, column_bytes, size, count):
+@pytest.mark.parametrize(("columns", "count"), [(1, 40), (9 * 27, 6), (20 * 27, 2), (10**6, 1)])
+def test_tiles_of_conv2d(emulated, launches, most_columns, columns, count):
     random = np.random.default_rng(0)
     shapes = (2, 3, 4, 5), (4, 3, 3, 3), (4,)
     map, weight, bias = (random.normal(size=shape).astype("f") for shape in shapes)
-    column_bytes(size)
+    most_columns(columns)
     got = device.load().conv2d(map, weight, bias, (1, 1), (1, 1))
     compare.close(got, reference.conv2d(map, weight, bias, padding=1), map)
     assert launches.count("conv_columns") == count
