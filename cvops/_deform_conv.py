@@ -74,6 +74,11 @@ def deform_conv2d(
     Computed in float64 if any argument is float64, else in float32. The result is the same for any number of threads.
     Besides inputs and output it takes at most 64 MB and a copy of the weight.
 
+    A GPU multiplies by cuBLAS, float16 and bfloat16 on tensor cores: there the samples are rounded to the dtype of
+    `input`, and sums are float32. Nothing waits for it. Launches: one, and two for each tile of 16 Mi samples and
+    channels (for a weight of groups, one more product for each further image or group of a tile, whichever are fewer).
+    It takes such a tile and copies of input and weight; the input is not copied if it lies channels-last.
+
     References
     ----------
     .. [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017.
@@ -140,6 +145,11 @@ def deform_conv2d_backward(
 
     Every sum is taken in a fixed order: the same bits on every run and for any number of threads. Besides arguments and
     results it takes at most 64 MB and a copy of the weight.
+
+    On a GPU nothing is waited for. Launches: three, and for each tile of 16 Mi samples and channels six and a radix
+    sort; fewer if less is wanted. It takes two such tiles, one of them in working precision, copies of input, weight
+    and grad, others of input and weight in working precision, and for the gradient of the input at most 44 bytes for
+    each sample of a tile and 8 for each pixel and group of offsets.
 
     Examples
     --------

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from cvops._checks import working_dtype
 
-from ._device import Array, contiguous, converted, dtype_code, empty, launch, matmul, order_of_keys
+from ._device import Array, contiguous, converted, dtype_code, empty, is_aligned, launch, matmul, order_of_keys
 from ._tiles import tiles
 
 # As in kernels/deform_conv.cu: threads of a block, the output pixels and taps that it looks at, the side of a square
@@ -259,7 +259,11 @@ def _call(
 def _pixels(input: Array) -> Array:
     """The input with the channels of a pixel together: itself where they are, else memory for a copy."""
     pixels = input.transpose(0, 2, 3, 1)
-    return pixels if pixels.flags.c_contiguous else empty(pixels.shape, input.dtype)
+    return pixels if _is_pixels(input) else empty(pixels.shape, input.dtype)
+
+
+def _is_pixels(input: Array) -> bool:
+    return input.transpose(0, 2, 3, 1).flags.c_contiguous and is_aligned(input)
 
 
 def _squares(matrices: int, rows: int, columns: int) -> int:
@@ -279,7 +283,7 @@ def _arrange(
 ) -> None:
     """Fill the memory that is given for copies, and the result with the bias."""
     area, blocks = sizes.height * sizes.width, 0
-    if pixels is None or input.transpose(0, 2, 3, 1).flags.c_contiguous:
+    if pixels is None or _is_pixels(input):
         input = pixels = None
     else:
         input = contiguous(input)

@@ -92,6 +92,11 @@ def converted(array: Array, dtype: Any) -> Array:
     return array.astype(dtype, copy=False)
 
 
+def is_aligned(array: Array) -> bool:
+    """Whether `array` begins at a multiple of 16 bytes, where so many can be read at once."""
+    return bool(array.data.ptr % 16 == 0)
+
+
 def dtype_code(array: Array) -> int:
     """The number under which kernels know the dtype of `array`."""
     return DTYPE_CODES[array.dtype.name]

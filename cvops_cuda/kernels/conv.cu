@@ -2,8 +2,8 @@
 //
 // input (images, channels, height, width), columns (images, channels * taps, count): what each tap reads for the output
 // pixels [first, first + count) of each image, in the order of a weight (outputs, channels, taps). Neighbouring threads
-// read and write neighbouring pixels, and each goes through some channels with all their taps, so that what taps share is
-// in the cache.
+// read and write neighbouring pixels, and each goes through some channels with all their taps, so that what taps share
+// is in the cache.
 
 constexpr int THREADS = 256, CHANNELS = 8, PIXELS = 1024;  // as in _conv.py
 

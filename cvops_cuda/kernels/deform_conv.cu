@@ -1,24 +1,24 @@
 // Deformable convolution [1, 2] and its gradients, but for the matrix products, which the launcher leaves to cuBLAS.
 //
-// pixels (N * H * W, C): the input, the channels of a pixel side by side. columns (count, K): what each tap reads for the
-// output pixels [first, first + count), all images counted through; K runs over (group of the weight, tap, channel of the
-// group), and so do the rows of weights (O, taps, C / groups). grads (N * OH * OW, O): the output's gradient;
-// grad_columns as columns, in working precision. offset, mask and what else has the caller's shape: as in the docstring
-// of cvops.deform_conv2d. All contiguous.
+// pixels (N * H * W, C): the input, the channels of a pixel side by side. columns (count, K): what each tap reads for
+// the output pixels [first, first + count), all images counted through; K runs over (group of the weight, tap, channel
+// of the group), and so do the rows of weights (O, taps, C / groups). grads (N * OH * OW, O): the output's gradient;
+// grad_columns: as columns, in working precision. offset, mask and what else has the caller's shape: as the docstring
+// of cvops.deform_conv2d has it. All contiguous; pixels from a multiple of 16 bytes on.
 //
 // Fast because lanes run over channels, 16 bytes each: a corner of a sample is one run of memory, of which neighbouring
-// taps and pixels find most in the caches. Where a sample lies is computed once for all its channels, by one thread, from
-// offsets that a warp reads side by side. The gradient of the input has no atomics: samples are sorted by the cell of four
-// pixels in which they lie, and each pixel adds up the lists of its four cells, in order.
+// taps and pixels find most in the caches. Where a sample lies is computed once for all its channels (or for as many as
+// a block takes), by one thread, from offsets that a warp reads side by side. The gradient of the input has no atomics:
+// samples are sorted by the cell of four pixels in which they lie, a quarter of as many keys as they have corners, and
+// each pixel adds up the lists of its four cells, in order.
 //
 // [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017.
 // [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
 
 // As in _deform_conv.py. A block of THREADS looks at PIXELS output pixels and at most TAPS taps, a thread at each.
 constexpr int THREADS = 256, PIXELS = 16, TAPS = 16;
-constexpr int EDGE = 32;                         // of what a block transposes
-constexpr int WIDTH = 16 / sizeof(Element);      // elements that a lane reads at once
-constexpr int REAL_WIDTH = 16 / sizeof(T);       // and numbers in working precision
+constexpr int EDGE = 32;                                                  // of what a block transposes
+constexpr int WIDTH = 16 / sizeof(Element), REAL_WIDTH = 16 / sizeof(T);  // what a thread reads at once
 
 // ----------------------------------------------------------------------------------------------------- some at once
 
@@ -27,40 +27,31 @@ struct Some {
     Stored at[SIZE];
 };
 
-// SIZE neighbours, 16 bytes at a time where that is allowed.
+// SIZE neighbours: one, or as many as lie in 16 bytes or 32.
 template <int SIZE, class Stored>
-__device__ __forceinline__ Some<SIZE, Stored> fetch(const Stored* from, bool aligned) {
+__device__ __forceinline__ Some<SIZE, Stored> fetch(const Stored* from) {
     constexpr int BYTES = SIZE * sizeof(Stored);
     union {
         Some<SIZE, Stored> some;
         uint4 words[BYTES < 16 ? 1 : BYTES / 16];
     } result;
-    if (BYTES >= 16 && aligned) {
+    if (BYTES < 16) result.some.at[0] = *from;
 #pragma unroll
-        for (int i = 0; i < BYTES / 16; ++i) result.words[i] = ((const uint4*)from)[i];
-    } else {
-#pragma unroll
-        for (int i = 0; i < SIZE; ++i) result.some.at[i] = from[i];
-    }
+    for (int i = 0; i < BYTES / 16; ++i) result.words[i] = ((const uint4*)from)[i];
     return result.some;
 }
 
 template <int SIZE, class Stored>
 __device__ __forceinline__ void put(const Some<SIZE, Stored>& some, Stored* to) {
     constexpr int BYTES = SIZE * sizeof(Stored);
-    if (BYTES >= 16) {
-        union {
-            Some<SIZE, Stored> some;
-            uint4 words[BYTES < 16 ? 1 : BYTES / 16];
-        } source = {some};
+    union {
+        Some<SIZE, Stored> some;
+        uint4 words[BYTES < 16 ? 1 : BYTES / 16];
+    } source = {some};
+    if (BYTES < 16) *to = some.at[0];
 #pragma unroll
-        for (int i = 0; i < BYTES / 16; ++i) ((uint4*)to)[i] = source.words[i];
-    } else {
-        *to = some.at[0];
-    }
+    for (int i = 0; i < BYTES / 16; ++i) ((uint4*)to)[i] = source.words[i];
 }
-
-__device__ __forceinline__ bool is_aligned(const void* address) { return ((unsigned long long)address & 15) == 0; }
 
 // --------------------------------------------------------------------------------------------------- where taps read
 
@@ -99,7 +90,7 @@ enum { ABOVE_LEFT = 1, ABOVE_RIGHT = 2, BELOW_LEFT = 4, BELOW_RIGHT = 8, READS =
 struct Sample {
     long long row, column;  // the pixel above and left of the place; rows of all images counted through
     Real y, x, mask;        // distance from that pixel
-    int corners;            // which of the four around it are on the map; and READS unless the sample is 0 by definition
+    int corners;            // which of the four around it are on the map, and READS unless the sample is 0
 };
 
 // NaN offsets have no corners, and NaN distances make NaN of everything. At -1 exactly, a sample is 0 but has a
@@ -130,8 +121,7 @@ __device__ Sample locate(const Call& call, long long index, long long group, lon
     return sample;
 }
 
-// Which samples a block looks at, found from the number of the block: pixels first, then taps, groups of offsets, chunks
-// of their channels.
+// Which samples a block looks at, by its number: pixels first, then taps, groups of offsets, chunks of their channels.
 struct Part {
     long long pixel, group, chunk;  // pixel counts from 0 in [first, first + count)
     int tap, taps;
@@ -167,14 +157,14 @@ struct Corners {
 
 template <int SIZE>
 __device__ __forceinline__ Corners<SIZE> corners_of(const Call& call, const Sample& sample, const Element* pixels,
-                                                    long long channel, bool aligned) {
+                                                    long long channel) {
     Corners<SIZE> corners = {};
     const Element* from = pixels + (sample.row * call.width + sample.column) * call.channels + channel;
     const Element* below = from + call.width * call.channels;
-    if (sample.corners & ABOVE_LEFT) corners.above_left = fetch<SIZE>(from, aligned);
-    if (sample.corners & ABOVE_RIGHT) corners.above_right = fetch<SIZE>(from + call.channels, aligned);
-    if (sample.corners & BELOW_LEFT) corners.below_left = fetch<SIZE>(below, aligned);
-    if (sample.corners & BELOW_RIGHT) corners.below_right = fetch<SIZE>(below + call.channels, aligned);
+    if (sample.corners & ABOVE_LEFT) corners.above_left = fetch<SIZE>(from);
+    if (sample.corners & ABOVE_RIGHT) corners.above_right = fetch<SIZE>(from + call.channels);
+    if (sample.corners & BELOW_LEFT) corners.below_left = fetch<SIZE>(below);
+    if (sample.corners & BELOW_RIGHT) corners.below_right = fetch<SIZE>(below + call.channels);
     return corners;
 }
 
@@ -197,9 +187,8 @@ __device__ __forceinline__ Some<SIZE, Element> columns_of(const Sample& sample, 
 // ----------------------------------------------------------------------------------------------------------- forward
 
 template <int SIZE>
-__device__ __forceinline__ void gather(const Call& call, const Part& part, const Samples& samples, const Element* pixels, int lanes,
-                       Element* columns) {
-    bool aligned = is_aligned(pixels);
+__device__ __forceinline__ void gather(const Call& call, const Part& part, const Samples& samples,
+                                       const Element* pixels, int lanes, Element* columns) {
     int lane = threadIdx.x % lanes;
     long long inner = (part.chunk * lanes + lane) * SIZE, channel = part.group * call.offset_channels() + inner;
     if (inner >= call.offset_channels()) return;
@@ -207,13 +196,13 @@ __device__ __forceinline__ void gather(const Call& call, const Part& part, const
     for (int s = threadIdx.x / lanes; s < part.taps * PIXELS; s += THREADS / lanes) {
         if (!part.has(call, s)) continue;
         const Sample sample = samples.at[s];
-        Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel, aligned);
+        Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel);
         put(columns_of(sample, corners), columns + s % PIXELS * call.columns() + s / PIXELS * call.group_channels);
     }
 }
 
 // `wide`: whether channels can be taken WIDTH at a time; each sample has `lanes` threads, a power of two.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 deform_columns(CALL_PARAMETERS, const Element* pixels, long long wide, long long lanes, Element* columns) {
     Call call = CALL;
     Part part(call);
@@ -241,9 +230,9 @@ __device__ __forceinline__ Real total(Real sum, int lanes) {
 }
 
 template <int SIZE>
-__device__ __forceinline__ void differentiate(const Call& call, const Part& part, const Samples& samples, const Element* pixels,
-                              int lanes, const T* grad_columns, Element* columns, AllSlopes& slopes) {
-    bool aligned = is_aligned(pixels);
+__device__ __forceinline__ void differentiate(const Call& call, const Part& part, const Samples& samples,
+                                              const Element* pixels, int lanes, const T* grad_columns,
+                                              Element* columns, AllSlopes& slopes) {
     int lane = threadIdx.x % lanes;
     long long group = part.group * call.offset_channels();
     for (int base = 0; base < part.taps * PIXELS; base += THREADS / lanes) {
@@ -256,10 +245,10 @@ __device__ __forceinline__ void differentiate(const Call& call, const Part& part
         Real value = {0}, down = {0}, down_right = {0}, right = {0};
         for (long long inner = lane * SIZE; active && inner < call.offset_channels(); inner += lanes * SIZE) {
             long long channel = group + inner, column = start + call.column(channel);
-            Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel, aligned);
+            Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel);
             if (columns) put(columns_of(sample, corners), columns + column);
             if (!grad_columns) continue;
-            Some<SIZE, T> grads = fetch<SIZE>(grad_columns + column, true);
+            Some<SIZE, T> grads = fetch<SIZE>(grad_columns + column);
 #pragma unroll
             for (int i = 0; i < SIZE; ++i) {
                 Real grad = {grads.at[i]};
@@ -307,14 +296,15 @@ deform_slopes(CALL_PARAMETERS, const Element* pixels, long long wide, long long 
 
 // --------------------------------------------------------------------------------------------- gradient of the input
 
-// How a sample adds to the gradients of its four pixels, and where its columns begin, for channel 0.
+// How a sample adds to the gradients of its four pixels, and its column for channel 0. A tile has no more columns than
+// that can count, unless a single pixel has.
 struct Place {
     Real y, x, mask;
     unsigned column;
 };
 
-// A cell is a place between four pixels, on the map or around it: (H + 1) * (W + 1) for each image and group of offsets,
-// and last the one of all samples that add nothing. Keys have 4 bytes, or 8 where there are so many cells.
+// A cell lies between four pixels, on the map or at its border: there are (H + 1) * (W + 1) for each image and group of
+// offsets, and last one for all samples that add nothing. Keys have 4 bytes, or 8 where there are too many cells.
 __device__ __forceinline__ long long key_of(const void* keys, long long i, long long key_bytes) {
     return key_bytes == 4 ? (long long)((const unsigned*)keys)[i] : (long long)((const unsigned long long*)keys)[i];
 }
@@ -362,7 +352,7 @@ __device__ __forceinline__ void add_list(const long long* order, const Place* pl
         Place place = places[order[i]];
         Real y = below ? place.y : Real{1} - place.y, x = i < split ? place.x : Real{1} - place.x;
         Real share = place.mask * (y * x);
-        Some<SIZE, T> grads = fetch<SIZE>(grad_columns + place.column + column, true);
+        Some<SIZE, T> grads = fetch<SIZE>(grad_columns + place.column + column);
 #pragma unroll
         for (int k = 0; k < SIZE; ++k) sums[k] = fused(share, Real{grads.at[k]}, sums[k]);
     }
@@ -370,9 +360,9 @@ __device__ __forceinline__ void add_list(const long long* order, const Place* pl
 
 // The pixel numbered `pixel` of the images in question, its channels from `inner` on in a group of offsets.
 template <int SIZE>
-__device__ __forceinline__ void collect(const Call& call, long long image, long long pixel, long long group, long long inner,
-                        const long long* order, const long long* starts, const Place* places, const T* grad_columns,
-                        T* grad_pixels) {
+__device__ __forceinline__ void collect(const Call& call, long long image, long long pixel, long long group,
+                                        long long inner, const long long* order, const long long* starts,
+                                        const Place* places, const T* grad_columns, T* grad_pixels) {
     long long channel = group * call.offset_channels() + inner, column = call.column(channel);
     long long row = pixel / call.width, across = call.width + 1;
     // In the cells of the upper row this pixel is a lower one; in the first cell of a row, the right one.
@@ -384,7 +374,7 @@ __device__ __forceinline__ void collect(const Call& call, long long image, long 
     if (begun && upper[0] == upper[2] && lower[0] == lower[2]) return;
     T* target = grad_pixels + (image * call.height * call.width + pixel) * call.channels + channel;
     Some<SIZE, T> result = {};
-    if (begun) result = fetch<SIZE>(target, true);
+    if (begun) result = fetch<SIZE>(target);
     Real sums[SIZE];
 #pragma unroll
     for (int k = 0; k < SIZE; ++k) sums[k] = Real{result.at[k]};
@@ -395,9 +385,10 @@ __device__ __forceinline__ void collect(const Call& call, long long image, long 
     put(result, target);
 }
 
-// grad_pixels: as pixels, in working precision. The samples [first, first + count) are added; what is there counts where
-// an earlier call wrote it. `images`: how many they lie in; `wide`, `lanes`: as above, for REAL_WIDTH.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// grad_pixels: as pixels, in working precision. What [first, first + count) read is added to what earlier calls wrote;
+// where there was none, nothing has to be there. `images`: in how many these lie; `wide`, `lanes`: as above, but for
+// REAL_WIDTH.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 deform_collect(CALL_PARAMETERS, long long images, long long wide, long long lanes, const long long* order,
                const long long* starts, const Place* places, const T* grad_columns, T* grad_pixels) {
     Call call = CALL;
@@ -427,8 +418,8 @@ __device__ __forceinline__ long long squares(long long matrices, long long rows,
 
 // One square of matrices (matrices, rows, columns) that are to become (matrices, columns, rows).
 template <class From>
-__device__ __forceinline__ void transpose(long long number, const From* from, long long rows, long long columns, Element* to,
-                          Square<From>& square) {
+__device__ __forceinline__ void transpose(long long number, const From* from, long long rows, long long columns,
+                                          Element* to, Square<From>& square) {
     long long across = (columns + EDGE - 1) / EDGE, down = (rows + EDGE - 1) / EDGE;
     long long left = number % across * EDGE, top = number / across % down * EDGE;
     long long start = number / across / down * rows * columns;
@@ -441,9 +432,9 @@ __device__ __forceinline__ void transpose(long long number, const From* from, lo
             to[start + (left + y) * rows + top + x] = narrow(widen(square.at[x][y]));
 }
 
-// All that comes before the products: pixels of the input (images, channels, plane), rows of weights (outputs, channels,
-// taps) and, for the gradients, grads of grad (images, outputs, out_plane), if there are arrays for them; and for the
-// result of the forward the bias, to which the products are added.
+// All that comes before the products: pixels from input (images, channels, plane), weights from weight (outputs,
+// group_channels, taps), grads from grad (images, outputs, out_plane), where there is an array for them; and the bias
+// in the result, to which the products are added.
 extern "C" __global__ void __launch_bounds__(THREADS)
 deform_arrange(const Element* input, long long images, long long channels, long long plane, Element* pixels,
                const Element* weight, long long outputs, long long group_channels, long long taps, Element* weights,

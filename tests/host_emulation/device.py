@@ -102,6 +102,10 @@ def converted(array, dtype):
     return result
 
 
+def is_aligned(array):
+    return array.ctypes.data % 16 == 0
+
+
 def dtype_code(array):
     return sources().DTYPE_CODES[array.dtype.name]
 
