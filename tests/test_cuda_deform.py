@@ -1,4 +1,4 @@
-"""Convolutions on CUDA beyond the answers: launches, tiles, schedules, bfloat16, and how cuBLAS is told of products."""
+"""Convolutions on CUDA beyond the answers: launches, tiles, schedules and bfloat16."""
 
 from __future__ import annotations
 
@@ -267,59 +267,3 @@ def test_bfloat16_conv2d(emulated):
     arrays = [random.integers(-2, 3, shape).astype(ml_dtypes.bfloat16) for shape in shapes]
     got = device.load().conv2d(*arrays, (2, 1), (1, 0))
     compare.same(got, reference.conv2d(*arrays, (2, 1), (1, 0)), got)
-
-
-# -------------------------------------------------------------------------------------------------------- products
-
-
-def strided(shape, layout, dtype):
-    """Random matrices: contiguous, transposed, a slice of wider rows, or that transposed."""
-    values = np.random.default_rng(0).integers(-4, 5, shape).astype(dtype)
-    wider = np.zeros((*shape[:-2], shape[-2], shape[-1] + 3), dtype)
-    if "transposed" in layout:
-        wider = np.zeros((*shape[:-2], shape[-1], shape[-2] + 3), dtype).swapaxes(-1, -2)
-        view = wider[..., : shape[-2], :]
-    else:
-        view = wider[..., : shape[-1]]
-    if "sliced" in layout:
-        view[...] = values
-        return view
-    return np.ascontiguousarray(values.swapaxes(-1, -2)).swapaxes(-1, -2) if "transposed" in layout else values
-
-
-LAYOUTS = ["contiguous", "transposed", "sliced", "sliced and transposed"]
-
-
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("of_a", LAYOUTS)
-@pytest.mark.parametrize("of_b", LAYOUTS)
-@pytest.mark.parametrize(
-    "size", [(3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 5), (1, 4, 1), (3, 1, 1), (1, 1, 1)]
-)
-def test_matmul(emulated, of_a, of_b, size, accumulate):
-    """`device.matmul` computes what cuBLAS would from the numbers that `product` gives."""
-    m, k, n = size
-    device.load()
-    for batch in ((), (1,), (2,)):
-        a, b = strided((*batch, m, k), of_a, "f"), strided((*batch, k, n), of_b, "f")
-        for out in (np.full((*batch, m, n), 7, "f"), np.full((*batch, m, n + 2), 7, "f")[..., :n]):
-            device.matmul(a, b, out, accumulate)
-            np.testing.assert_array_equal(out, a @ b + 7 * accumulate)
-
-
-def test_matmul_uses_one_matrix_for_a_whole_batch(emulated):
-    device.load()
-    a, b = strided((3, 4), "contiguous", "f"), strided((2, 4, 5), "transposed", "f")
-    out = np.empty((2, 3, 5), "f")
-    device.matmul(a, b, out, False)
-    np.testing.assert_array_equal(out, a @ b)
-
-
-@pytest.mark.parametrize("dtype", ["e", "E"])
-def test_matmul_of_16_bit_numbers_sums_in_float32(emulated, dtype):
-    dtype = np.float16 if dtype == "e" else require("ml_dtypes").bfloat16
-    device.load()
-    for kind in (dtype, np.float32):
-        out = np.ones((1, 1), kind)
-        device.matmul(np.full((1, 4096), 0.5, dtype), np.ones((4096, 1), dtype), out, False)
-        assert out == 2048

@@ -476,9 +476,9 @@ deform_bias(const Element* grad, long long images, long long outputs, long long 
     SHARED(Sums, sums);
     long long output = blockIdx.x;
     Real sum = {0};
-    for (long long image = 0; image < images; ++image) {
-        const Element* from = grad + (image * outputs + output) * out_plane;
-        for (long long pixel = threadIdx.x; pixel < out_plane; pixel += THREADS) sum = sum + widen(from[pixel]);
+    for (long long i = threadIdx.x; i < images * out_plane; i += THREADS) {
+        long long image = i / out_plane;
+        sum = sum + widen(grad[(image * outputs + output) * out_plane + i - image * out_plane]);
     }
     sums.at[threadIdx.x] = sum;
     for (int half = THREADS / 2; half > 0; half /= 2) {
