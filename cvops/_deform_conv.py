@@ -74,10 +74,11 @@ def deform_conv2d(
     Computed in float64 if any argument is float64, else in float32. The result is the same for any number of threads.
     Besides inputs and output it takes at most 64 MB and a copy of the weight.
 
-    A GPU multiplies by cuBLAS, float16 and bfloat16 on tensor cores: there the samples are rounded to the dtype of
-    `input`, and sums are float32. Nothing waits for it. Launches: one, and two for each tile of 16 Mi samples and
-    channels (for a weight of groups, one more product for each further image or group of a tile, whichever are fewer).
-    It takes such a tile and copies of input and weight; the input is not copied if it lies channels-last.
+    On a GPU nothing waits for the device. Launches: one, and two for each tile of output pixels, which has at most
+    16 Mi samples over all channels; the second is a product by cuBLAS (if there are groups, one for each of them or for
+    each image of the tile, whichever are fewer). float16 and bfloat16 are multiplied by tensor cores: samples are
+    rounded to that dtype, sums are float32. It takes the samples of a tile and copies of input and weight, of the input
+    only if it does not lie channels-last. Arguments other than float64 beside a float64 one are converted first.
 
     References
     ----------
@@ -146,10 +147,10 @@ def deform_conv2d_backward(
     Every sum is taken in a fixed order: the same bits on every run and for any number of threads. Besides arguments and
     results it takes at most 64 MB and a copy of the weight.
 
-    On a GPU nothing is waited for. Launches: three, and for each tile of 16 Mi samples and channels six and a radix
-    sort; fewer if less is wanted. It takes two such tiles, one of them in working precision, copies of input, weight
-    and grad, others of input and weight in working precision, and for the gradient of the input at most 44 bytes for
-    each sample of a tile and 8 for each pixel and group of offsets.
+    On a GPU nothing waits for the device. Launches: three, and for each tile, of at most 16 Mi samples over all channels,
+    six and a radix sort; fewer if less is wanted. It takes the samples of a tile twice, once in working precision, copies
+    of input, weight and grad, the gradients of input and weight in working precision, and for that of the input at most
+    44 bytes for each sample and group of offsets of a tile, and 8 for each pixel and group of offsets.
 
     Examples
     --------
