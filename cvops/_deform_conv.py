@@ -147,10 +147,10 @@ def deform_conv2d_backward(
     Every sum is taken in a fixed order: the same bits on every run and for any number of threads. Besides arguments and
     results it takes at most 64 MB and a copy of the weight.
 
-    On a GPU nothing waits for the device. Launches: three, and for each tile, of at most 16 Mi samples over all channels,
-    six and a radix sort; fewer if less is wanted. It takes the samples of a tile twice, once in working precision, copies
-    of input, weight and grad, the gradients of input and weight in working precision, and for that of the input at most
-    44 bytes for each sample and group of offsets of a tile, and 8 for each pixel and group of offsets.
+    On a GPU nothing waits for the device. Launches: three, and for each tile, of at most 16 Mi samples over all
+    channels, six and a radix sort; fewer if less is wanted. It takes the samples of a tile twice, once in working
+    precision, copies of input, weight and grad, the gradients of input and weight in working precision, and for that of
+    the input about 50 bytes for each pair of offsets of a tile and 8 for each pixel and group of offsets.
 
     Examples
     --------

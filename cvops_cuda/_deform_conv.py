@@ -10,9 +10,9 @@ groups: then one for each image or for each group, whichever are fewer. Of `defo
 tile seven, a sort among them; fewer if less is wanted. Nothing waits for the device, and every sum has one owner and a
 fixed order. Arrays of two dtypes, but for offset and mask, cost a conversion each.
 
-Workspace: copies of input and weight, and one tile of columns, 16 Mi numbers. For the gradients also a copy of grad,
-input and weight in working precision, such a tile, and for the input 28 bytes (44 in float64) for each sample of a tile
-and 8 for each pixel and group of offsets of its images.
+Workspace: copies of input and weight, and one tile of columns, 16 Mi numbers. For the gradients also a copy of grad;
+input, weight and such a tile in working precision; and for the input about 50 bytes for each pair of offsets of a tile,
+with what the sort takes, and 8 for each pixel and group of offsets of its images.
 """
 
 from __future__ import annotations
