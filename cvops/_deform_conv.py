@@ -74,11 +74,11 @@ def deform_conv2d(
     Computed in float64 if any argument is float64, else in float32. The result is the same for any number of threads.
     Besides inputs and output it takes at most 64 MB and a copy of the weight.
 
-    On a GPU nothing waits for the device. Launches: one, and two for each tile of output pixels, which has at most
-    16 Mi samples over all channels; the second is a product by cuBLAS (if there are groups, one for each of them or for
-    each image of the tile, whichever are fewer). float16 and bfloat16 are multiplied by tensor cores: samples are
-    rounded to that dtype, sums are float32. It takes the samples of a tile and copies of input and weight, of the input
-    only if it does not lie channels-last. Arguments other than float64 beside a float64 one are converted first.
+    On a GPU nothing waits for the device. Launches: two, and two for each tile of output pixels, which has at most
+    16 Mi samples over all channels; one of these is a product by cuBLAS. float16 and bfloat16 are multiplied by tensor
+    cores: samples are rounded to that dtype, sums are float32. It takes the samples of a tile, a copy of the output in
+    working precision, and copies of input and weight, of the input only if it does not lie channels-last. An input of
+    less than float64 beside a float64 argument is converted first.
 
     References
     ----------

@@ -1,18 +1,20 @@
 """Deformable convolution: gather what the taps read into columns, a tile of output pixels at a time, and multiply them.
 
 The input is copied once so that the channels of a pixel lie together (a channels-last array is used as it is). Then one
-launch gathers a tile's columns and one product adds them to the bias in the result. The gradients go through tiles in
-the same way: a product for the gradients of the columns; one pass for those of offset and mask, and for the columns; a
-product of these for the weight. For the input, samples are sorted by place and added up pixel by pixel.
+launch gathers a tile's columns, and a product sums them up, again with the outputs of a pixel together: no row that
+cuBLAS reads or writes begins at an odd address because a map has an odd size. Last come the bias and the caller's
+layout. The gradients go through tiles in the same way: a product for the gradients of the columns; one pass for those
+of offset and mask, and for the columns; a product of these for the weight. For the input, samples are sorted by place
+and added up pixel by pixel.
 
-Launches of `deform_conv2d`: one, and for each tile one and its products, of which there is one unless the weight has
-groups: then one for each image or for each group, whichever are fewer. Of `deform_conv2d_backward`: three, and for each
-tile seven, a sort among them; fewer if less is wanted. Nothing waits for the device, and every sum has one owner and a
-fixed order. Arrays of two dtypes, but for offset and mask, cost a conversion each.
+Launches of `deform_conv2d`: two, and for each tile two. Of `deform_conv2d_backward`: three, and for each tile seven, a
+sort among them; fewer if less is wanted. Nothing waits for the device, and every sum has one owner and a fixed order.
+Arrays of two dtypes, but for offset and mask, cost a conversion each.
 
-Workspace: copies of input and weight, and one tile of columns, 16 Mi numbers. For the gradients also a copy of grad;
-input, weight and such a tile in working precision; and for the input about 50 bytes for each pair of offsets of a tile,
-with what the sort takes, and 8 for each pixel and group of offsets of its images.
+Workspace: copies of input and weight, one of the result in working precision, and one tile of columns, 16 Mi numbers.
+For the gradients, copies of input, weight and grad; input, weight and a tile in working precision, and a tile; and for
+the input about 50 bytes for each pair of offsets of a tile, with what the sort takes, and 8 for each pixel and group of
+offsets of its images.
 """
 
 from __future__ import annotations
@@ -74,24 +76,18 @@ def deform_conv2d(
     if sizes.images == 0:
         return result
     pixels, weights = _pixels(input), empty(sizes.weight, input.dtype)
-    _arrange(sizes, input, pixels, weight, weights, bias=bias, result=result)
+    _arrange(sizes, input, pixels, weight, weights)
     call = _call(sizes, offset, weight, stride, padding, dilation, mask)
     wide_lanes, chunks = _lanes(sizes, 16 // input.dtype.itemsize, _SPREAD)
-    by_group = result.reshape(sizes.images, sizes.groups, -1, sizes.plane)
-    for begin, end, first, last in tiles(sizes.images, sizes.plane, sizes.taps * sizes.channels):
-        columns = empty((end - begin, last - first, sizes.groups, sizes.weight[2]), input.dtype)
-        count = (end - begin) * (last - first)
+    sums = empty((sizes.images * sizes.plane, sizes.groups, sizes.weight[1]), working)
+    for _, _, first, last in tiles(1, len(sums), sizes.taps * sizes.channels):
+        columns = empty((last - first, sizes.groups, sizes.weight[2]), input.dtype)
         launch(
-            "deform_conv", "deform_columns", input.dtype.char, _blocks(sizes, count) * chunks, _THREADS,
-            *call, begin * sizes.plane + first, count, pixels, *wide_lanes, columns,
+            "deform_conv", "deform_columns", input.dtype.char, _blocks(sizes, last - first) * chunks, _THREADS,
+            *call, first, last - first, pixels, *wide_lanes, columns,
         )  # fmt: skip
-        target, add = by_group[begin:end, :, :, first:last], bias is not None
-        if sizes.groups < len(target):
-            for group in range(sizes.groups):
-                matmul(weights[group], columns[:, :, group].swapaxes(1, 2), target[:, group], add)
-        else:
-            for image in range(len(target)):
-                matmul(weights, columns[image].transpose(1, 2, 0), target[image], add)
+        matmul(columns.swapaxes(0, 1), weights.swapaxes(1, 2), sums[first:last].swapaxes(0, 1), False)
+    _restore(sizes, input.dtype.char, sizes.outputs, sizes.plane, sums, bias, result, None, None)
     return result
 
 
@@ -178,7 +174,9 @@ def _backward(
             matmul(by_group[:, first:last].swapaxes(1, 2), columns.swapaxes(0, 1), grad_weights, first > 0)
         if grad_pixels is not None and grad_pixels.size:
             _collect(sizes, call, grad.dtype.char, first, last - first, grad_columns, grad_pixels)
-    _restore(sizes, grad.dtype.char, grad_pixels, results.get("input"), grad_weights, results.get("weight"))
+    of_input, of_weight = results.get("input"), results.get("weight")
+    area = sizes.height * sizes.width
+    _restore(sizes, grad.dtype.char, sizes.channels, area, grad_pixels, None, of_input, grad_weights, of_weight)
 
 
 def _collect(
@@ -278,10 +276,8 @@ def _arrange(
     weights: Array | None,
     grad: Array | None = None,
     grads: Array | None = None,
-    bias: Array | None = None,
-    result: Array | None = None,
 ) -> None:
-    """Fill the memory that is given for copies, and the result with the bias."""
+    """Fill the memory that is given for copies."""
     area, blocks = sizes.height * sizes.width, 0
     if pixels is None or _is_pixels(input):
         input = pixels = None
@@ -292,33 +288,34 @@ def _arrange(
         blocks += _squares(sizes.outputs, sizes.group_channels, sizes.taps)
     if grads is not None:
         blocks += _squares(sizes.images, sizes.outputs, sizes.plane)
-    if bias is not None:
-        blocks += sizes.images * sizes.outputs * math.ceil(sizes.plane / _EDGE**2)
     launch(
         "deform_conv", "deform_arrange", weight.dtype.char, blocks, _THREADS,
         input, sizes.images, sizes.channels, area, pixels,
         None if weights is None else contiguous(weight), sizes.outputs, sizes.group_channels, sizes.taps, weights,
-        grad, sizes.plane, grads, None if bias is None else contiguous(bias), None if bias is None else result,
+        grad, sizes.plane, grads,
     )  # fmt: skip
 
 
 def _restore(
     sizes: _Sizes,
     code: str,
-    grad_pixels: Array | None,
-    grad_input: Array | None,
+    channels: int,
+    area: int,
+    pixels: Array | None,
+    bias: Array | None,
+    result: Array | None,
     grad_weights: Array | None,
     grad_weight: Array | None,
 ) -> None:
-    """The gradients of input and weight, in the layout of these."""
-    area, blocks = sizes.height * sizes.width, 0
-    if grad_input is not None:
-        blocks += _squares(sizes.images, area, sizes.channels)
+    """Fill `result` from (images, area, channels) with the bias, and the gradient of the weight, if they are there."""
+    blocks = 0
+    if result is not None:
+        blocks += _squares(sizes.images, area, channels)
     if grad_weight is not None:
         blocks += _squares(sizes.outputs, sizes.taps, sizes.group_channels)
     if blocks:
         launch(
             "deform_conv", "deform_restore", code, blocks, _THREADS,
-            grad_pixels, sizes.images, sizes.channels, area, grad_input,
+            pixels, sizes.images, channels, area, None if bias is None else contiguous(bias), result,
             grad_weights, sizes.outputs, sizes.group_channels, sizes.taps, grad_weight,
         )  # fmt: skip

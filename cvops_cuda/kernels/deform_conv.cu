@@ -2,9 +2,10 @@
 //
 // pixels (N * H * W, C): the input, the channels of a pixel side by side. columns (count, K): what each tap reads for
 // the output pixels [first, first + count), all images counted through; K runs over (group of the weight, tap, channel
-// of the group), and so do the rows of weights (O, taps, C / groups). grads (N * OH * OW, O): the output's gradient;
-// grad_columns: as columns, in working precision. offset, mask and what else has the caller's shape: as the docstring
-// of cvops.deform_conv2d has it. All contiguous; pixels from a multiple of 16 bytes on.
+// of the group), and so do the rows of weights (O, taps, C / groups). sums (N * OH * OW, O): the output before the bias,
+// in working precision; grads: as sums, the gradient of the output; grad_columns, grad_pixels: as columns and pixels, in
+// working precision. offset, mask and what else has the caller's shape: as the docstring of cvops.deform_conv2d has it.
+// All contiguous; pixels from a multiple of 16 bytes on.
 //
 // Fast because lanes run over channels, 16 bytes each: a corner of a sample is one run of memory, of which neighbouring
 // taps and pixels find most in the caches. Where a sample lies is computed once for all its channels (or for as many as
@@ -416,10 +417,11 @@ __device__ __forceinline__ long long squares(long long matrices, long long rows,
     return matrices * ((rows + EDGE - 1) / EDGE) * ((columns + EDGE - 1) / EDGE);
 }
 
-// One square of matrices (matrices, rows, columns) that are to become (matrices, columns, rows).
+// One square of matrices (matrices, rows, columns) that are to become (matrices, columns, rows). `added`, if there, has
+// a number for each column.
 template <class From>
 __device__ __forceinline__ void transpose(long long number, const From* from, long long rows, long long columns,
-                                          Element* to, Square<From>& square) {
+                                          const Element* added, Element* to, Square<From>& square) {
     long long across = (columns + EDGE - 1) / EDGE, down = (rows + EDGE - 1) / EDGE;
     long long left = number % across * EDGE, top = number / across % down * EDGE;
     long long start = number / across / down * rows * columns;
@@ -427,63 +429,58 @@ __device__ __forceinline__ void transpose(long long number, const From* from, lo
     for (int y = threadIdx.x / EDGE; y < EDGE; y += THREADS / EDGE)
         if (top + y < rows && left + x < columns) square.at[y][x] = from[start + (top + y) * columns + left + x];
     __syncthreads();
-    for (int y = threadIdx.x / EDGE; y < EDGE; y += THREADS / EDGE)
-        if (left + y < columns && top + x < rows)
-            to[start + (left + y) * rows + top + x] = narrow(widen(square.at[x][y]));
-}
-
-// All that comes before the products: pixels from input (images, channels, plane), weights from weight (outputs,
-// group_channels, taps), grads from grad (images, outputs, out_plane), where there is an array for them; and the bias
-// in the result, to which the products are added.
-extern "C" __global__ void __launch_bounds__(THREADS)
-deform_arrange(const Element* input, long long images, long long channels, long long plane, Element* pixels,
-               const Element* weight, long long outputs, long long group_channels, long long taps, Element* weights,
-               const Element* grad, long long out_plane, Element* grads, const Element* bias, Element* result) {
-    SHARED(Elements, square);
-    long long number = blockIdx.x, count = pixels ? squares(images, channels, plane) : 0;
-    if (number < count) return transpose(number, input, channels, plane, pixels, square);
-    number -= count, count = weights ? squares(outputs, group_channels, taps) : 0;
-    if (number < count) return transpose(number, weight, group_channels, taps, weights, square);
-    number -= count, count = grads ? squares(images, outputs, out_plane) : 0;
-    if (number < count) return transpose(number, grad, outputs, out_plane, grads, square);
-    number -= count;
-    long long parts = (out_plane + EDGE * EDGE - 1) / (EDGE * EDGE), row = number / parts;
-    Element value = bias[row % outputs];
-    for (int i = threadIdx.x; i < EDGE * EDGE; i += THREADS) {
-        long long pixel = number % parts * EDGE * EDGE + i;
-        if (pixel < out_plane) result[row * out_plane + pixel] = value;
+    for (int y = threadIdx.x / EDGE; y < EDGE; y += THREADS / EDGE) {
+        if (left + y >= columns || top + x >= rows) continue;
+        Real value = widen(square.at[x][y]);
+        if (added) value = value + widen(added[left + y]);
+        to[start + (left + y) * rows + top + x] = narrow(value);
     }
 }
 
-// And back: the gradients of input and weight in the layout of these.
+// What comes before the products: pixels from input (images, channels, plane), weights from weight (outputs,
+// group_channels, taps), grads from grad (images, outputs, out_plane), where there is an array for them.
 extern "C" __global__ void __launch_bounds__(THREADS)
-deform_restore(const T* grad_pixels, long long images, long long channels, long long plane, Element* grad_input,
-               const T* grad_weights, long long outputs, long long group_channels, long long taps,
-               Element* grad_weight) {
-    SHARED(Reals, square);
-    long long number = blockIdx.x, count = grad_input ? squares(images, plane, channels) : 0;
-    if (number < count) return transpose(number, grad_pixels, plane, channels, grad_input, square);
-    transpose(number - count, grad_weights, taps, group_channels, grad_weight, square);
+deform_arrange(const Element* input, long long images, long long channels, long long plane, Element* pixels,
+               const Element* weight, long long outputs, long long group_channels, long long taps, Element* weights,
+               const Element* grad, long long out_plane, Element* grads) {
+    SHARED(Elements, square);
+    long long number = blockIdx.x, count = pixels ? squares(images, channels, plane) : 0;
+    if (number < count) return transpose(number, input, channels, plane, nullptr, pixels, square);
+    number -= count, count = weights ? squares(outputs, group_channels, taps) : 0;
+    if (number < count) return transpose(number, weight, group_channels, taps, nullptr, weights, square);
+    transpose(number - count, grad, outputs, out_plane, nullptr, grads, square);
 }
 
-struct Sums {
+// What comes after them: the output from sums and bias, or the gradient of the input from grad_pixels, both as (images,
+// channels, plane) from (images, plane, channels); and that of the weight from rows as those of weights.
+extern "C" __global__ void __launch_bounds__(THREADS)
+deform_restore(const T* pixels, long long images, long long channels, long long plane, const Element* bias,
+               Element* result, const T* grad_weights, long long outputs, long long group_channels, long long taps,
+               Element* grad_weight) {
+    SHARED(Reals, square);
+    long long number = blockIdx.x, count = result ? squares(images, plane, channels) : 0;
+    if (number < count) return transpose(number, pixels, plane, channels, bias, result, square);
+    transpose(number - count, grad_weights, taps, group_channels, nullptr, grad_weight, square);
+}
+
+struct Totals {
     Real at[THREADS];
 };
 
 // The gradient of the bias, a block for each output: the sum of grad over images and pixels.
 extern "C" __global__ void __launch_bounds__(THREADS)
 deform_bias(const Element* grad, long long images, long long outputs, long long out_plane, Element* grad_bias) {
-    SHARED(Sums, sums);
+    SHARED(Totals, totals);
     long long output = blockIdx.x;
     Real sum = {0};
     for (long long i = threadIdx.x; i < images * out_plane; i += THREADS) {
         long long image = i / out_plane;
         sum = sum + widen(grad[(image * outputs + output) * out_plane + i - image * out_plane]);
     }
-    sums.at[threadIdx.x] = sum;
+    totals.at[threadIdx.x] = sum;
     for (int half = THREADS / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.x < half) sums.at[threadIdx.x] = sums.at[threadIdx.x] + sums.at[threadIdx.x + half];
+        if (threadIdx.x < half) totals.at[threadIdx.x] = totals.at[threadIdx.x] + totals.at[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) grad_bias[output] = narrow(sums.at[0]);
+    if (threadIdx.x == 0) grad_bias[output] = narrow(totals.at[0]);
 }
