@@ -3,8 +3,8 @@
 // pixels (N * H * W, C): the input, the channels of a pixel side by side. columns (count, K): what each tap reads for
 // the output pixels [first, first + count), all images counted through; K runs over (group of the weight, tap, channel
 // of the group), and so do the rows of weights (O, taps, C / groups). sums (N * OH * OW, O): the output but for bias,
-// in working precision; grads: as sums, the gradient of the output; grad_columns, grad_pixels: as columns and pixels, in
-// working precision. What else has the caller's shape is as in the docstring of cvops.deform_conv2d. All contiguous;
+// in working precision; grads: as sums, the gradient of the output; grad_columns, grad_pixels: as columns and pixels,
+// in working precision. What else has the caller's shape is as in the docstring of cvops.deform_conv2d. All contiguous;
 // pixels begin at a multiple of 16 bytes.
 //
 // Fast because lanes run over channels, 16 bytes each: a corner of a sample is one run of memory, of which neighbouring
