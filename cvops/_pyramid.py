@@ -298,7 +298,8 @@ class FeaturePyramidNetwork(Parameters):
     Parameters are float32 `numpy.ndarray` under torchvision's names: ``inner_blocks.0.0.weight``,
     ``layer_blocks.0.0.bias``, ``extra_blocks.p6.weight``, ... `load_state_dict` also takes the names of older
     checkpoints, ``inner_blocks.0.weight``. They are used in the dtype of the maps; 16-bit maps are computed in float32.
-    A call on a GPU uploads them once for each GPU and dtype, and keeps the copies until `load_state_dict`.
+    A call on a GPU uploads them once for each GPU and dtype, and keeps the copies until `load_state_dict`. There a
+    convolution is one launch, and two more for each tile of its output, one of them a product by cuBLAS; nothing waits.
 
     References
     ----------

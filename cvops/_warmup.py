@@ -71,7 +71,7 @@ def _deform_conv2d_calls(dtype: str, asarray: Any) -> None:
 
 def _deform_conv2d_backward_calls(dtype: str, asarray: Any) -> None:
     image, offset, weight = _deformed(dtype, asarray)
-    _deform_conv.deform_conv2d_backward(image, image, offset, weight, padding=1)
+    _deform_conv.deform_conv2d_backward(image, image, offset, weight, asarray(np.zeros(1, dtype)), padding=1)
 
 
 def _feature_pyramid_network_calls(dtype: str, asarray: Any) -> None:

@@ -7,8 +7,11 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from cvops._arrays import share
 
+from ._products import product
 from ._sources import DTYPE_CODES, ELEMENTS, source
 
 _WANTED = (
@@ -84,6 +87,16 @@ def copy(array: Array) -> Array:
     return cupy.array(array, order="C")
 
 
+def converted(array: Array, dtype: Any) -> Array:
+    """`array` in another dtype: itself where it has it already."""
+    return array.astype(dtype, copy=False)
+
+
+def is_aligned(array: Array) -> bool:
+    """Whether `array` begins at a multiple of 16 bytes, where so many can be read at once."""
+    return bool(array.data.ptr % 16 == 0)
+
+
 def dtype_code(array: Array) -> int:
     """The number under which kernels know the dtype of `array`."""
     return _code_of(array.dtype)
@@ -102,6 +115,54 @@ def read(scalar: Array) -> int:
 def order_of_keys(keys: Array) -> Array:
     """int64 indices that sort the 1-D unsigned `keys`, ties by index. A radix sort; not waited for."""
     return cupy.argsort(keys, kind="stable")
+
+
+# By type code, as cuBLAS numbers them: elements (cudaDataType_t).
+_DATA_TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}
+_COMPUTE_32F, _COMPUTE_64F = 68, 70
+_SUMS_IN_32F = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION, and with it no TF32
+
+
+def matmul(a: Array, b: Array, out: Array, accumulate: bool) -> None:
+    """Compute out = a @ b, or out += a @ b if `accumulate`: by cuBLAS, on the current stream, not waited for.
+
+    `a` and `b` have one dtype, `out` too, or float32 where that is a 16-bit one: then tensor cores multiply, and sums
+    are float32; float32 itself is not shortened to TF32. Operands have two dimensions or three, the first of them a
+    batch; one of the other two must have neighbours next to each other (in `out` the last), so that slices and
+    transposed views are used in place. One launch as far as cvops is concerned; the same bits on every run, unless
+    the host thread computes on several streams at once, for which cuBLAS may choose other kernels.
+    """
+    # Loads cuBLAS, some hundred megabytes: not before a product is wanted.
+    from cupy_backends.cuda.libs import cublas
+
+    if a.dtype.char == "E" and int(cupy.cuda.device.get_compute_capability()) < 80:  # no bfloat16 products there
+        wide = out.astype("f") if accumulate else cupy.empty(out.shape, "f")
+        matmul(a.astype("f"), b.astype("f"), wide, accumulate)
+        out[...] = wide
+        return
+    call, of_a, of_out = product(a, b, out), _DATA_TYPES[a.dtype.char], _DATA_TYPES[out.dtype.char]
+    real, compute = ("d", _COMPUTE_64F) if of_a == _DATA_TYPES["d"] else ("f", _COMPUTE_32F)
+    factors = np.array([1, accumulate], real)  # of the product and of what is there; read before the call returns
+    one, before = (factors.ctypes.data + i * factors.itemsize for i in range(2))
+    handle = cupy.cuda.device.get_cublas_handle()
+    mode = cublas.getMathMode(handle)
+    cublas.setMathMode(handle, _SUMS_IN_32F)
+    try:
+        shape = handle, not call.left.as_it_is, not call.right.as_it_is, call.rows, call.columns, call.depth
+        if call.batch == 1:
+            cublas.gemmEx(
+                *shape, one, b.data.ptr, of_a, call.left.pitch, a.data.ptr, of_a, call.right.pitch,
+                before, out.data.ptr, of_out, call.out.pitch, compute, cublas.CUBLAS_GEMM_DEFAULT,
+            )  # fmt: skip
+        else:
+            cublas.gemmStridedBatchedEx(
+                *shape, one, b.data.ptr, of_a, call.left.pitch, call.left.step,
+                a.data.ptr, of_a, call.right.pitch, call.right.step,
+                before, out.data.ptr, of_out, call.out.pitch, call.out.step,
+                call.batch, compute, cublas.CUBLAS_GEMM_DEFAULT,
+            )  # fmt: skip
+    finally:
+        cublas.setMathMode(handle, mode)
 
 
 def launch(file: str, kernel: str, dtype: str, blocks: int, threads: int, *arguments: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 import cvops
 from tests import libraries
+from tests.host_emulation import device
 
 # The same examples on every run, so that a failure is a change of the code and not of the dice.
 hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
@@ -40,3 +41,23 @@ def threads():
     before = cvops.get_num_threads()
     yield cvops.set_num_threads
     cvops.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """The emulated library's converter."""
+    convert = libraries.CONVERTERS["cuda-emulated"]
+    convert([0.0])
+    return convert
+
+
+@pytest.fixture
+def launches(emulated):
+    device.launches.clear()
+    return device.launches
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """Five schedules for every launch."""
+    monkeypatch.setattr(device, "seeds", [1, 2, 3, 4, 5])

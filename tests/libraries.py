@@ -110,10 +110,10 @@ class Operators:
 
     def __getattr__(self, name):
         function = getattr(self._functions, name)
-        return lambda *args, **options: self._back(function(*map(self._convert, args), **options))
+        return lambda *args, **options: self._back(function(*map(self.array, args), **self.array(options)))
 
     def __call__(self, *args, **options):
-        return self._back(self._functions(*map(self._convert, args), **options))
+        return self._back(self._functions(*map(self.array, args), **self.array(options)))
 
     def _back(self, result):
         if isinstance(result, tuple):
@@ -122,11 +122,12 @@ class Operators:
             return {name: to_numpy(array) for name, array in result.items()}
         return to_numpy(result) if hasattr(result, "__dlpack__") else Operators(self.backend, result)
 
-    def _convert(self, value):
-        if isinstance(value, dict):
-            return {name: self._convert(array) for name, array in value.items()}
+    def array(self, value):
+        """A NumPy array as one of the backend; and so those in a list, tuple or dict."""
         if isinstance(value, list | tuple):
-            return type(value)(map(self._convert, value))
+            return type(value)(map(self.array, value))
+        if isinstance(value, dict):
+            return {name: self.array(each) for name, each in value.items()}
         if self.backend == "numpy" or not isinstance(value, np.ndarray):
             return value
         # No GPU has elements of another byte order, or between addresses.
@@ -136,7 +137,7 @@ class Operators:
 def to_numpy(array):
     if isinstance(array, host_emulation.Array):  # bfloat16 included, which NumPy does not share
         return array.values
-    return array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+    return array if array is None or isinstance(array, np.ndarray) else np.from_dlpack(array)
 
 
 def dtype_in(array, dtype):

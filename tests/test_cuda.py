@@ -22,24 +22,10 @@ from tests.host_emulation import device, mutant
 FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 # Files whose kernels decide something by comparing floats: nothing in them may be flushed to zero.
-DECIDING = ("nms", "roi_align", "roi_pool", "ps_roi")
+DECIDING = ("nms", "roi_align", "roi_pool", "ps_roi", "deform_conv")
 
 # Modules that exist: (file, type code of its elements).
 MODULES = [(file, dtype) for file in FILES for dtype in ("fd" if file in ("nms", "boxes") else "fdeE")]
-
-
-@pytest.fixture(scope="module")
-def emulated():
-    """The emulated library's converter."""
-    convert = libraries.CONVERTERS["cuda-emulated"]
-    convert([0.0])
-    return convert
-
-
-@pytest.fixture
-def launches(emulated):
-    device.launches.clear()
-    return device.launches
 
 
 # ------------------------------------------------------------------------------------------------------- interface
@@ -271,12 +257,6 @@ FAULTS = {
     "order_of_blocks": "the schedule decides the result",
     "exchange_with_the_wrong_lanes": "mask",
 }
-
-
-@pytest.fixture
-def seeds(monkeypatch):
-    """Five schedules for every launch."""
-    monkeypatch.setattr(device, "seeds", [1, 2, 3, 4, 5])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cvops
-from tests import compare
+from tests import compare, libraries
 from tests import reference_deform as reference
 from tests.strategies_deform import FLOATS, Case
 
@@ -35,9 +35,10 @@ def layer_of(case, **options):
     ],
     ids=str,
 )
-def test_the_layer_is_the_function(case):
+def test_the_layer_is_the_function(ops, case):
     layer, (input, offset, mask) = layer_of(case)
     want = reference.deform_conv2d(**case.arrays(), **case.options)
+    input, offset, mask = ops.array([input, offset, mask])
     compare.close(layer(input, offset) if mask is None else layer(input, offset, mask), want, input)
     if mask is not None:
         compare.close(layer(input, offset, mask=mask), want, input)
@@ -50,23 +51,22 @@ def test_the_layer_on_every_library(array):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_the_layer_uses_its_parameters_in_the_dtype_of_the_input(dtype):
+def test_the_layer_uses_its_parameters_in_the_dtype_of_the_input(ops, dtype):
     layer, (input, offset, mask) = layer_of(Case(dtype="float32"))
     arrays = {**Case(dtype="float32").arrays(), "input": input.astype(dtype)}
     arrays |= {name: arrays[name].astype(dtype) for name in ("weight", "bias")}
-    compare.close(
-        layer(input.astype(dtype), offset, mask), reference.deform_conv2d(**arrays, padding=1), arrays["input"]
-    )
+    input, offset, mask = ops.array([arrays["input"], offset, mask])
+    compare.close(layer(input, offset, mask), reference.deform_conv2d(**arrays, padding=1), input)
 
 
-def test_defaults_of_the_layer():
+def test_defaults_of_the_layer(ops):
     layer = cvops.DeformConv2d(6, 4, 3)
     assert layer.weight.shape == (4, 6, 3, 3)
     assert layer.bias.shape == (4,)
     case = Case(padding=0, outputs=4, dtype="float32")
     arrays = {**case.arrays(), **layer.state_dict()}
-    got = layer(arrays["input"], arrays["offset"], arrays["mask"])
-    compare.close(got, reference.deform_conv2d(**arrays), arrays["input"])
+    given = [ops.array(arrays[name]) for name in ("input", "offset", "mask")]
+    compare.close(layer(*given), reference.deform_conv2d(**arrays), given[0])
 
 
 def test_parameters_of_the_layer():
@@ -84,6 +84,23 @@ def test_parameters_of_the_layer():
     assert layer.bias is None
 
 
+def test_parameters_are_uploaded_once():
+    """And again only when they are replaced."""
+    layer, given = layer_of(Case(dtype="float32"))
+    on_device = [libraries.CONVERTERS["cuda-emulated"](array) for array in given]
+    layer(*on_device)
+    kept = dict(layer._uploaded)
+    assert len(kept) == 2
+    layer(*on_device)
+    assert layer._uploaded.keys() == kept.keys()
+    assert all(layer._uploaded[key] is kept[key] for key in kept)
+    layer.load_state_dict({name: -array for name, array in layer.state_dict().items()})
+    assert not layer._uploaded
+    arrays = Case(dtype="float32").arrays()
+    arrays |= {name: -arrays[name] for name in ("weight", "bias")}
+    compare.close(layer(*on_device), reference.deform_conv2d(**arrays, padding=1), on_device[0])
+
+
 def test_load_state_dict_copies_arrays_of_every_library(array):
     layer = cvops.DeformConv2d(2, 2, 1)
     given = {"weight": np.arange(4, dtype=np.float32).reshape(2, 2, 1, 1), "bias": np.array([5, 6], np.float32)}
@@ -98,14 +115,15 @@ def test_load_state_dict_copies_arrays_of_every_library(array):
 
 
 @pytest.mark.parametrize("stored", FLOATS)
-def test_loaded_arrays_may_have_any_float_dtype(stored):
+def test_loaded_arrays_may_have_any_float_dtype(ops, stored):
     case = Case(dtype="float32")
     arrays = case.arrays()
     layer = cvops.DeformConv2d(6, 6, 3, padding=1)
-    layer.load_state_dict({name: arrays[name].astype(stored) for name in ("weight", "bias")})
+    layer.load_state_dict(ops.array({name: arrays[name].astype(stored) for name in ("weight", "bias")}))
     arrays |= {name: arrays[name].astype(stored).astype("float32") for name in ("weight", "bias")}
     want = reference.deform_conv2d(**arrays, padding=1)
-    compare.close(layer(arrays["input"], arrays["offset"], arrays["mask"]), want, arrays["input"])
+    given = [ops.array(arrays[name]) for name in ("input", "offset", "mask")]
+    compare.close(layer(*given), want, given[0])
 
 
 @pytest.mark.parametrize(
@@ -233,12 +251,12 @@ def test_layers_that_cannot_be(changes, error, facts):
     assert [fact for fact in facts if fact not in str(raised.value)] == [], raised.value
 
 
-def test_the_layer_refuses_an_input_of_other_channels():
+def test_the_layer_refuses_an_input_of_other_channels(ops):
     layer = cvops.DeformConv2d(6, 4, 1)
     for channels in (5, 12):  # 12 would fit if the layer had two groups
         with pytest.raises(ValueError, match=rf"`input` .*6.*got \(1, {channels}, 3, 3\)"):
-            layer(of(1, channels, 3, 3), of(1, 2, 3, 3))
+            layer(ops.array(of(1, channels, 3, 3)), ops.array(of(1, 2, 3, 3)))
     with pytest.raises(ValueError, match="`offset`"):
-        layer(of(1, 6, 3, 3), of(1, 2, 3, 4))
+        layer(ops.array(of(1, 6, 3, 3)), ops.array(of(1, 2, 3, 4)))
     with pytest.raises(TypeError, match="`mask` must be an array"):
-        layer(of(1, 6, 3, 3), of(1, 2, 3, 3), 1.0)
+        layer(ops.array(of(1, 6, 3, 3)), ops.array(of(1, 2, 3, 3)), 1.0)

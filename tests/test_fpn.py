@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cvops
-from tests import compare
+from tests import compare, libraries
 from tests import reference_deform as reference
 from tests.libraries import to_numpy
 
@@ -64,11 +64,11 @@ def check(got, want, like):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("extra", EXTRA)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_pyramid(sizes, extra, dtype):
+def test_pyramid(ops, sizes, extra, dtype):
     make, name = EXTRA[extra]
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork(CHANNELS, 6, make()))
     maps = maps_of(SIZES[sizes], dtype=dtype)
-    check(pyramid(maps), reference.feature_pyramid(maps, parameters, name), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, parameters, name), ops.array(maps["feature 1"]))
 
 
 @st.composite
@@ -85,31 +85,31 @@ def pyramids(draw):
 
 
 @given(pyramids())
-def test_any_pyramid(drawn):
+def test_any_pyramid(ops, drawn):
     maps, outputs, name = drawn
     channels = [map.shape[1] for map in maps.values()]
     extra = {None: None, "pool": cvops.LastLevelMaxPool(), "p6p7": cvops.LastLevelP6P7(channels[-1], outputs)}[name]
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork(channels, outputs, extra))
-    check(pyramid(maps), reference.feature_pyramid(maps, parameters, name), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, parameters, name), ops.array(maps["feature 1"]))
 
 
 @pytest.mark.parametrize("channels", [[5], [2, 3], [1, 2, 3, 4, 5]])
-def test_number_of_levels(channels):
+def test_number_of_levels(ops, channels):
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork(channels, 7))
     sizes = [(2 ** (len(channels) - i), 3 * 2 ** (len(channels) - i)) for i in range(len(channels))]
     maps = maps_of(sizes, channels)
-    check(pyramid(maps), reference.feature_pyramid(maps, parameters), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, parameters), ops.array(maps["feature 1"]))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-def test_parameters_are_used_in_the_dtype_of_the_input(dtype):
+def test_parameters_are_used_in_the_dtype_of_the_input(ops, dtype):
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork(CHANNELS, 6, cvops.LastLevelP6P7(6, 6)))
     maps = maps_of(SIZES["rounded up"], dtype=dtype)
     parameters = {name: array.astype(dtype) for name, array in parameters.items()}
-    check(pyramid(maps), reference.feature_pyramid(maps, parameters, "p6p7"), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, parameters, "p6p7"), ops.array(maps["feature 1"]))
     maps = {name: map.astype("float64") for name, map in maps.items()}  # the same layer, another dtype
     with_its_own = pyramid.state_dict()
-    check(pyramid(maps), reference.feature_pyramid(maps, with_its_own, "p6p7"), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, with_its_own, "p6p7"), ops.array(maps["feature 1"]))
 
 
 def test_every_library(array):
@@ -120,22 +120,22 @@ def test_every_library(array):
 
 
 @pytest.mark.parametrize("batch", [0, 1, 5])
-def test_batches(batch):
+def test_batches(ops, batch):
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork(CHANNELS, 6, cvops.LastLevelP6P7(3, 6)))
     maps = maps_of(SIZES["rounded up"], batch=batch)
-    check(pyramid(maps), reference.feature_pyramid(maps, parameters, "p6p7"), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, parameters, "p6p7"), ops.array(maps["feature 1"]))
 
 
 @pytest.mark.parametrize("extra", EXTRA)
-def test_sizes_of_a_detector(extra):
+def test_sizes_of_a_detector(ops, extra):
     """Wide enough for every block of the convolutions, in float32."""
     make, name = EXTRA[extra]
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork([70, 130, 3], 6, make()))
     maps = maps_of([(50, 67), (25, 34), (13, 17)], [70, 130, 3], 1, "float32")
-    check(pyramid(maps), reference.feature_pyramid(maps, parameters, name), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, parameters, name), ops.array(maps["feature 1"]))
 
 
-def test_layouts():
+def test_layouts(ops):
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork(CHANNELS, 6))
     maps = maps_of(SIZES["doubles"], dtype="float32")
     want = reference.feature_pyramid(maps, parameters)
@@ -146,24 +146,24 @@ def test_layouts():
     ]
     given = {name: layout(map) for layout, (name, map) in zip(layouts, maps.items(), strict=True)}
     before = {name: map.copy() for name, map in given.items()}
-    check(pyramid(given), want, maps["feature 1"])
+    check(pyramid(ops.array(given)), want, ops.array(maps["feature 1"]))
     for name, map in given.items():
         np.testing.assert_array_equal(map, before[name])  # nothing was written there
 
 
-def test_order_is_that_of_the_dict_whatever_the_names():
+def test_order_is_that_of_the_dict_whatever_the_names(ops):
     pyramid, _ = with_random_parameters(cvops.FeaturePyramidNetwork([3, 3, 3], 2, cvops.LastLevelMaxPool()))
     finest, middle, coarsest = maps_of(SIZES["doubles"], [3, 3, 3]).values()
-    got = pyramid({"c": finest, "a": middle, "b": coarsest})
+    got = pyramid(ops.array({"c": finest, "a": middle, "b": coarsest}))
     assert list(got) == ["c", "a", "b", "pool"]
-    assert [result.shape[2:] for result in got.values()] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert [to_numpy(result).shape[2:] for result in got.values()] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-def test_the_dict_and_the_maps_stay_as_they_are():
+def test_the_dict_and_the_maps_stay_as_they_are(ops):
     pyramid = cvops.FeaturePyramidNetwork(CHANNELS, 6, cvops.LastLevelP6P7(6, 6))
     maps = maps_of(SIZES["doubles"])
     before = {name: map.copy() for name, map in maps.items()}
-    pyramid(maps)
+    pyramid(ops.array(maps))
     assert list(maps) == list(before)
     for name, map in maps.items():
         np.testing.assert_array_equal(map, before[name])
@@ -240,13 +240,28 @@ def test_load_state_dict_copies_arrays_of_every_library(array):
         np.testing.assert_array_equal(value, parameters[name] + 1)
 
 
-def test_loading_takes_effect_after_a_call():
+def test_loading_takes_effect_after_a_call(ops):
     pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork(CHANNELS, 6))
     maps = maps_of(SIZES["doubles"])
-    pyramid(maps)
+    pyramid(ops.array(maps))
     other = {name: -2 * array for name, array in parameters.items()}
     pyramid.load_state_dict(other)
-    check(pyramid(maps), reference.feature_pyramid(maps, other), maps["feature 1"])
+    check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, other), ops.array(maps["feature 1"]))
+
+
+def test_parameters_are_uploaded_once():
+    pyramid, _ = with_random_parameters(cvops.FeaturePyramidNetwork([3], 2))
+    array = libraries.CONVERTERS["cuda-emulated"]
+    kept = []
+    for dtype in ("float32", "float32", "float64"):
+        pyramid({"map": array(np.ones((1, 3, 4, 4), dtype))})
+        kept.append(dict(pyramid._uploaded))
+    assert [len(each) for each in kept] == [4, 4, 8]
+    assert all(kept[0][key] is kept[2][key] for key in kept[0])
+    pyramid.load_state_dict(pyramid.state_dict())
+    assert not pyramid._uploaded
+    pyramid({"map": np.ones((1, 3, 4, 4))})
+    assert not pyramid._uploaded  # a CPU needs no copies
 
 
 @pytest.mark.parametrize(
@@ -326,34 +341,42 @@ def check_refused(error, said, call, *args, **options):
     assert [word for word in said if word not in str(raised.value)] == [], raised.value
 
 
-def test_maps_that_do_not_fit():
+def test_maps_that_do_not_fit(ops):
     pyramid = cvops.FeaturePyramidNetwork(CHANNELS, 6)
     maps = maps_of(SIZES["doubles"])
     first, second, third = maps
-    check_refused(ValueError, ["3", "2"], pyramid, {first: maps[first], second: maps[second]})
-    check_refused(ValueError, ["3", "0"], pyramid, {})
-    check_refused(ValueError, ["3", "4"], pyramid, {**maps, "more": maps[third]})
-    check_refused(ValueError, [second, "10", "(2, 9, 8, 12)"], pyramid, {**maps, second: maps[second][:, 1:]})
-    check_refused(ValueError, [third, "(3, 4, 6)"], pyramid, {**maps, third: maps[third][0]})
-    check_refused(ValueError, [third, "2", "(1, 3, 4, 6)"], pyramid, {**maps, third: maps[third][:1]})
+
+    def refused(error, said, given):
+        check_refused(error, said, pyramid, ops.array(given))
+
+    refused(ValueError, ["3", "2"], {first: maps[first], second: maps[second]})
+    refused(ValueError, ["3", "0"], {})
+    refused(ValueError, ["3", "4"], {**maps, "more": maps[third]})
+    refused(ValueError, [second, "10", "(2, 9, 8, 12)"], {**maps, second: maps[second][:, 1:]})
+    refused(ValueError, [third, "(3, 4, 6)"], {**maps, third: maps[third][0]})
+    refused(ValueError, [third, "2", "(1, 3, 4, 6)"], {**maps, third: maps[third][:1]})
 
 
 @pytest.mark.parametrize(("extra", "name"), [("pool", "pool"), ("p6p7 of the last result", "p7")])
-def test_maps_with_the_name_of_an_extra_one(extra, name):
+def test_maps_with_the_name_of_an_extra_one(ops, extra, name):
     """One of the two would be lost."""
     pyramid = cvops.FeaturePyramidNetwork([3], 6, EXTRA[extra][0]())
-    check_refused(ValueError, ["`maps`", name], pyramid, {name: np.zeros((1, 3, 4, 4))})
+    check_refused(ValueError, ["`maps`", name], pyramid, ops.array({name: np.zeros((1, 3, 4, 4))}))
 
 
-def test_maps_of_other_kinds():
+def test_maps_of_other_kinds(ops):
     pyramid = cvops.FeaturePyramidNetwork(CHANNELS, 6)
     maps = maps_of(SIZES["doubles"])
     first, second, third = maps
-    check_refused(TypeError, ["`maps`", "mapping", "list"], pyramid, list(maps.values()))
-    check_refused(TypeError, ["`maps`", "mapping", "ndarray"], pyramid, maps[first])
-    check_refused(TypeError, [third, "must be an array", "list"], pyramid, {**maps, third: maps[third].tolist()})
-    check_refused(TypeError, [first, "int64", ".astype"], pyramid, {**maps, first: maps[first].astype(np.int64)})
-    check_refused(TypeError, [second, "float32", "float64"], pyramid, {**maps, second: maps[second].astype(np.float32)})
+
+    def refused(error, said, given):
+        check_refused(error, said, pyramid, ops.array(given))
+
+    refused(TypeError, ["`maps`", "mapping", "list"], list(maps.values()))
+    refused(TypeError, ["`maps`", "mapping", type(ops.array(maps[first])).__name__], maps[first])
+    refused(TypeError, [third, "must be an array", "list"], {**maps, third: maps[third].tolist()})
+    refused(TypeError, [first, "int64", ".astype"], {**maps, first: maps[first].astype(np.int64)})
+    refused(TypeError, [second, "float32", "float64"], {**maps, second: maps[second].astype(np.float32)})
 
 
 @pytest.mark.parametrize(

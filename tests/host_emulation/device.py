@@ -92,6 +92,20 @@ def copy(array):
     return result
 
 
+def converted(array, dtype):
+    if array.dtype == dtype:
+        return array
+    launches.append("converted")
+    result = empty(array.shape, dtype)
+    with quiet():
+        result[...] = array
+    return result
+
+
+def is_aligned(array):
+    return array.ctypes.data % 16 == 0
+
+
 def dtype_code(array):
     return _code_of(array.dtype)
 
@@ -111,6 +125,38 @@ def order_of_keys(keys):
     assert keys.dtype.kind == "u"
     launches.append("order_of_keys")
     return copy(np.argsort(keys, kind="stable"))
+
+
+def matmul(a, b, out, accumulate):
+    """By the numbers that cuBLAS would get, on columns as it has them; and they must be what was meant."""
+    launches.append("matmul")
+    call = importlib.import_module(f"{PACKAGE}._products").product(a, b, out)
+    assert a.dtype == b.dtype
+    working = np.float64 if a.dtype == np.float64 else np.float32
+    assert out.dtype in (a.dtype, working)
+    assert call.out.as_it_is
+    assert 0 < call.batch < 2**31
+    sizes = [(call.rows, call.depth), (call.depth, call.columns), (call.rows, call.columns)]
+    left, right, result = (
+        _by_columns(*each, call.batch)
+        for each in zip((b, a, out), (call.left, call.right, call.out), sizes, strict=True)
+    )
+    for one, other in ((left, b), (right, a), (result, out)):
+        np.testing.assert_array_equal(one, np.broadcast_to(other, (call.batch, *other.shape[-2:])).swapaxes(1, 2))
+    with np.errstate(all="ignore"):
+        sums = np.matmul(left.astype(working), right.astype(working))
+        if accumulate:
+            sums += result
+        result[...] = sums
+
+
+def _by_columns(array, operand, size, batch):
+    """A batch of matrices of `size` in the memory of `array`, as a BLAS reads it: column after column."""
+    shape = size if operand.as_it_is else size[::-1]
+    assert operand.pitch >= shape[0]
+    strides = (size * array.itemsize for size in (operand.step, 1, operand.pitch))
+    matrices = np.lib.stride_tricks.as_strided(array, (batch, *shape), tuple(strides))
+    return matrices if operand.as_it_is else matrices.swapaxes(1, 2)
 
 
 def launch(file, kernel, dtype, blocks, threads, *arguments):

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from benchmarks import data
-from tests import reference, reference_roi, strategies_roi
+from tests import reference, reference_deform, reference_roi, strategies_deform, strategies_roi
 from tests.host_emulation import device
 
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
@@ -79,12 +79,24 @@ def ps_roi_workload(package):
         np.testing.assert_allclose(got, want, 1e-4, 1e-4)
 
 
+def deform_conv_workload(package):
+    case = strategies_deform.Case((3, 2), channels=20, outputs=40, size=(12, 17), dtype="float32")
+    arrays, grad = case.arrays(), case.grad()
+    steps = [reference_deform.pair(step) for step in case.options.values()]
+    given = (arrays["input"], arrays["offset"], arrays["weight"], arrays["bias"], *steps, arrays["mask"])
+    got = package.deform_conv2d(*given), *package.deform_conv2d_backward(grad, *given, tuple(arrays))
+    want = reference_deform.deform_conv2d(*given), *reference_deform.deform_conv2d_backward(grad, *given)
+    for one, expected in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-5 * np.abs(expected).max())
+
+
 # Calls that reach every barrier of a file, with the results they must have.
 WORKLOADS = {
     "nms": nms_workload,
     "roi_align": roi_align_workload,
     "roi_pool": roi_pool_workload,
     "ps_roi": ps_roi_workload,
+    "deform_conv": deform_conv_workload,
 }
 
 

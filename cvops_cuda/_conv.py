@@ -1,0 +1,45 @@
+"""Convolution: columns of what the taps read, a tile of output pixels at a time, and products by cuBLAS.
+
+One launch writes the bias into the result, then for each tile one gathers its columns and one product adds them up. A
+kernel of one tap that reads every pixel once needs no columns: one product. Nothing waits for the device. Workspace:
+one tile of columns, 16 Mi numbers, and copies of arrays that are not contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ._device import Array, contiguous, empty, launch, matmul
+from ._tiles import tiles
+
+# As in kernels/conv.cu: threads of a block; channels of each, and pixels of the result to fill.
+_THREADS, _CHANNELS, _PIXELS = 256, 8, 1024
+
+
+def conv2d(input: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    images, channels, height, width = input.shape
+    outputs, _, *kernel = weight.shape
+    size = [
+        (length + 2 * p - k) // s + 1 for length, k, s, p in zip((height, width), kernel, stride, padding, strict=True)
+    ]
+    result = empty((images, outputs, *size), input.dtype)
+    if images == 0:
+        return result
+    code, plane, depth = input.dtype.char, math.prod(size), channels * math.prod(kernel)
+    blocks = images * outputs * math.ceil(plane / _PIXELS)
+    launch("conv", "conv_bias", code, blocks, _THREADS, contiguous(bias), outputs, plane, result)
+    input, weight = contiguous(input), contiguous(weight).reshape(outputs, depth)
+    target = result.reshape(images, outputs, plane)
+    if (*kernel, *stride, *padding) == (1, 1, 1, 1, 0, 0):
+        matmul(weight, input.reshape(images, channels, plane), target, True)
+        return result
+    for begin, end, first, last in tiles(images, plane, depth):
+        columns = empty((end - begin, depth, last - first), input.dtype)
+        blocks = (end - begin) * math.ceil(channels / _CHANNELS) * math.ceil((last - first) / _THREADS)
+        launch(
+            "conv", "conv_columns", code, blocks, _THREADS,
+            input[begin:end], channels, height, width, *kernel, *stride, *padding, size[1],
+            first, last - first, columns,
+        )  # fmt: skip
+        matmul(weight, columns, target[begin:end, :, first:last], True)
+    return result

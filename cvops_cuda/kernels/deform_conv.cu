@@ -1,0 +1,486 @@
+// Deformable convolution [1, 2] and its gradients, but for the matrix products, which the launcher leaves to cuBLAS.
+//
+// pixels (N * H * W, C): the input, the channels of a pixel side by side. columns (count, K): what each tap reads for
+// the output pixels [first, first + count), all images counted through; K runs over (group of the weight, tap, channel
+// of the group), and so do the rows of weights (O, taps, C / groups). sums (N * OH * OW, O): the output but for bias,
+// in working precision; grads: as sums, the gradient of the output; grad_columns, grad_pixels: as columns and pixels,
+// in working precision. What else has the caller's shape is as in the docstring of cvops.deform_conv2d. All contiguous;
+// pixels begin at a multiple of 16 bytes.
+//
+// Fast because lanes run over channels, 16 bytes each: a corner of a sample is one run of memory, of which neighbouring
+// taps and pixels find most in the caches. Where a sample lies is computed once for all its channels (or for as many as
+// a block takes), by one thread, from offsets that a warp reads side by side. The gradient of the input has no atomics:
+// samples are sorted by the cell of four pixels in which they lie, a quarter of as many keys as they have corners, and
+// each pixel adds up the lists of its four cells, in order.
+//
+// [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017.
+// [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
+
+// As in _deform_conv.py. A block of THREADS looks at PIXELS output pixels and at most TAPS taps, a thread at each.
+constexpr int THREADS = 256, PIXELS = 16, TAPS = 16;
+constexpr int EDGE = 32;                                                  // of what a block transposes
+constexpr int WIDTH = 16 / sizeof(Element), REAL_WIDTH = 16 / sizeof(T);  // what a thread reads at once
+
+// ----------------------------------------------------------------------------------------------------- some at once
+
+template <int SIZE, class Stored>
+struct Some {
+    Stored at[SIZE];
+};
+
+// SIZE neighbours: one, or as many as lie in 16 bytes or 32.
+template <int SIZE, class Stored>
+__device__ __forceinline__ Some<SIZE, Stored> fetch(const Stored* from) {
+    constexpr int BYTES = SIZE * sizeof(Stored);
+    union {
+        Some<SIZE, Stored> some;
+        uint4 words[BYTES < 16 ? 1 : BYTES / 16];
+    } result;
+    if (BYTES < 16) result.some.at[0] = *from;
+#pragma unroll
+    for (int i = 0; i < BYTES / 16; ++i) result.words[i] = ((const uint4*)from)[i];
+    return result.some;
+}
+
+template <int SIZE, class Stored>
+__device__ __forceinline__ void put(const Some<SIZE, Stored>& some, Stored* to) {
+    constexpr int BYTES = SIZE * sizeof(Stored);
+    union {
+        Some<SIZE, Stored> some;
+        uint4 words[BYTES < 16 ? 1 : BYTES / 16];
+    } source = {some};
+    if (BYTES < 16) *to = some.at[0];
+#pragma unroll
+    for (int i = 0; i < BYTES / 16; ++i) ((uint4*)to)[i] = source.words[i];
+}
+
+// --------------------------------------------------------------------------------------------------- where taps read
+
+struct Call {
+    long long height, width, channels, out_pixels, out_width, taps, kernel_width;
+    long long stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
+    long long offset_groups, group_channels;  // group_channels: of a group of the weight
+    const void* offset;
+    long long offset_dtype;
+    const void* mask;
+    long long mask_dtype, first, count;
+
+    __device__ __forceinline__ long long columns() const { return channels * taps; }
+    __device__ __forceinline__ long long offset_channels() const { return channels / offset_groups; }
+
+    // Where a channel stands in the columns of a pixel, for tap 0.
+    __device__ __forceinline__ long long column(long long channel) const {
+        return channel + channel / group_channels * group_channels * (taps - 1);
+    }
+};
+// The parameters of kernels that stand for a Call.
+#define CALL_PARAMETERS                                                                                          \
+    long long height, long long width, long long channels, long long out_pixels, long long out_width,            \
+        long long taps, long long kernel_width, long long stride_y, long long stride_x, long long padding_y,     \
+        long long padding_x, long long dilation_y, long long dilation_x, long long offset_groups,                \
+        long long group_channels, const void *offset, long long offset_dtype, const void *mask,                  \
+        long long mask_dtype, long long first, long long count
+#define CALL                                                                                                     \
+    {height,    width,      channels,   out_pixels,    out_width,      taps,   kernel_width, stride_y, stride_x, \
+     padding_y, padding_x,  dilation_y, dilation_x,    offset_groups,  group_channels,                           \
+     offset,    offset_dtype, mask,     mask_dtype,    first,          count}
+
+enum { ABOVE_LEFT = 1, ABOVE_RIGHT = 2, BELOW_LEFT = 4, BELOW_RIGHT = 8, READS = 16 };
+
+// What one tap reads for one output pixel and one group of offsets.
+struct Sample {
+    long long row, column;  // the pixel above and left of the place; rows of all images counted through
+    Real y, x, mask;        // distance from that pixel
+    int corners;            // which of the four around it are on the map, and READS unless the sample is 0
+};
+
+// NaN offsets have no corners, and NaN distances make NaN of everything. At -1 exactly, a sample is 0 but has a
+// derivative: that of the cell which begins there.
+__device__ Sample locate(const Call& call, long long index, long long group, long long tap) {
+    long long image = index / call.out_pixels, pixel = index - image * call.out_pixels;
+    long long row = pixel / call.out_width, column = pixel - row * call.out_width;
+    long long i = tap / call.kernel_width, j = tap - i * call.kernel_width;
+    long long entry = (image * call.offset_groups + group) * call.taps + tap;
+    Real y = Real{(T)(row * call.stride_y - call.padding_y + i * call.dilation_y)} +
+             load(call.offset, 2 * entry * call.out_pixels + pixel, call.offset_dtype);
+    Real x = Real{(T)(column * call.stride_x - call.padding_x + j * call.dilation_x)} +
+             load(call.offset, (2 * entry + 1) * call.out_pixels + pixel, call.offset_dtype);
+    Real mask = call.mask ? load(call.mask, entry * call.out_pixels + pixel, call.mask_dtype) : Real{1};
+    Sample sample = {0, 0, {0}, {0}, mask, 0};
+    if (is_nan(y) || is_nan(x)) {
+        sample.y = sample.x = y + x;
+        sample.corners = READS;
+    } else if (!(y < Real{-1}) && !(x < Real{-1}) && y < Real{(T)call.height} && x < Real{(T)call.width}) {
+        Real top = floor_of(y), left = floor_of(x);
+        long long upper = integer_of(top), before = integer_of(left);
+        bool above = upper >= 0, below = upper + 1 < call.height, near = before >= 0, far = before + 1 < call.width;
+        sample.row = image * call.height + upper, sample.column = before;
+        sample.y = y - top, sample.x = x - left;
+        sample.corners = (above && near) * ABOVE_LEFT + (above && far) * ABOVE_RIGHT + (below && near) * BELOW_LEFT +
+                         (below && far) * BELOW_RIGHT + (y > Real{-1} && x > Real{-1}) * READS;
+    }
+    return sample;
+}
+
+// Which samples a block looks at, by its number: pixels first, then taps, groups of offsets, chunks of their channels.
+struct Part {
+    long long pixel, group, chunk;  // pixel counts from 0 in [first, first + count)
+    int tap, taps;
+
+    __device__ __forceinline__ Part(const Call& call) {
+        long long number = blockIdx.x, runs = (call.count + PIXELS - 1) / PIXELS;
+        long long parts = (call.taps + TAPS - 1) / TAPS, most = (call.taps + parts - 1) / parts;
+        pixel = number % runs * PIXELS, number /= runs;
+        tap = int(number % parts * most), number /= parts;
+        taps = int(min(most, call.taps - tap));
+        group = number % call.offset_groups, chunk = number / call.offset_groups;
+    }
+    __device__ __forceinline__ bool has(const Call& call, int sample) const {
+        return sample / PIXELS < taps && pixel + sample % PIXELS < call.count;
+    }
+};
+
+struct Samples {
+    Sample at[THREADS];
+};
+
+// One sample for each thread; to be waited for.
+__device__ __forceinline__ void locate_all(const Call& call, const Part& part, Samples& samples) {
+    int own = threadIdx.x;
+    if (part.has(call, own))
+        samples.at[own] = locate(call, call.first + part.pixel + own % PIXELS, part.group, part.tap + own / PIXELS);
+}
+
+template <int SIZE>
+struct Corners {
+    Some<SIZE, Element> above_left, above_right, below_left, below_right;
+};
+
+template <int SIZE>
+__device__ __forceinline__ Corners<SIZE> corners_of(const Call& call, const Sample& sample, const Element* pixels,
+                                                    long long channel) {
+    Corners<SIZE> corners = {};
+    const Element* from = pixels + (sample.row * call.width + sample.column) * call.channels + channel;
+    const Element* below = from + call.width * call.channels;
+    if (sample.corners & ABOVE_LEFT) corners.above_left = fetch<SIZE>(from);
+    if (sample.corners & ABOVE_RIGHT) corners.above_right = fetch<SIZE>(from + call.channels);
+    if (sample.corners & BELOW_LEFT) corners.below_left = fetch<SIZE>(below);
+    if (sample.corners & BELOW_RIGHT) corners.below_right = fetch<SIZE>(below + call.channels);
+    return corners;
+}
+
+template <int SIZE>
+__device__ __forceinline__ Some<SIZE, Element> columns_of(const Sample& sample, const Corners<SIZE>& corners) {
+    Some<SIZE, Element> result;
+    Real y = sample.y, x = sample.x, up = Real{1} - y, back = Real{1} - x;
+    Real weights[] = {up * back, up * x, y * back, y * x};
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i) {
+        Real value = weights[0] * widen(corners.above_left.at[i]);
+        value = fused(weights[1], widen(corners.above_right.at[i]), value);
+        value = fused(weights[2], widen(corners.below_left.at[i]), value);
+        value = fused(weights[3], widen(corners.below_right.at[i]), value);
+        result.at[i] = narrow(sample.mask * (sample.corners & READS ? value : Real{0}));
+    }
+    return result;
+}
+
+// ----------------------------------------------------------------------------------------------------------- forward
+
+template <int SIZE>
+__device__ __forceinline__ void gather(const Call& call, const Part& part, const Samples& samples,
+                                       const Element* pixels, int lanes, Element* columns) {
+    int lane = threadIdx.x % lanes;
+    long long inner = (part.chunk * lanes + lane) * SIZE, channel = part.group * call.offset_channels() + inner;
+    if (inner >= call.offset_channels()) return;
+    columns += part.pixel * call.columns() + part.tap * call.group_channels + call.column(channel);
+    for (int s = threadIdx.x / lanes; s < part.taps * PIXELS; s += THREADS / lanes) {
+        if (!part.has(call, s)) continue;
+        const Sample sample = samples.at[s];
+        Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel);
+        put(columns_of(sample, corners), columns + s % PIXELS * call.columns() + s / PIXELS * call.group_channels);
+    }
+}
+
+// `wide`: whether channels can be taken WIDTH at a time; each sample has `lanes` threads, a power of two.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+deform_columns(CALL_PARAMETERS, const Element* pixels, long long wide, long long lanes, Element* columns) {
+    Call call = CALL;
+    Part part(call);
+    SHARED(Samples, samples);
+    locate_all(call, part, samples);
+    __syncthreads();
+    if (wide) gather<WIDTH>(call, part, samples, pixels, (int)lanes, columns);
+    else gather<1>(call, part, samples, pixels, (int)lanes, columns);
+}
+
+// ---------------------------------------------------------------------------------------------- gradients of samples
+
+// Derivatives by the place of a sample and by its mask.
+struct Slopes {
+    Real y, x, mask;
+};
+struct AllSlopes {
+    Slopes at[THREADS];
+};
+
+// The sum over neighbouring lanes, in all of them.
+__device__ __forceinline__ Real total(Real sum, int lanes) {
+    for (int step = lanes / 2; step > 0; step /= 2) sum = sum + Real{__shfl_xor_sync(0xFFFFFFFF, sum.value, step)};
+    return sum;
+}
+
+template <int SIZE>
+__device__ __forceinline__ void differentiate(const Call& call, const Part& part, const Samples& samples,
+                                              const Element* pixels, int lanes, const T* grad_columns,
+                                              Element* columns, AllSlopes& slopes) {
+    int lane = threadIdx.x % lanes;
+    long long group = part.group * call.offset_channels();
+    for (int base = 0; base < part.taps * PIXELS; base += THREADS / lanes) {
+        int s = base + threadIdx.x / lanes;
+        bool active = part.has(call, s);
+        Sample sample = {0, 0, {0}, {0}, {0}, 0};
+        if (active) sample = samples.at[s];
+        long long start = (part.pixel + s % PIXELS) * call.columns() + (part.tap + s / PIXELS) * call.group_channels;
+        // Differences of sums would lose digits where neighbours are alike.
+        Real value = {0}, down = {0}, down_right = {0}, right = {0};
+        for (long long inner = lane * SIZE; active && inner < call.offset_channels(); inner += lanes * SIZE) {
+            long long channel = group + inner, column = start + call.column(channel);
+            Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel);
+            if (columns) put(columns_of(sample, corners), columns + column);
+            if (!grad_columns) continue;
+            Some<SIZE, T> grads = fetch<SIZE>(grad_columns + column);
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) {
+                Real grad = {grads.at[i]};
+                Real above_left = widen(corners.above_left.at[i]), above_right = widen(corners.above_right.at[i]);
+                value = fused(grad, above_left, value);
+                down = fused(grad, widen(corners.below_left.at[i]) - above_left, down);
+                down_right = fused(grad, widen(corners.below_right.at[i]) - above_right, down_right);
+                right = fused(grad, above_right - above_left, right);
+            }
+        }
+        if (!grad_columns) continue;
+        Real y = sample.y, x = sample.x;
+        Real by_y = (Real{1} - x) * down + x * down_right, by_x = right + y * (down_right - down);
+        Real by_mask = sample.corners & READS ? value + x * right + y * by_y : Real{0};
+        by_y = total(by_y, lanes), by_x = total(by_x, lanes), by_mask = total(by_mask, lanes);
+        if (active && lane == 0) slopes.at[s] = {sample.mask * by_y, sample.mask * by_x, by_mask};
+    }
+}
+
+// The columns, if the array for them is there; and from the gradient of the columns that of the offset and of the mask.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+deform_slopes(CALL_PARAMETERS, const Element* pixels, long long wide, long long lanes, const T* grad_columns,
+              Element* columns, Element* grad_offset, Element* grad_mask) {
+    Call call = CALL;
+    Part part(call);
+    SHARED(Samples, samples);
+    SHARED(AllSlopes, slopes);
+    locate_all(call, part, samples);
+    __syncthreads();
+    if (wide) differentiate<WIDTH>(call, part, samples, pixels, (int)lanes, grad_columns, columns, slopes);
+    else differentiate<1>(call, part, samples, pixels, (int)lanes, grad_columns, columns, slopes);
+    __syncthreads();  // then neighbouring threads write neighbouring pixels
+    int own = threadIdx.x;
+    if (!grad_columns || !part.has(call, own)) return;
+    long long index = first + part.pixel + own % PIXELS, image = index / out_pixels;
+    long long entry = (image * offset_groups + part.group) * taps + part.tap + own / PIXELS;
+    long long pixel = index - image * out_pixels;
+    Slopes slope = slopes.at[own];
+    if (grad_offset) {
+        grad_offset[2 * entry * out_pixels + pixel] = narrow(slope.y);
+        grad_offset[(2 * entry + 1) * out_pixels + pixel] = narrow(slope.x);
+    }
+    if (grad_mask) grad_mask[entry * out_pixels + pixel] = narrow(slope.mask);
+}
+
+// --------------------------------------------------------------------------------------------- gradient of the input
+
+// How a sample adds to the gradients of its four pixels, and its column for channel 0. A tile has no more columns than
+// that can count, unless a single pixel has.
+struct Place {
+    Real y, x, mask;
+    unsigned column;
+};
+
+// A cell lies between four pixels, on the map or at its border: there are (H + 1) * (W + 1) for each image and group of
+// offsets, and last one for all samples that add nothing. Keys have 4 bytes, or 8 where there are too many cells.
+__device__ __forceinline__ long long key_of(const void* keys, long long i, long long key_bytes) {
+    return key_bytes == 4 ? (long long)((const unsigned*)keys)[i] : (long long)((const unsigned long long*)keys)[i];
+}
+
+// Samples are counted taps by taps, each for all pixels: i = (group * taps + tap) * count + pixel.
+extern "C" __global__ void __launch_bounds__(THREADS)
+deform_places(CALL_PARAMETERS, long long cells, long long key_bytes, void* keys, Place* places) {
+    Call call = CALL;
+    long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= offset_groups * taps * count) return;
+    long long entry = i / count, pixel = i - entry * count, group = entry / taps, tap = entry - group * taps;
+    Sample sample = locate(call, first + pixel, group, tap);
+    long long key = cells;
+    if ((sample.corners & READS) && !is_nan(sample.y)) {
+        long long image = (first + pixel) / out_pixels, plane = (image - first / out_pixels) * offset_groups + group;
+        key = (plane * (height + 1) + sample.row - image * height + 1) * (width + 1) + sample.column + 1;
+    }
+    if (key_bytes == 4) ((unsigned*)keys)[i] = (unsigned)key;
+    else ((unsigned long long*)keys)[i] = key;
+    unsigned start = (unsigned)(pixel * call.columns() + tap * group_channels);
+    places[i] = {sample.y, sample.x, sample.mask, start};
+}
+
+// starts[cell]: how many samples lie in the cells before.
+extern "C" __global__ void __launch_bounds__(THREADS)
+deform_starts(const void* keys, long long key_bytes, const long long* order, long long samples, long long cells,
+              long long* starts) {
+    long long cell = (long long)blockIdx.x * THREADS + threadIdx.x;
+    if (cell > cells) return;
+    long long low = 0, high = samples;
+    while (low < high) {
+        long long middle = low + (high - low) / 2;
+        if (key_of(keys, order[middle], key_bytes) < cell) low = middle + 1;
+        else high = middle;
+    }
+    starts[cell] = low;
+}
+
+template <int SIZE>
+__device__ __forceinline__ void add_list(const long long* order, const Place* places, const T* grad_columns,
+                                         long long begin, long long split, long long end, bool below,
+                                         long long column, Real* sums) {
+#pragma unroll 4
+    for (long long i = begin; i < end; ++i) {
+        Place place = places[order[i]];
+        Real y = below ? place.y : Real{1} - place.y, x = i < split ? place.x : Real{1} - place.x;
+        Real share = place.mask * (y * x);
+        Some<SIZE, T> grads = fetch<SIZE>(grad_columns + place.column + column);
+#pragma unroll
+        for (int k = 0; k < SIZE; ++k) sums[k] = fused(share, Real{grads.at[k]}, sums[k]);
+    }
+}
+
+// The pixel numbered `pixel` of the images in question, its channels from `inner` on in a group of offsets.
+template <int SIZE>
+__device__ __forceinline__ void collect(const Call& call, long long image, long long pixel, long long group,
+                                        long long inner, const long long* order, const long long* starts,
+                                        const Place* places, const T* grad_columns, T* grad_pixels) {
+    long long channel = group * call.offset_channels() + inner, column = call.column(channel);
+    long long row = pixel / call.width, across = call.width + 1;
+    // In the cells of the upper row this pixel is a lower one; in the first cell of a row, the right one.
+    long long plane = (image - call.first / call.out_pixels) * call.offset_groups + group;
+    const long long* upper = starts + (plane * (call.height + 1) + row) * across + (pixel - row * call.width);
+    const long long* lower = upper + across;
+    // An image that an earlier call has begun is added to.
+    bool begun = image * call.out_pixels < call.first;
+    if (begun && upper[0] == upper[2] && lower[0] == lower[2]) return;
+    T* target = grad_pixels + (image * call.height * call.width + pixel) * call.channels + channel;
+    Some<SIZE, T> result = {};
+    if (begun) result = fetch<SIZE>(target);
+    Real sums[SIZE];
+#pragma unroll
+    for (int k = 0; k < SIZE; ++k) sums[k] = Real{result.at[k]};
+    add_list<SIZE>(order, places, grad_columns, upper[0], upper[1], upper[2], true, column, sums);
+    add_list<SIZE>(order, places, grad_columns, lower[0], lower[1], lower[2], false, column, sums);
+#pragma unroll
+    for (int k = 0; k < SIZE; ++k) result.at[k] = sums[k].value;
+    put(result, target);
+}
+
+// grad_pixels: as pixels, in working precision. What [first, first + count) read is added to what earlier calls wrote;
+// where there was none, nothing has to be there. `images`: in how many these lie; `wide`, `lanes`: as above, but for
+// REAL_WIDTH.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+deform_collect(CALL_PARAMETERS, long long images, long long wide, long long lanes, const long long* order,
+               const long long* starts, const Place* places, const T* grad_columns, T* grad_pixels) {
+    Call call = CALL;
+    long long size = wide ? REAL_WIDTH : 1;
+    long long i = ((long long)blockIdx.x * THREADS + threadIdx.x) / lanes, plane = height * width;
+    long long pixel = i % plane, image = i / plane % images, rest = i / plane / images;
+    long long group = rest % offset_groups, chunk = rest / offset_groups;
+    long long inner = (chunk * lanes + threadIdx.x % lanes) * size;
+    if (inner >= call.offset_channels()) return;
+    image += first / out_pixels;
+    if (wide) collect<REAL_WIDTH>(call, image, pixel, group, inner, order, starts, places, grad_columns, grad_pixels);
+    else collect<1>(call, image, pixel, group, inner, order, starts, places, grad_columns, grad_pixels);
+}
+
+// ------------------------------------------------------------------------------------------- how arrays are laid out
+
+template <class Stored>
+struct Square {
+    Stored at[EDGE][EDGE + 1];  // no two rows in the same banks
+};
+using Elements = Square<Element>;
+using Reals = Square<T>;
+
+__device__ __forceinline__ long long squares(long long matrices, long long rows, long long columns) {
+    return matrices * ((rows + EDGE - 1) / EDGE) * ((columns + EDGE - 1) / EDGE);
+}
+
+// One square of matrices (matrices, rows, columns) that are to become (matrices, columns, rows). `added`, if there, has
+// a number for each column.
+template <class From>
+__device__ __forceinline__ void transpose(long long number, const From* from, long long rows, long long columns,
+                                          const Element* added, Element* to, Square<From>& square) {
+    long long across = (columns + EDGE - 1) / EDGE, down = (rows + EDGE - 1) / EDGE;
+    long long left = number % across * EDGE, top = number / across % down * EDGE;
+    long long start = number / across / down * rows * columns;
+    int x = threadIdx.x % EDGE;
+    for (int y = threadIdx.x / EDGE; y < EDGE; y += THREADS / EDGE)
+        if (top + y < rows && left + x < columns) square.at[y][x] = from[start + (top + y) * columns + left + x];
+    __syncthreads();
+    for (int y = threadIdx.x / EDGE; y < EDGE; y += THREADS / EDGE) {
+        if (left + y >= columns || top + x >= rows) continue;
+        Real value = widen(square.at[x][y]);
+        if (added) value = value + widen(added[left + y]);
+        to[start + (left + y) * rows + top + x] = narrow(value);
+    }
+}
+
+// What comes before the products: pixels from input (images, channels, plane), weights from weight (outputs,
+// group_channels, taps), grads from grad (images, outputs, out_plane), where there is an array for them.
+extern "C" __global__ void __launch_bounds__(THREADS)
+deform_arrange(const Element* input, long long images, long long channels, long long plane, Element* pixels,
+               const Element* weight, long long outputs, long long group_channels, long long taps, Element* weights,
+               const Element* grad, long long out_plane, Element* grads) {
+    SHARED(Elements, square);
+    long long number = blockIdx.x, count = pixels ? squares(images, channels, plane) : 0;
+    if (number < count) return transpose(number, input, channels, plane, nullptr, pixels, square);
+    number -= count, count = weights ? squares(outputs, group_channels, taps) : 0;
+    if (number < count) return transpose(number, weight, group_channels, taps, nullptr, weights, square);
+    transpose(number - count, grad, outputs, out_plane, nullptr, grads, square);
+}
+
+// What comes after them: the output from sums and bias, or the gradient of the input from grad_pixels, both as (images,
+// channels, plane) from (images, plane, channels); and that of the weight from rows as those of weights.
+extern "C" __global__ void __launch_bounds__(THREADS)
+deform_restore(const T* pixels, long long images, long long channels, long long plane, const Element* bias,
+               Element* result, const T* grad_weights, long long outputs, long long group_channels, long long taps,
+               Element* grad_weight) {
+    SHARED(Reals, square);
+    long long number = blockIdx.x, count = result ? squares(images, plane, channels) : 0;
+    if (number < count) return transpose(number, pixels, plane, channels, bias, result, square);
+    transpose(number - count, grad_weights, taps, group_channels, nullptr, grad_weight, square);
+}
+
+struct Totals {
+    Real at[THREADS];
+};
+
+// The gradient of the bias, a block for each output: the sum of grad over images and pixels.
+extern "C" __global__ void __launch_bounds__(THREADS)
+deform_bias(const Element* grad, long long images, long long outputs, long long out_plane, Element* grad_bias) {
+    SHARED(Totals, totals);
+    long long output = blockIdx.x;
+    Real sum = {0};
+    for (long long i = threadIdx.x; i < images * out_plane; i += THREADS) {
+        long long image = i / out_plane;
+        sum = sum + widen(grad[(image * outputs + output) * out_plane + i - image * out_plane]);
+    }
+    totals.at[threadIdx.x] = sum;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) totals.at[threadIdx.x] = totals.at[threadIdx.x] + totals.at[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) grad_bias[output] = narrow(totals.at[0]);
+}
