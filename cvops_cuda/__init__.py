@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
@@ -41,9 +39,3 @@ __all__ = [
     "use",
     "xp",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    raise NotImplementedError(f"{name} does not take CUDA arrays yet: move them to the host")
