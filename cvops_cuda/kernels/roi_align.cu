@@ -164,15 +164,15 @@ __device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lan
     return sum;
 }
 
-// What a block does. One thread works it out, into shared memory: registers are needed for what is read.
+// What a block does. One thread works it out, into shared memory: registers are needed for what is read. Where arrays are
+// concerned it holds offsets, because what a pointer from shared memory leads to might be shared memory, to a compiler.
 struct Plan {
     Taps y, x;
-    const Element* map;  // the first channel of the block
-    long long plane;     // from one channel to the next
-    Element* result;     // of the RoI, in the first channel of the block
-    int count;           // of channels
-    int level, nowhere;  // -1 if another launch knows the map; whether the RoI is NaN
-    int lanes;           // of a bin, a power of two
+    long long source, plane;  // of the first channel of the block in its map, and from one channel to the next
+    long long result;         // of the RoI, in the first channel of the block
+    int count;                // of channels
+    int level, nowhere;       // -1 if another launch knows the map; whether the RoI is NaN
+    int lanes;                // of a bin, a power of two
 };
 
 #define POOL_PARAMETERS                                                                                                \
@@ -187,10 +187,9 @@ struct Plan {
 __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, int bins_at_once, POOL_PARAMETERS) {
     unsigned blocks = (unsigned)((channels + channels_of_block - 1) / channels_of_block);
     long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * (long long)channels_of_block;
-    const Element* maps[LEVELS] = LISTED(map);
     Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
     Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-    plan.result = pooled + (k * channels + first) * rows * columns;
+    plan.result = (k * channels + first) * rows * columns;
     plan.count = (int)min((long long)channels_of_block, channels - first);
     plan.level = place.level;
     plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
@@ -198,7 +197,7 @@ __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, i
     long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
     long long pixel = channels_last ? channels : 1;
     plan.plane = channels_last ? 1 : height * width;
-    plan.map = pick(maps, place.level) + place.image * channels * height * width + first * plan.plane;
+    plan.source = place.image * channels * height * width + first * plan.plane;
     lay_out(plan.y, place.y, rows, height, width * pixel);
     lay_out(plan.x, place.x, columns, width, pixel);
     plan.x.bins = (int)min((long long)min(plan.x.bins, bins_at_once), columns);
@@ -210,11 +209,10 @@ __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, i
 }
 
 // Whether there is nothing to pool: the RoI belongs to another launch, or it is NaN, which is written.
-__device__ bool is_settled(const Plan& plan, long long rows, long long columns) {
+__device__ bool is_settled(const Plan& plan, Element* result, long long bins) {
     if (plan.level < 0) return true;
     if (!plan.nowhere) return false;
-    long long size = plan.count * rows * columns;
-    for (long long i = threadIdx.x; i < size; i += POOL_THREADS) plan.result[i] = narrow(Real{0} / Real{0});
+    for (long long i = threadIdx.x; i < plan.count * bins; i += POOL_THREADS) result[i] = narrow(Real{0} / Real{0});
     return true;
 }
 
@@ -234,7 +232,10 @@ roi_align(POOL_PARAMETERS) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) prepare(plan, false, CHANNELS, 1 << 30, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
-    if (is_settled(plan, rows, columns)) return;
+    Element* result = pooled + plan.result;
+    if (is_settled(plan, result, rows * columns)) return;
+    const Element* const maps[LEVELS] = LISTED(map);
+    const Element* map = pick(maps, plan.level) + plan.source;
     int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
     // Where one set of sums is all that a warp has, it does one run of channels.
     int run = windows > 1 ? TOGETHER : CHANNELS / 4, channels_at_once = windows > 1 ? run * POOL_WARPS : CHANNELS;
@@ -259,7 +260,7 @@ roi_align(POOL_PARAMETERS) {
                         for (; channel < end; channel += TOGETHER) {
                             if (window == 0)
                                 for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
-                            const Element* source = plan.map + channel * plan.plane;
+                            const Element* source = map + channel * plan.plane;
                             if (there)
                                 for (int i = lane % lanes; i < plan.x.counts[q]; i += lanes)
                                     add_column(sums, x[i].weight, source + x[i].offset, plan.plane, end - channel, y,
@@ -268,7 +269,7 @@ roi_align(POOL_PARAMETERS) {
                             Real sum = sum_of_bin(sums, lanes);
                             long long own = channel + lane % lanes;
                             if (there && own < min(channel + TOGETHER, end))
-                                plan.result[(own * rows + row + p) * columns + column + q] = narrow(sum);
+                                result[(own * rows + row + p) * columns + column + q] = narrow(sum);
                         }
                     }
                 }
@@ -291,7 +292,10 @@ roi_align_last(POOL_PARAMETERS) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) prepare(plan, true, LAST_CHANNELS, TURNED, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
-    if (is_settled(plan, rows, columns)) return;
+    Element* result = pooled + plan.result;
+    if (is_settled(plan, result, rows * columns)) return;
+    const Element* const maps[LEVELS] = LISTED(map);
+    const Element* map = pick(maps, plan.level) + plan.source;
     int windows = plan.y.windows * plan.x.windows, left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
@@ -309,7 +313,7 @@ roi_align_last(POOL_PARAMETERS) {
                     if (window == 0)
                         for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
                     for (int i = 0; i < plan.x.counts[q]; ++i)
-                        add_column(sums, x[i].weight, plan.map + x[i].offset + lane, (long long)WARP, left, y,
+                        add_column(sums, x[i].weight, map + x[i].offset + lane, (long long)WARP, left, y,
                                    plan.y.counts[p]);
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c) turned.of[bin][c * WARP + lane] = sums[c];
@@ -318,7 +322,7 @@ roi_align_last(POOL_PARAMETERS) {
             __syncthreads();  // the results are there
             for (int i = threadIdx.x; i < plan.count * down * across; i += POOL_THREADS) {
                 int channel = i / (down * across), bin = i % (down * across);
-                plan.result[(channel * rows + row + bin / across) * columns + column + bin % across] =
+                result[(channel * rows + row + bin / across) * columns + column + bin % across] =
                     narrow(turned.of[bin][channel]);
             }
         }
@@ -424,8 +428,8 @@ struct Line {
 // What some bins of a RoI bring to the tile.
 struct Share {
     Line y, x;
-    const Element* grad;  // of the first of these bins, in the first channel of the block
-    int pieces;           // in which the bins of the RoI are taken
+    long long offset;  // in grad, of the first of these bins in the first channel of the block
+    int pieces;        // in which the bins of the RoI are taken
 };
 struct Shares {
     Share of[WARPS];
@@ -460,8 +464,8 @@ __device__ void weigh(Line& line, const Axis& axis, long long bins, int begin, i
 
 // Add what a share brings to a pixel of the tile.
 template <bool FULL>
-__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, long long columns, long long bins,
-                                    int count) {
+__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, const Element* grad, long long columns,
+                                    long long bins, int count) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
 #pragma unroll 1
     for (unsigned rows = share.y.touching[y]; rows; rows &= rows - 1)
@@ -469,11 +473,11 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
         for (unsigned there = share.x.touching[x]; there; there &= there - 1) {
             int i = __ffs(rows) - 1, j = __ffs(there) - 1;
             Real weight = share.y.weights[y][i] * share.x.weights[x][j];
-            const Element* grad = share.grad + (i * columns + j);
+            const Element* of_bin = grad + (share.offset + i * columns + j);
 #pragma unroll
             for (int c = 0; c < GRADIENTS; ++c) {
-                if (FULL || c < count) sums[c] = fused(weight, widen(*grad), sums[c]);
-                grad += bins;
+                if (FULL || c < count) sums[c] = fused(weight, widen(*of_bin), sums[c]);
+                of_bin += bins;
             }
         }
 }
@@ -481,15 +485,15 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
 // The pixels of a block, and its channels. In shared memory, because registers are needed for the sums.
 struct Tile {
     long long height, width, top, left, first, map, bins;  // bins of a RoI
+    long long result;                                      // offset of the first channel
     int row, column;                                       // of the tile, as in a footprint
-    Workspace workspace;
-    Element* result;  // of the first channel
-    int count;        // of channels
+    int level, count;                                      // count of channels
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
-roi_align_gradients(const Element* grad, void* memory, long long size, long long images, long long channels, long long rows, long long columns,
-                    OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
+roi_align_gradients(const Element* grad, void* memory, long long size, long long images, long long channels,
+                    long long rows, long long columns, OF_LEVELS(long long, height),
+                    OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
     static_assert(TILE == BINS && 2 * BINS == WARP, "half a warp for each axis");
     SHARED(Shares, shares);
     SHARED(Found, list);
@@ -497,7 +501,6 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) {
         long long heights[LEVELS] = LISTED(height), widths[LEVELS] = LISTED(width);
-        Element* gradients[LEVELS] = LISTED(gradient);
         // The coarsest map first: most RoIs reach its few tiles.
         unsigned block = blockIdx.x, groups = (unsigned)((channels + GRADIENTS - 1) / GRADIENTS), tiles = 0, across = 0;
         int level = -1;
@@ -518,23 +521,23 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
         tile.count = (int)min((long long)GRADIENTS, channels - tile.first);
         long long image = block / tiles / groups;
         tile.map = image * LEVELS + level;
-        tile.workspace = workspace_at(memory, size);
         tile.bins = rows * columns;
-        tile.result = pick(gradients, level) + (image * channels + tile.first) * tile.height * tile.width;
+        tile.level = level, tile.result = (image * channels + tile.first) * tile.height * tile.width;
     }
     __syncthreads();  // the tile is known
 
+    Workspace workspace = workspace_at(memory, size);
     Real sums[GRADIENTS] = {};
     int round = 0;
     for (unsigned next = 0; next < size;) {
         int found = 0;
         for (; next < size && found + THREADS <= FOUND; next += THREADS) {
-            Chunk chunk = tile.workspace.chunks[next / THREADS];
+            Chunk chunk = workspace.chunks[next / THREADS];
             if (tile.map < chunk.least || tile.map > chunk.greatest) continue;
             unsigned k = next + threadIdx.x;
             bool reaches = false;
             if (k < size) {
-                Footprint print = tile.workspace.footprints[k];
+                Footprint print = workspace.footprints[k];
                 reaches = print.map == tile.map && print.top <= tile.row && print.bottom >= tile.row &&
                           print.left <= tile.column && print.right >= tile.column;
             }
@@ -558,14 +561,14 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
                 if (warp < together) {
                     Share& share = shares.of[warp];
                     long long k = list.rois[begin + warp];
-                    const Frame& frame = tile.workspace.frames[k];
+                    const Frame& frame = workspace.frames[k];
                     Range y = bins_between(frame.y, rows, tile.top), x = bins_between(frame.x, columns, tile.left);
                     int pieces_x = (x.end - x.begin + BINS - 1) / BINS;
                     int pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
                     if (lane == 0) share.pieces = pieces;
                     if (piece < pieces) {
                         int row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
-                        if (lane == 0) share.grad = grad + (k * channels + tile.first) * tile.bins + row * columns + column;
+                        if (lane == 0) share.offset = (k * channels + tile.first) * tile.bins + row * columns + column;
                         bool of_row = lane < BINS;
                         weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? rows : columns,
                               of_row ? row : column, of_row ? y.end : x.end, of_row ? tile.height : tile.width,
@@ -578,15 +581,16 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
                     const Share& share = shares.of[i];
                     more |= piece + 1 < share.pieces;
                     if (piece >= share.pieces) continue;
-                    if (tile.count == GRADIENTS) add<true>(sums, share, columns, tile.bins, GRADIENTS);
-                    else add<false>(sums, share, columns, tile.bins, tile.count);
+                    if (tile.count == GRADIENTS) add<true>(sums, share, grad, columns, tile.bins, GRADIENTS);
+                    else add<false>(sums, share, grad, columns, tile.bins, tile.count);
                 }
             }
         }
     }
     long long y = tile.top + threadIdx.x / TILE, x = tile.left + threadIdx.x % TILE;
     if (y >= tile.height || x >= tile.width) return;
-    Element* result = tile.result + y * tile.width + x;
+    Element* const gradients[LEVELS] = LISTED(gradient);
+    Element* result = pick(gradients, tile.level) + tile.result + y * tile.width + x;
 #pragma unroll
     for (int c = 0; c < GRADIENTS; ++c) {
         if (c < tile.count) *result = narrow(sums[c]);
