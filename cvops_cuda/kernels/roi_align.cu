@@ -127,10 +127,11 @@ __device__ __forceinline__ Real from_lane(Real value, int distance) {
     return {__shfl_xor_sync(ALL, value.value, distance)};
 }
 
-// Add a column of cells, each by its weight, to the sums of the channels. Of a channel that is not there, the first one
-// is read again.
-__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
-                                           int channels, const Tap* taps, int count) {
+// Add a column of cells, each by its weight, to the sums of the channels. Unless all channels are there, the last one is
+// read in place of those that are not.
+template <bool ALL_CHANNELS>
+__device__ __forceinline__ void add_cells(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
+                                          int channels, const Tap* taps, int count) {
     Real of_column[TOGETHER] = {};
     for (int t = 0; t < count; t += UNROLLED) {
         Real values[UNROLLED][TOGETHER] = {}, weights[UNROLLED] = {};
@@ -142,7 +143,7 @@ __device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, 
 #pragma unroll
             for (int c = 0; c < TOGETHER; ++c) {
                 values[i][c] = widen(*cell);
-                if (c + 1 < channels) cell += plane;
+                if (ALL_CHANNELS || c + 1 < channels) cell += plane;
             }
         }
 #pragma unroll
@@ -152,6 +153,12 @@ __device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, 
     }
 #pragma unroll
     for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight, of_column[c], sums[c]);
+}
+
+__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
+                                           int channels, const Tap* taps, int count) {
+    if (channels >= TOGETHER) add_cells<true>(sums, weight, column, plane, channels, taps, count);
+    else add_cells<false>(sums, weight, column, plane, channels, taps, count);
 }
 
 // The sums over the lanes of a bin. Of four neighbours, each ends up with one channel.
