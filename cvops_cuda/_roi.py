@@ -1,4 +1,4 @@
-"""RoI operators. roi_align is that of a pyramid with one map."""
+"""roi_align, of one map or of a pyramid of maps, and its gradient. Nothing waits for the device, nothing is zeroed."""
 
 from __future__ import annotations
 

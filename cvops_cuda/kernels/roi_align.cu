@@ -1,20 +1,22 @@
 // RoIAlign [1]: each bin of a RoI is the mean of bilinear samples of a map; and its gradient. For a pyramid of maps a RoI
-// is pooled from the one that suits its area, all in one launch: `pick` finds the map in the kernel.
+// is pooled from the one that suits its area, which is found here: one launch does all of them.
 //
-// boxes (K, 5); maps (images, channels, height, width), contiguous or channels-last; pooled and grad (K, channels, rows,
-// columns) and gradients (images, channels, height, width), contiguous. A launch knows LEVELS maps; for more, each launch
-// does the RoIs of its own.
+// boxes (K, 5); maps (images, channels, height, width), contiguous or channels-last; pooled and grad (K, channels,
+// rows, columns) and gradients (images, channels, height, width), contiguous. A launch knows LEVELS maps; of more, each
+// launch does the RoIs of its own.
 //
-// The operator is separable: Wy . map . Wx^T, of which the samples of a bin that touch one cell are one tap. The taps of
-// a RoI are found once for CHANNELS channels and kept in shared memory, instead of once for each channel and bin.
+// The operator is separable: Wy . map . Wx^T. The samples of a bin that touch one cell are one tap along each axis. The
+// taps of a RoI are found once for many channels and kept in shared memory; to find them anew for each channel and bin
+// costs more instructions than all the rest.
 //
-// Forward: neighbouring lanes take neighbouring taps of a row of bins, so that a warp reads runs of a row of the map;
-// each lane sums its column over the taps along y, for TOGETHER channels, 16 reads on their way at once. A bin is then
-// the sum over a few lanes, by shuffles. Nothing but the result is written.
+// Forward: neighbouring lanes take neighbouring taps of a row of bins, so that a warp reads runs of a row of the map.
+// Each lane sums a column over the taps along y, for TOGETHER channels at once, with 16 reads under way. A bin is then
+// the sum over a few lanes, by shuffles. Only the result is written. In channels-last maps the lanes take channels.
 //
 // Gradient: a block owns a tile of one map and some channels, finds the RoIs that reach the tile, in order, and adds up
-// what they bring to each of its pixels in registers: no atomics, the same bits on every run, and each pixel is written
-// once, so that nothing has to be zeroed before. `roi_align_places` works out first where each RoI lies.
+// what they bring to each pixel, in registers. No atomics on floats: the same bits on every run. Every pixel is written
+// once, so that nothing has to be zeroed before. `roi_align_places` works out first where each RoI lies; from that, a
+// block passes over RoIs of other images by the hundred. Warps weigh the bins of a RoI each, all of them then add.
 //
 // [1] K. He et al., "Mask R-CNN", ICCV 2017.
 
@@ -30,8 +32,8 @@ constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 // ----------------------------------------------------------------------------------------------------------- places
 
 // Of the maps that a launch knows, from the finest: their sizes and scales, the area from which on a RoI is pooled from
-// each of them, and the one that is too large for all. An area that is NaN is none, and a limit that is NaN is never
-// reached.
+// each of them, and the one from which on another launch does it. An area that is NaN counts as 0, and a limit that is
+// NaN is never reached.
 struct Sizes {
     long long heights[LEVELS], widths[LEVELS];
 };
@@ -92,8 +94,8 @@ struct Tap {
     Real weight;
 };
 
-// The taps of some bins along one axis. There is room for as many in each bin; a bin that alone has too many is summed up
-// in windows of them.
+// The taps of some bins along one axis. There is room for as many in each bin; a bin that alone has too many is summed
+// up in windows of them.
 struct Taps {
     Axis axis;
     Real slack;
@@ -127,8 +129,8 @@ __device__ __forceinline__ Real from_lane(Real value, int distance) {
     return {__shfl_xor_sync(ALL, value.value, distance)};
 }
 
-// Add a column of cells, each by its weight, to the sums of the channels. Unless all channels are there, the last one is
-// read in place of those that are not.
+// Add a column of cells, each by its weight, to the sums of the channels. Unless all channels are there, the last one
+// is read in place of those that are not.
 template <bool ALL_CHANNELS>
 __device__ __forceinline__ void add_cells(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
                                           int channels, const Tap* taps, int count) {
@@ -171,8 +173,8 @@ __device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lan
     return sum;
 }
 
-// What a block does. One thread works it out, into shared memory: registers are needed for what is read. Where arrays are
-// concerned it holds offsets, because what a pointer from shared memory leads to might be shared memory, to a compiler.
+// What a block does. One thread works it out, into shared memory: registers are needed for what is read. It holds offsets
+// instead of pointers, because a compiler does not know where pointers from memory lead.
 struct Plan {
     Taps y, x;
     long long source, plane;  // of the first channel of the block in its map, and from one channel to the next
@@ -182,15 +184,16 @@ struct Plan {
     int lanes;                // of a bin, a power of two
 };
 
-#define POOL_PARAMETERS                                                                                                \
-    OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale), \
-        OF_LEVELS(double, limit), double limit_of_all, const void *boxes, long long boxes_dtype, long long images,      \
-        long long channels, long long rows, long long columns, long long ratio, long long aligned, Element *pooled
+#define POOL_PARAMETERS                                                                                            \
+    OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width),                     \
+        OF_LEVELS(double, scale), OF_LEVELS(double, limit), double limit_of_all, const void *boxes,                \
+        long long boxes_dtype, long long images, long long channels, long long rows, long long columns,            \
+        long long ratio, long long aligned, Element *pooled
 #define POOL_ARGUMENTS                                                                                             \
     NAMES(map), NAMES(height), NAMES(width), NAMES(scale), NAMES(limit), limit_of_all, boxes, boxes_dtype, images, \
         channels, rows, columns, ratio, aligned, pooled
 
-// For the block of that number, each of so many channels of a RoI, and bins of which so many are pooled at a time.
+// For the blocks of a RoI, each of so many channels, that pool so many of its bins at a time.
 __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, int bins_at_once, POOL_PARAMETERS) {
     unsigned blocks = (unsigned)((channels + channels_of_block - 1) / channels_of_block);
     long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * (long long)channels_of_block;
@@ -283,8 +286,8 @@ roi_align(POOL_PARAMETERS) {
             }
 }
 
-// For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so that
-// they are written in runs.
+// For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so
+// that they are written in runs.
 constexpr int LAST_CHANNELS = TOGETHER * WARP;  // of a block; as in _roi.py
 constexpr int TURNED = 32;                      // bins at a time
 
@@ -303,7 +306,8 @@ roi_align_last(POOL_PARAMETERS) {
     if (is_settled(plan, result, rows * columns)) return;
     const Element* const maps[LEVELS] = LISTED(map);
     const Element* map = pick(maps, plan.level) + plan.source;
-    int windows = plan.y.windows * plan.x.windows, left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
+    int windows = plan.y.windows * plan.x.windows;
+    int left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
         for (unsigned column = 0; column < columns; column += plan.x.bins) {
@@ -385,7 +389,9 @@ __device__ bool find_tiles(const Axis& axis, long long bins, long long length, u
     return true;
 }
 
-__device__ __forceinline__ Chunk joined(Chunk a, Chunk b) { return {min(a.least, b.least), max(a.greatest, b.greatest)}; }
+__device__ __forceinline__ Chunk joined(Chunk a, Chunk b) {
+    return {min(a.least, b.least), max(a.greatest, b.greatest)};
+}
 
 struct Chunks {
     Chunk of[WARPS];
