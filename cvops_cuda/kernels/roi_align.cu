@@ -83,9 +83,9 @@ __device__ __forceinline__ Type pick(const Type (&values)[LEVELS], int level) {
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-constexpr int POOL_THREADS = 128, CHANNELS = 64;  // of a block; as in _roi.py
-constexpr int POOL_WARPS = POOL_THREADS / WARP;
+constexpr int POOL_THREADS = 128, POOL_WARPS = POOL_THREADS / WARP;  // of a block; as in _roi.py
 constexpr int TOGETHER = 4;  // channels of a thread at a time
+constexpr int RUN = 16;      // channels of a warp, one after the other
 constexpr int UNROLLED = 4;  // reads of a channel on their way at once
 constexpr int TAPS = 256;    // in shared memory, for each axis
 
@@ -188,19 +188,19 @@ struct Plan {
     OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width),                     \
         OF_LEVELS(double, scale), OF_LEVELS(double, limit), double limit_of_all, const void *boxes,                \
         long long boxes_dtype, long long images, long long channels, long long rows, long long columns,            \
-        long long ratio, long long aligned, Element *pooled
+        long long ratio, long long aligned, long long share, Element *pooled
 #define POOL_ARGUMENTS                                                                                             \
     NAMES(map), NAMES(height), NAMES(width), NAMES(scale), NAMES(limit), limit_of_all, boxes, boxes_dtype, images, \
-        channels, rows, columns, ratio, aligned, pooled
+        channels, rows, columns, ratio, aligned, share, pooled
 
-// For the blocks of a RoI, each of so many channels, that pool so many of its bins at a time.
-__device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, int bins_at_once, POOL_PARAMETERS) {
-    unsigned blocks = (unsigned)((channels + channels_of_block - 1) / channels_of_block);
-    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * (long long)channels_of_block;
+// For a block that pools its share of the channels of a RoI, and so many bins at a time.
+__device__ void prepare(Plan& plan, bool channels_last, int bins_at_once, POOL_PARAMETERS) {
+    unsigned blocks = (unsigned)((channels + share - 1) / share);
+    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * share;
     Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
     Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
     plan.result = (k * channels + first) * rows * columns;
-    plan.count = (int)min((long long)channels_of_block, channels - first);
+    plan.count = (int)min(share, channels - first);
     plan.level = place.level;
     plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
     if (place.level < 0 || plan.nowhere) return;
@@ -240,15 +240,15 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
 roi_align(POOL_PARAMETERS) {
     SHARED(Plan, plan);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) prepare(plan, false, CHANNELS, 1 << 30, POOL_ARGUMENTS);
+    if (threadIdx.x == 0) prepare(plan, false, 1 << 30, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
     Element* result = pooled + plan.result;
     if (is_settled(plan, result, rows * columns)) return;
     const Element* const maps[LEVELS] = LISTED(map);
     const Element* map = pick(maps, plan.level) + plan.source;
     int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
-    // Where one set of sums is all that a warp has, it does one run of channels.
-    int run = windows > 1 ? TOGETHER : CHANNELS / 4, channels_at_once = windows > 1 ? run * POOL_WARPS : CHANNELS;
+    // A warp does a run of channels of some bins; with windows just one, because it keeps their sums.
+    int run = windows > 1 ? TOGETHER : RUN, channels_at_once = windows > 1 ? TOGETHER * POOL_WARPS : plan.count;
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
         for (unsigned column = 0; column < columns; column += plan.x.bins)
@@ -288,7 +288,7 @@ roi_align(POOL_PARAMETERS) {
 
 // For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so
 // that they are written in runs.
-constexpr int LAST_CHANNELS = TOGETHER * WARP;  // of a block; as in _roi.py
+constexpr int LAST_CHANNELS = TOGETHER * WARP;  // the share of a block; as in _roi.py
 constexpr int TURNED = 32;                      // bins at a time
 
 struct Turned {
@@ -300,7 +300,7 @@ roi_align_last(POOL_PARAMETERS) {
     SHARED(Plan, plan);
     SHARED(Turned, turned);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) prepare(plan, true, LAST_CHANNELS, TURNED, POOL_ARGUMENTS);
+    if (threadIdx.x == 0) prepare(plan, true, TURNED, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
     Element* result = pooled + plan.result;
     if (is_settled(plan, result, rows * columns)) return;
