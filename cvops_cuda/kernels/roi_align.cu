@@ -127,10 +127,11 @@ __device__ __forceinline__ Real from_lane(Real value, int distance) {
     return {__shfl_xor_sync(ALL, value.value, distance)};
 }
 
-// Add a column of cells, each by its weight, to the sums of the channels. Of a channel that is not there, the first one
-// is read again.
-__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
-                                           int channels, const Tap* taps, int count) {
+// Add a column of cells, each by its weight, to the sums of the channels. Unless all channels are there, the last one is
+// read in place of those that are not.
+template <bool ALL_CHANNELS>
+__device__ __forceinline__ void add_cells(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
+                                          int channels, const Tap* taps, int count) {
     Real of_column[TOGETHER] = {};
     for (int t = 0; t < count; t += UNROLLED) {
         Real values[UNROLLED][TOGETHER] = {}, weights[UNROLLED] = {};
@@ -142,7 +143,7 @@ __device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, 
 #pragma unroll
             for (int c = 0; c < TOGETHER; ++c) {
                 values[i][c] = widen(*cell);
-                if (c + 1 < channels) cell += plane;
+                if (ALL_CHANNELS || c + 1 < channels) cell += plane;
             }
         }
 #pragma unroll
@@ -152,6 +153,12 @@ __device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, 
     }
 #pragma unroll
     for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight, of_column[c], sums[c]);
+}
+
+__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
+                                           int channels, const Tap* taps, int count) {
+    if (channels >= TOGETHER) add_cells<true>(sums, weight, column, plane, channels, taps, count);
+    else add_cells<false>(sums, weight, column, plane, channels, taps, count);
 }
 
 // The sums over the lanes of a bin. Of four neighbours, each ends up with one channel.
@@ -164,15 +171,15 @@ __device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lan
     return sum;
 }
 
-// What a block does. One thread works it out, into shared memory: registers are needed for what is read.
+// What a block does. One thread works it out, into shared memory: registers are needed for what is read. Where arrays are
+// concerned it holds offsets, because what a pointer from shared memory leads to might be shared memory, to a compiler.
 struct Plan {
     Taps y, x;
-    const Element* map;  // the first channel of the block
-    long long plane;     // from one channel to the next
-    Element* result;     // of the RoI, in the first channel of the block
-    int count;           // of channels
-    int level, nowhere;  // -1 if another launch knows the map; whether the RoI is NaN
-    int lanes;           // of a bin, a power of two
+    long long source, plane;  // of the first channel of the block in its map, and from one channel to the next
+    long long result;         // of the RoI, in the first channel of the block
+    int count;                // of channels
+    int level, nowhere;       // -1 if another launch knows the map; whether the RoI is NaN
+    int lanes;                // of a bin, a power of two
 };
 
 #define POOL_PARAMETERS                                                                                                \
@@ -187,10 +194,9 @@ struct Plan {
 __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, int bins_at_once, POOL_PARAMETERS) {
     unsigned blocks = (unsigned)((channels + channels_of_block - 1) / channels_of_block);
     long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * (long long)channels_of_block;
-    const Element* maps[LEVELS] = LISTED(map);
     Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
     Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-    plan.result = pooled + (k * channels + first) * rows * columns;
+    plan.result = (k * channels + first) * rows * columns;
     plan.count = (int)min((long long)channels_of_block, channels - first);
     plan.level = place.level;
     plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
@@ -198,7 +204,7 @@ __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, i
     long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
     long long pixel = channels_last ? channels : 1;
     plan.plane = channels_last ? 1 : height * width;
-    plan.map = pick(maps, place.level) + place.image * channels * height * width + first * plan.plane;
+    plan.source = place.image * channels * height * width + first * plan.plane;
     lay_out(plan.y, place.y, rows, height, width * pixel);
     lay_out(plan.x, place.x, columns, width, pixel);
     plan.x.bins = (int)min((long long)min(plan.x.bins, bins_at_once), columns);
@@ -210,11 +216,10 @@ __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, i
 }
 
 // Whether there is nothing to pool: the RoI belongs to another launch, or it is NaN, which is written.
-__device__ bool is_settled(const Plan& plan, long long rows, long long columns) {
+__device__ bool is_settled(const Plan& plan, Element* result, long long bins) {
     if (plan.level < 0) return true;
     if (!plan.nowhere) return false;
-    long long size = plan.count * rows * columns;
-    for (long long i = threadIdx.x; i < size; i += POOL_THREADS) plan.result[i] = narrow(Real{0} / Real{0});
+    for (long long i = threadIdx.x; i < plan.count * bins; i += POOL_THREADS) result[i] = narrow(Real{0} / Real{0});
     return true;
 }
 
@@ -234,7 +239,10 @@ roi_align(POOL_PARAMETERS) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) prepare(plan, false, CHANNELS, 1 << 30, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
-    if (is_settled(plan, rows, columns)) return;
+    Element* result = pooled + plan.result;
+    if (is_settled(plan, result, rows * columns)) return;
+    const Element* const maps[LEVELS] = LISTED(map);
+    const Element* map = pick(maps, plan.level) + plan.source;
     int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
     // Where one set of sums is all that a warp has, it does one run of channels.
     int run = windows > 1 ? TOGETHER : CHANNELS / 4, channels_at_once = windows > 1 ? run * POOL_WARPS : CHANNELS;
@@ -259,7 +267,7 @@ roi_align(POOL_PARAMETERS) {
                         for (; channel < end; channel += TOGETHER) {
                             if (window == 0)
                                 for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
-                            const Element* source = plan.map + channel * plan.plane;
+                            const Element* source = map + channel * plan.plane;
                             if (there)
                                 for (int i = lane % lanes; i < plan.x.counts[q]; i += lanes)
                                     add_column(sums, x[i].weight, source + x[i].offset, plan.plane, end - channel, y,
@@ -268,7 +276,7 @@ roi_align(POOL_PARAMETERS) {
                             Real sum = sum_of_bin(sums, lanes);
                             long long own = channel + lane % lanes;
                             if (there && own < min(channel + TOGETHER, end))
-                                plan.result[(own * rows + row + p) * columns + column + q] = narrow(sum);
+                                result[(own * rows + row + p) * columns + column + q] = narrow(sum);
                         }
                     }
                 }
@@ -291,7 +299,10 @@ roi_align_last(POOL_PARAMETERS) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) prepare(plan, true, LAST_CHANNELS, TURNED, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
-    if (is_settled(plan, rows, columns)) return;
+    Element* result = pooled + plan.result;
+    if (is_settled(plan, result, rows * columns)) return;
+    const Element* const maps[LEVELS] = LISTED(map);
+    const Element* map = pick(maps, plan.level) + plan.source;
     int windows = plan.y.windows * plan.x.windows, left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
@@ -309,7 +320,7 @@ roi_align_last(POOL_PARAMETERS) {
                     if (window == 0)
                         for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
                     for (int i = 0; i < plan.x.counts[q]; ++i)
-                        add_column(sums, x[i].weight, plan.map + x[i].offset + lane, (long long)WARP, left, y,
+                        add_column(sums, x[i].weight, map + x[i].offset + lane, (long long)WARP, left, y,
                                    plan.y.counts[p]);
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c) turned.of[bin][c * WARP + lane] = sums[c];
@@ -318,7 +329,7 @@ roi_align_last(POOL_PARAMETERS) {
             __syncthreads();  // the results are there
             for (int i = threadIdx.x; i < plan.count * down * across; i += POOL_THREADS) {
                 int channel = i / (down * across), bin = i % (down * across);
-                plan.result[(channel * rows + row + bin / across) * columns + column + bin % across] =
+                result[(channel * rows + row + bin / across) * columns + column + bin % across] =
                     narrow(turned.of[bin][channel]);
             }
         }
@@ -331,57 +342,101 @@ constexpr int THREADS = TILE * TILE, WARPS = THREADS / WARP;
 constexpr int BINS = 16;    // along each axis at a time
 constexpr int FOUND = 512;  // RoIs in the list of a block
 
-// The cells that a RoI may touch on its map: level * images + image, or -1 if it touches none.
-struct Footprint {
+// The tiles that a RoI may touch on its map, and that map: image * LEVELS + level, or -1 if it touches none. Tiles from
+// FARTHEST on are taken for one.
+struct alignas(16) Footprint {
     long long map;
-    int top, bottom, left, right;
+    unsigned short top, bottom, left, right;
 };
+constexpr long long FARTHEST = 65535;
 
 // Both axes of a RoI.
 struct Frame {
     Axis y, x;
 };
 
-// The first and the last cell that the bins may touch; the first is behind the last if there is none.
-__device__ void extent(Axis axis, long long bins, long long length, int& first, int& last) {
+// The least and the greatest map that RoIs of a block of `roi_align_places` touch.
+struct Chunk {
+    long long least, greatest;
+};
+
+// What `roi_align_places` finds out for so many RoIs; as in _roi.py.
+struct Workspace {
+    Footprint* footprints;
+    Frame* frames;
+    Chunk* chunks;
+};
+__device__ Workspace workspace_at(void* memory, long long size) {
+    Footprint* footprints = (Footprint*)memory;
+    Frame* frames = (Frame*)(footprints + size);
+    return {footprints, frames, (Chunk*)(frames + size)};
+}
+
+// The first and the last tile that the bins may touch; false if there is none.
+__device__ bool find_tiles(const Axis& axis, long long bins, long long length, unsigned short& first,
+                           unsigned short& last) {
     Real end = axis.start + Real{(T)bins} * axis.step, slack = slack_of(axis, bins);
     Real low = minimum(axis.start, end) - slack, high = maximum(axis.start, end) + slack;
-    bool none = axis.samples <= 0 || low > Real{(T)length} || high < Real{-1};
-    first = (int)min(max(integer_of(floor_of(low)), 0ll), length - 1);
-    last = none ? -1 : (int)min(max(integer_of(floor_of(high)) + 1, 0ll), length - 1);
+    if (axis.samples <= 0 || low > Real{(T)length} || high < Real{-1}) return false;
+    long long cell = min(max(integer_of(floor_of(low)), 0ll), length - 1);
+    first = (unsigned short)min(cell / TILE, FARTHEST);
+    cell = min(max(integer_of(floor_of(high)) + 1, 0ll), length - 1);
+    last = (unsigned short)min(cell / TILE, FARTHEST);
+    return true;
 }
+
+__device__ __forceinline__ Chunk joined(Chunk a, Chunk b) { return {min(a.least, b.least), max(a.greatest, b.greatest)}; }
+
+struct Chunks {
+    Chunk of[WARPS];
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 roi_align_places(OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale),
                  OF_LEVELS(double, limit), double limit_of_all, const void* boxes, long long boxes_dtype,
                  long long size, long long images, long long rows, long long columns, long long ratio,
-                 long long aligned, Footprint* footprints, Frame* frames) {
+                 long long aligned, void* memory) {
+    SHARED(Chunks, chunks);
     Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
+    Workspace workspace = workspace_at(memory, size);
     long long k = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (k >= size) return;
-    Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-    Footprint footprint = {-1, 0, -1, 0, -1};
-    if (place.level >= 0 && place.image >= 0 && place.y.samples > 0 && place.x.samples > 0) {
-        extent(place.y, rows, pick(pyramid.sizes.heights, place.level), footprint.top, footprint.bottom);
-        extent(place.x, columns, pick(pyramid.sizes.widths, place.level), footprint.left, footprint.right);
-        bool touches = footprint.top <= footprint.bottom && footprint.left <= footprint.right;
-        if (touches) footprint.map = place.level * images + place.image;
+    Chunk chunk = {1ll << 62, -1};
+    if (k < size) {
+        Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
+        Footprint footprint = {-1, 0, 0, 0, 0};
+        bool touches = place.level >= 0 && place.image >= 0;
+        touches = touches && find_tiles(place.y, rows, pick(pyramid.sizes.heights, place.level), footprint.top,
+                                        footprint.bottom);
+        touches = touches && find_tiles(place.x, columns, pick(pyramid.sizes.widths, place.level), footprint.left,
+                                        footprint.right);
+        if (touches) {
+            footprint.map = place.image * LEVELS + place.level;
+            chunk = {footprint.map, footprint.map};
+        }
+        workspace.footprints[k] = footprint;
+        workspace.frames[k] = {place.y, place.x};
     }
-    footprints[k] = footprint;
-    frames[k] = {place.y, place.x};
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        chunk = joined(chunk, {__shfl_xor_sync(ALL, chunk.least, distance),
+                               __shfl_xor_sync(ALL, chunk.greatest, distance)});
+    if (threadIdx.x % WARP == 0) chunks.of[threadIdx.x / WARP] = chunk;
+    __syncthreads();  // all warps have told
+    if (threadIdx.x > 0) return;
+    for (int i = 1; i < WARPS; ++i) chunk = joined(chunk, chunks.of[i]);
+    workspace.chunks[blockIdx.x] = chunk;
 }
 
-// What bins weigh in each of a line of cells of the tile, -1 where a bin does not touch the cell; and which touch it.
+// Which bins touch each of a line of cells of the tile, a bit for each, and what those weigh there.
 struct Line {
+    unsigned touching[TILE];
     Real weights[TILE][BINS + 1];  // one more, so that lanes that read a column of it find it in different banks
-    int first[TILE], counts[TILE];
 };
 
 // What some bins of a RoI bring to the tile.
 struct Share {
     Line y, x;
-    const Element* grad;  // of the first of these bins, in the first channel of the block
-    int pieces;           // in which the bins of the RoI are taken
+    long long offset;  // in grad, of the first of these bins in the first channel of the block
+    int pieces;        // in which the bins of the RoI are taken
 };
 struct Shares {
     Share of[WARPS];
@@ -398,48 +453,38 @@ __device__ Range bins_between(const Axis& axis, long long bins, long long low) {
     return steps_between(axis.start, axis.step, (int)bins, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
 }
 
-// What the bin of each lane of half a warp weighs in the cells from `low` on; then each lane does a cell.
+// What the bin of each lane of half a warp weighs in the cells from `low` on.
 __device__ void weigh(Line& line, const Axis& axis, long long bins, int begin, int end, long long length,
                       long long low) {
-    int lane = threadIdx.x % BINS;
-    for (int cell = 0; cell < TILE; ++cell) line.weights[cell][lane] = {-1};
-    int bin = begin + lane;
-    if (bin < end) {
-        Real slack = slack_of(axis, bins) + Real{1};
-        Range samples = samples_between(axis, bin, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
-        take_taps(axis, bin, length, samples.begin, samples.end, [&](int cell, Real weight) {
-            if (cell < low || cell >= low + TILE) return;
-            Real& sum = line.weights[cell - low][lane];
-            sum = maximum(sum, Real{0}) + weight;
-        });
-    }
-    __syncwarp();  // all bins are weighed
-    int first = 0, last = -1;
-    for (int i = 0; i < BINS; ++i) {
-        if (line.weights[lane][i] < Real{0}) continue;
-        if (last < 0) first = i;
-        last = i;
-    }
-    for (int i = first; i <= last; ++i) line.weights[lane][i] = maximum(line.weights[lane][i], Real{0});
-    line.first[lane] = first, line.counts[lane] = last - first + 1;
+    int lane = threadIdx.x % BINS, bin = begin + lane;
+    line.touching[lane] = 0;
+    __syncwarp();  // no bin touches a cell yet
+    if (bin >= end) return;
+    Real slack = slack_of(axis, bins) + Real{1};
+    Range samples = samples_between(axis, bin, Real{(T)low} - slack, Real{(T)(low + TILE - 1)} + slack);
+    take_taps(axis, bin, length, samples.begin, samples.end, [&](int cell, Real weight) {
+        if (cell < low || cell >= low + TILE) return;
+        line.weights[cell - low][lane] = weight;
+        atomicOr(&line.touching[cell - low], 1u << lane);
+    });
 }
 
 // Add what a share brings to a pixel of the tile.
 template <bool FULL>
-__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, long long columns, long long bins,
-                                    int count) {
+__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, const Element* grad, long long columns,
+                                    long long bins, int count) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
-    int rows_there = share.y.counts[y], columns_there = share.x.counts[x];
 #pragma unroll 1
-    for (int i = share.y.first[y]; i < share.y.first[y] + rows_there; ++i)
+    for (unsigned rows = share.y.touching[y]; rows; rows &= rows - 1)
 #pragma unroll 1
-        for (int j = share.x.first[x]; j < share.x.first[x] + columns_there; ++j) {
+        for (unsigned there = share.x.touching[x]; there; there &= there - 1) {
+            int i = __ffs(rows) - 1, j = __ffs(there) - 1;
             Real weight = share.y.weights[y][i] * share.x.weights[x][j];
-            const Element* grad = share.grad + (i * columns + j);
+            const Element* of_bin = grad + (share.offset + i * columns + j);
 #pragma unroll
             for (int c = 0; c < GRADIENTS; ++c) {
-                if (FULL || c < count) sums[c] = fused(weight, widen(*grad), sums[c]);
-                grad += bins;
+                if (FULL || c < count) sums[c] = fused(weight, widen(*of_bin), sums[c]);
+                of_bin += bins;
             }
         }
 }
@@ -447,14 +492,15 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
 // The pixels of a block, and its channels. In shared memory, because registers are needed for the sums.
 struct Tile {
     long long height, width, top, left, first, map, bins;  // bins of a RoI
-    Element* result;  // of the first channel
-    int count;        // of channels
+    long long result;                                      // offset of the first channel
+    int row, column;                                       // of the tile, as in a footprint
+    int level, count;                                      // count of channels
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
-roi_align_gradients(const Element* grad, const Footprint* footprints, const Frame* frames, long long size,
-                    long long images, long long channels, long long rows, long long columns,
-                    OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
+roi_align_gradients(const Element* grad, void* memory, long long size, long long images, long long channels,
+                    long long rows, long long columns, OF_LEVELS(long long, height),
+                    OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
     static_assert(TILE == BINS && 2 * BINS == WARP, "half a warp for each axis");
     SHARED(Shares, shares);
     SHARED(Found, list);
@@ -462,7 +508,6 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) {
         long long heights[LEVELS] = LISTED(height), widths[LEVELS] = LISTED(width);
-        Element* gradients[LEVELS] = LISTED(gradient);
         // The coarsest map first: most RoIs reach its few tiles.
         unsigned block = blockIdx.x, groups = (unsigned)((channels + GRADIENTS - 1) / GRADIENTS), tiles = 0, across = 0;
         int level = -1;
@@ -476,31 +521,38 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
             else block -= blocks;
         }
         tile.height = pick(heights, level), tile.width = pick(widths, level);
-        tile.top = block % tiles / across * (long long)TILE, tile.left = block % tiles % across * (long long)TILE;
+        unsigned row = block % tiles / across, column = block % tiles % across;
+        tile.top = row * (long long)TILE, tile.left = column * (long long)TILE;
+        tile.row = (int)min((long long)row, FARTHEST), tile.column = (int)min((long long)column, FARTHEST);
         tile.first = block / tiles % groups * (long long)GRADIENTS;
         tile.count = (int)min((long long)GRADIENTS, channels - tile.first);
         long long image = block / tiles / groups;
-        tile.map = level * images + image;
+        tile.map = image * LEVELS + level;
         tile.bins = rows * columns;
-        tile.result = pick(gradients, level) + (image * channels + tile.first) * tile.height * tile.width;
+        tile.level = level, tile.result = (image * channels + tile.first) * tile.height * tile.width;
     }
     __syncthreads();  // the tile is known
 
+    Workspace workspace = workspace_at(memory, size);
     Real sums[GRADIENTS] = {};
+    int round = 0;
     for (unsigned next = 0; next < size;) {
         int found = 0;
         for (; next < size && found + THREADS <= FOUND; next += THREADS) {
+            Chunk chunk = workspace.chunks[next / THREADS];
+            if (tile.map < chunk.least || tile.map > chunk.greatest) continue;
             unsigned k = next + threadIdx.x;
             bool reaches = false;
             if (k < size) {
-                Footprint print = footprints[k];
-                reaches = print.map == tile.map && print.top < tile.top + TILE && print.bottom >= tile.top &&
-                          print.left < tile.left + TILE && print.right >= tile.left;
+                Footprint print = workspace.footprints[k];
+                reaches = print.map == tile.map && print.top <= tile.row && print.bottom >= tile.row &&
+                          print.left <= tile.column && print.right >= tile.column;
             }
             unsigned votes = __ballot_sync(ALL, reaches);
-            int(&counts)[WARPS] = list.counts[next / THREADS % 2];
+            int(&counts)[WARPS] = list.counts[round];
             if (lane == 0) counts[warp] = __popc(votes);
             __syncthreads();  // all have counted
+            round ^= 1;
             int at = found + __popc(votes & ((1u << lane) - 1));
             for (int i = 0; i < WARPS; ++i) {
                 if (i < warp) at += counts[i];
@@ -516,14 +568,14 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                 if (warp < together) {
                     Share& share = shares.of[warp];
                     long long k = list.rois[begin + warp];
-                    const Frame& frame = frames[k];
+                    const Frame& frame = workspace.frames[k];
                     Range y = bins_between(frame.y, rows, tile.top), x = bins_between(frame.x, columns, tile.left);
                     int pieces_x = (x.end - x.begin + BINS - 1) / BINS;
                     int pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
                     if (lane == 0) share.pieces = pieces;
                     if (piece < pieces) {
                         int row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
-                        if (lane == 0) share.grad = grad + (k * channels + tile.first) * tile.bins + row * columns + column;
+                        if (lane == 0) share.offset = (k * channels + tile.first) * tile.bins + row * columns + column;
                         bool of_row = lane < BINS;
                         weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? rows : columns,
                               of_row ? row : column, of_row ? y.end : x.end, of_row ? tile.height : tile.width,
@@ -536,15 +588,16 @@ roi_align_gradients(const Element* grad, const Footprint* footprints, const Fram
                     const Share& share = shares.of[i];
                     more |= piece + 1 < share.pieces;
                     if (piece >= share.pieces) continue;
-                    if (tile.count == GRADIENTS) add<true>(sums, share, columns, tile.bins, GRADIENTS);
-                    else add<false>(sums, share, columns, tile.bins, tile.count);
+                    if (tile.count == GRADIENTS) add<true>(sums, share, grad, columns, tile.bins, GRADIENTS);
+                    else add<false>(sums, share, grad, columns, tile.bins, tile.count);
                 }
             }
         }
     }
     long long y = tile.top + threadIdx.x / TILE, x = tile.left + threadIdx.x % TILE;
     if (y >= tile.height || x >= tile.width) return;
-    Element* result = tile.result + y * tile.width + x;
+    Element* const gradients[LEVELS] = LISTED(gradient);
+    Element* result = pick(gradients, tile.level) + tile.result + y * tile.width + x;
 #pragma unroll
     for (int c = 0; c < GRADIENTS; ++c) {
         if (c < tile.count) *result = narrow(sums[c]);

@@ -93,7 +93,12 @@ def copy(array):
 
 
 def dtype_code(array):
-    return sources().DTYPE_CODES[array.dtype.name]
+    return _code_of(array.dtype)
+
+
+@functools.cache
+def _code_of(dtype):
+    return sources().DTYPE_CODES[dtype.name]
 
 
 def read(scalar):
