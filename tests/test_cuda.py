@@ -168,6 +168,80 @@ def test_launches_of_roi_align_without_rois_or_pixels(emulated, launches):
     assert launches == ["roi_align_gradients"]
 
 
+pooling = pytest.mark.parametrize("operator", ["roi_pool", "ps_roi_align", "ps_roi_pool"])
+
+
+def pool_both_ways(emulated, operator, maps, rois, output_size, scale=1.0):
+    """(pooled, its gradient) on CUDA, each with what it should be; bfloat16 is float32 to the reference."""
+    single = maps if maps.dtype.kind == "f" else maps.astype(np.float32)
+    want = getattr(reference_roi, operator)(single, rois, output_size, scale)
+    options, argmax = ({"return_argmax": True}, [want[1]]) if operator == "roi_pool" else ({}, [])
+    want = want[0] if operator == "roi_pool" else want
+    boxes = emulated(rois)
+    pooled = getattr(cvops, operator)(emulated(maps), boxes, output_size, scale, **options)
+    if operator == "roi_pool":
+        pooled, places = pooled
+        compare.same(places, argmax[0], boxes)
+    grad = strategies_roi.normal(want.shape, maps.dtype, seed=1)
+    backward = f"{operator}_backward"
+    want_gradient = getattr(reference_roi, backward)(grad.astype(single.dtype), rois, *argmax, maps.shape, scale)
+    gradient = getattr(cvops, backward)(emulated(grad), boxes, *map(emulated, argmax), maps.shape, scale)
+    return (pooled, want.astype(maps.dtype)), (gradient, want_gradient.astype(maps.dtype))
+
+
+@pooling
+def test_launches_of_pooling(emulated, launches, operator):
+    """One for the result and one for the gradient, whatever the number and place of RoIs; without RoIs one memset.
+
+    One more for the gradient of roi_pool if the map is large.
+    """
+    for sides in ((56, 70), (57, 70)):
+        maps = strategies_roi.normal((2, 12, *sides))
+        extents = ["roi_pool_extents"] * (operator == "roi_pool" and sides == (57, 70))
+        for count in (1, 40):
+            pool_both_ways(emulated, operator, maps, strategies_roi.rois("all", count, maps.shape), (2, 3))
+            assert launches == [operator, *extents, f"{operator}_gradients"]
+            launches.clear()
+    pool_both_ways(emulated, operator, maps, np.zeros((0, 5), np.float32), (2, 3))
+    assert launches == ["zeros"]
+    launches.clear()
+    pool_both_ways(emulated, operator, maps[:, :0], np.ones((3, 5), np.float32), (2, 3))
+    assert launches == []
+
+
+@pooling
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_dtypes_of_pooling(emulated, operator, dtype):
+    dtype = libraries.require("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+    maps = strategies_roi.normal((2, 30, 9, 11)).astype(dtype)
+    for of_boxes in ("float16", "float32", "float64"):
+        rois = strategies_roi.rois("all", 20, maps.shape, dtype=of_boxes)
+        for got, want in pool_both_ways(emulated, operator, maps, rois, (2, 3)):
+            compare.close(got, want, emulated(rois))
+
+
+# Shape of the maps, kind and number of RoIs, and output size.
+SHAPES_OF_POOLING = {
+    "several tiles": ((1, 5, 60, 71), "all", 30, 1),
+    "rows longer than a tile": ((1, 4, 3, 4000), "inside", 20, 1),
+    "columns longer than a tile": ((1, 2, 6000, 1), "across", 10, (2, 1)),
+    "many RoIs": ((2, 3, 6, 7), "all", 1100, 1),
+    "many bins": ((1, 17 * 31, 9, 8), "all", 3, (17, 31)),
+    "wide bins": ((2, 9, 20, 90), "all", 20, (1, 3)),
+}
+
+
+@pooling
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES_OF_POOLING)
+def test_shapes_of_pooling(emulated, operator, shape, dtype):
+    shape, kind, count, output_size = SHAPES_OF_POOLING[shape]
+    maps = strategies_roi.normal(shape, dtype)
+    rois = strategies_roi.rois(kind, count, shape)
+    for got, want in pool_both_ways(emulated, operator, maps, rois, output_size):
+        compare.close(got, want, emulated(rois))
+
+
 def test_warmup_reaches_every_kernel(emulated, launches):
     for call in _warmup.CALLS.values():
         call("float32", emulated)
@@ -284,6 +358,16 @@ def test_16_bit_maps_are_pooled_in_float32(emulated, dtype):
     got = cvops.roi_align_backward(got, rois, MAPS.shape, 0.5)
     assert got.values.dtype == narrow
     np.testing.assert_array_equal(got.values.astype(np.float32), want.values.astype(narrow).astype(np.float32))
+
+
+@pooling
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_no_schedule_changes_pooling(emulated, seeds, operator, dtype):
+    maps = strategies_roi.normal((2, 30, 7, 8), dtype)
+    for kind in ("all", "whole"):
+        rois = strategies_roi.rois(kind, 300, maps.shape)
+        for got, want in pool_both_ways(emulated, operator, maps, rois, (2, 3)):
+            compare.close(got, want, emulated(rois))
 
 
 # Barriers without which no test fails, and why they are there.

@@ -1,33 +1,36 @@
-// Position-sensitive RoI operators: bins averaged over bilinear samples [1] or over cells [2], each bin from channels of
+// Position-sensitive RoI operators: bins averaged over bilinear samples [1] or over cells [2], each from channels of
 // its own; and their gradients.
 //
 // maps and gradients (images, channels * rows * columns, height, width): the planes of an image in order (channel, bin
 // row, bin column); boxes (K, 5); pooled and grad (K, channels, rows, columns). All contiguous.
 //
-// A plane serves one bin alone, but of all RoIs. So a block owns the planes of one bin of an image for TOGETHER channels:
-// what it knows about a RoI serves all of these, and the planes lie in shared memory, where reading here and there costs
-// little. Bins are sums over taps, pairs of a cell and its weight along each axis: samples on one cell are one tap.
+// A plane serves one bin alone, but of all RoIs. So a block owns the planes of one bin of an image for a few channels:
+// what it knows about a RoI serves all of these, and the planes lie in shared memory, where reading here and there is
+// cheap. Bins are sums over taps, pairs of a cell and its weight along each axis: samples on one cell are one tap.
 //
 // Forward: a thread for each RoI. Planes that are too large for shared memory, or of too few RoIs, are read where they
 // are.
 //
 // Gradient: the block sums up a tile of its planes, from the RoIs of the image in order: half of the threads find taps,
-// and each warp adds what falls into its rows, lanes side by side on different cells. No atomics, the same bits on every
-// run, and each pixel is written once, so that nothing has to be zeroed before.
+// and each warp adds what falls into its rows, lanes side by side on different cells. No atomics, the same bits on
+// every run, and each pixel is written once, so that nothing has to be zeroed before.
 //
 // [1] Z. Li et al., "Light-Head R-CNN: In Defense of Two-Stage Object Detector", arXiv:1711.07264.
 // [2] J. Dai et al., "R-FCN: Object Detection via Region-based Fully Convolutional Networks", NIPS 2016.
 
-constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // as in _ps_roi.py, like all in capitals below
-constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
+// As in _ps_roi.py, like CELLS, ROIS and SUMS.
+constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most
 constexpr int TOGETHER = 4;                                      // channels of a block
-constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor, for which there are registers
+constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
+constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor: so many registers
 
-// Calls take(cell, weight) for each tap of a bin along one axis, cells ascending.
+// Calls take(cell, weight) for each tap of one of some bins along an axis, cells ascending.
 template <bool SAMPLES, class Take>
-__device__ __forceinline__ void each_tap(Axis axis, long long bin, long long length, Take take) {
+__device__ __forceinline__ void each_tap(const Axis& axis, long long bins, long long bin, long long length, Take take) {
     if constexpr (SAMPLES) {
-        take_taps(axis, bin, length, 0, (int)axis.samples, take);
+        Real slack = slack_of(axis, bins);
+        Range range = samples_between(axis, bin, Real{-1} - slack, Real{(T)length} + slack);
+        take_taps(axis, bin, length, range.begin, range.end, take);
     } else {
         // The last row and column are never read: so it is in torchvision.
         Window window = window_of(axis, bin, length - 1);
@@ -58,7 +61,7 @@ struct Planes {
     Element of[CELLS];
 };
 
-// In short: roi_of_block is the first RoI of the block; `staged` tells to read the planes into shared memory.
+// `staged` tells to read the planes into shared memory first.
 template <bool SAMPLES>
 __device__ __forceinline__ void pool(Planes& planes, const Element* maps, const void* boxes, long long boxes_dtype,
                                      long long size, long long images, long long channels, long long height,
@@ -71,12 +74,13 @@ __device__ __forceinline__ void pool(Planes& planes, const Element* maps, const 
     if (staged) {
         for (int c = 0; c < place.count; ++c)
 #pragma unroll 4
-            for (int i = threadIdx.x; i < (int)pixels; i += THREADS) planes.of[c * pixels + i] = source[c * apart + i];
+            for (int i = threadIdx.x; i < (int)pixels; i += blockDim.x)
+                planes.of[c * pixels + i] = source[c * apart + i];
         source = planes.of, apart = pixels;
         __syncthreads();  // the planes are there
     }
     long long begin = blockIdx.x % parts * ROIS, end = min(begin + ROIS, size);
-    for (long long k = begin + threadIdx.x; k < end; k += THREADS) {
+    for (long long k = begin + threadIdx.x; k < end; k += blockDim.x) {
         Row roi = row_of(boxes, k, boxes_dtype);
         long long image = roi.index(images);
         // A RoI of no image is left to the first one.
@@ -87,10 +91,10 @@ __device__ __forceinline__ void pool(Planes& planes, const Element* maps, const 
         bool placed = image >= 0 && y.samples >= 0 && x.samples >= 0;
         Real sums[TOGETHER] = {};
         if (placed)
-            each_tap<SAMPLES>(y, place.row, height, [&](int row, Real weight_y) {
+            each_tap<SAMPLES>(y, rows, place.row, height, [&](int row, Real weight_y) {
                 Real of_row[TOGETHER] = {};
                 const Element* line = source + row * width;
-                each_tap<SAMPLES>(x, place.column, width, [&](int column, Real weight_x) {
+                each_tap<SAMPLES>(x, columns, place.column, width, [&](int column, Real weight_x) {
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c)
                         if (c < place.count)
@@ -142,8 +146,8 @@ struct Found {
 
 // Taps of some RoIs in the tile, at most TAPS of each along y (0) and x (1), of so many in all.
 struct Taps {
-    T weights[2][TAPS][MEMBERS];
-    short cells[2][TAPS][MEMBERS];
+    T weights[2][TAPS][MEMBERS + 2];  // two more, so that the taps of a RoI lie in different banks
+    short cells[2][TAPS][MEMBERS + 2];
     int numbers[2][MEMBERS];
 };
 
@@ -198,16 +202,17 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                     Axis axis = axis_of(is_x ? roi.x1 : roi.y1, is_x ? roi.x2 : roi.y2, real(scale), layout,
                                         is_x ? columns : rows, ratio);
                     int low = is_x ? (int)left : (int)top, length = is_x ? wide : tall;
+                    auto keep = [&](int cell, Real weight) {
+                        int inside = cell - low, slot = number - skipped;
+                        if (inside < 0 || inside >= length) return;
+                        ++number;
+                        if (slot < 0 || slot >= TAPS) return;
+                        taps.cells[is_x][slot][i] = (short)inside;
+                        taps.weights[is_x][slot][i] = weight.value;
+                    };
                     if (axis.samples > 0)
-                        each_tap<SAMPLES>(axis, is_x ? place.column : place.row, is_x ? width : height,
-                                          [&](int cell, Real weight) {
-                                              int inside = cell - low, slot = number - skipped;
-                                              if (inside < 0 || inside >= length) return;
-                                              ++number;
-                                              if (slot < 0 || slot >= TAPS) return;
-                                              taps.cells[is_x][slot][i] = (short)inside;
-                                              taps.weights[is_x][slot][i] = weight.value;
-                                          });
+                        each_tap<SAMPLES>(axis, is_x ? columns : rows, is_x ? place.column : place.row,
+                                          is_x ? width : height, keep);
                     if (piece == 0) taps.numbers[is_x][i] = number;
                 }
                 __syncthreads();  // the taps are there
@@ -256,7 +261,6 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
             }
         }
     }
-    __syncwarp();  // the sums of the warp are there
     for (int c = 0; c < place.count; ++c) {
         Element* result = gradients + (place.plane + c * bins) * height * width + left;
         for (int i = begin * wide + lane; i < end * wide; i += WARP)

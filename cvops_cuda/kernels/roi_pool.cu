@@ -8,10 +8,10 @@
 // are shared among neighbouring lanes, so that a warp reads runs of a few rows and not 32 places far apart. Blocks of
 // neighbouring numbers take the same channels of all RoIs: their planes then stay in the L2 cache.
 //
-// Gradient: a block owns a tile of a plane, whole planes where they fit, and reads where the maxima of all RoIs of the
-// image are, each once if there is one tile. Each of its warps takes some of the RoIs, in order, and has sums of its own
-// in shared memory; lanes with one target add up first. No atomics, the same bits on every run, and each pixel is written
-// once, so that nothing has to be zeroed before.
+// Gradient: a block owns a tile of a plane, all of it where that fits, and reads where the maxima of the RoIs of the
+// image are. If there are several tiles, `roi_pool_extents` finds out before which RoIs a tile can do without. Each
+// warp takes some of the RoIs, in order, and has sums of its own in shared memory; lanes with one target add up first.
+// No atomics, the same bits on every run, and each pixel is written once, so that nothing has to be zeroed before.
 //
 // [1] R. Girshick, "Fast R-CNN", ICCV 2015.
 
@@ -61,7 +61,8 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
     int* places = argmax + (argmax ? (k * channels + first) * bins : 0);
 
     for (long long begin = 0; begin < bins; begin += slots) {
-        int some = (int)min((long long)slots, bins - begin), at_once = slots / some, group = slot / some;
+        int some = (int)min((long long)slots, bins - begin), group = slot / some;
+        int at_once = min(slots / some, (count + TOGETHER - 1) / TOGETHER);
         long long bin = begin + slot % some;
         int top = 0, bottom = 0, left = 0, right = 0;  // of the bin; corners are near enough to the origin
         if (placed) {
@@ -103,7 +104,8 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
             }
             // The lanes of a bin tell each other; some may have had no cell.
             for (int distance = 1; distance < lanes; distance *= 2) {
-                bool has = left + (lane & -distance) < right, other_has = left + ((lane ^ distance) & -distance) < right;
+                bool has = left + (lane & -distance) < right;
+                bool other_has = left + ((lane ^ distance) & -distance) < right;
 #pragma unroll
                 for (int c = 0; c < TOGETHER; ++c) {
                     Real other = {__shfl_xor_sync(ALL, best[c].value, distance)};
@@ -127,7 +129,7 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
 
 // --------------------------------------------------------------------------------------------------------- gradient
 
-constexpr int SUMS = sizeof(T) == 4 ? 11264 : 5632;  // of a block; as in _roi_pool.py, like the next one
+constexpr int SUMS = sizeof(T) == 4 ? 11760 : 5880;  // of a block; as in _roi_pool.py, like the next one
 constexpr int WARPS = 8;                             // of a block at most
 constexpr int AHEAD = 4;                             // reads of a lane on their way at once
 
@@ -135,32 +137,81 @@ struct Sums {
     T of[SUMS];
 };
 
-// RoIs of the image, in order, of as many as the block has threads.
+// Where the gradients and maxima of RoIs begin in the channel of the block: of the RoIs of its image that may have a
+// maximum in its tile, in order, of as many as the block has threads.
 struct Found {
-    long long rois[WARPS * WARP];
+    long long begins[WARPS * WARP];
     int counts[WARPS];
 };
 
-// Add the gradients of the lanes to their targets, those of one target in the order of the lanes; -1 is none.
-__device__ __forceinline__ void add(T* sums, int target, Real gradient) {
-    int lane = threadIdx.x % WARP;
-    unsigned same = __match_any_sync(ALL, target);
-    bool leads = target >= 0 && (same & ((1u << lane) - 1)) == 0;
-    unsigned others = leads ? same & (same - 1) : 0;
-    Real sum = gradient;
-    while (__any_sync(ALL, others != 0)) {
-        Real other = {__shfl_sync(ALL, gradient.value, others ? __ffs(others) - 1 : lane)};
-        if (others) sum = sum + other;
-        others &= others - 1;
+// The first and the last of the maxima of a RoI; the first is behind the last if there is none.
+struct Extent {
+    int first, last;
+};
+struct Extents {
+    Extent of[WARPS];
+};
+
+extern "C" __global__ void __launch_bounds__(WARPS * WARP)
+roi_pool_extents(const int* __restrict__ argmax, long long length, long long pixels, Extent* extents) {
+    SHARED(Extents, warps);
+    Extent extent = {0x7FFFFFFF, -1};
+    const int* places = argmax + blockIdx.x * length;
+#pragma unroll 4
+    for (long long i = threadIdx.x; i < length; i += WARPS * WARP) {
+        int place = places[i];
+        if (place < 0 || place >= pixels) continue;
+        extent.first = min(extent.first, place), extent.last = max(extent.last, place);
     }
-    if (leads) sums[target] = (Real{sums[target]} + sum).value;
-    __syncwarp();  // these are added before the next
+    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+        extent.first = min(extent.first, __shfl_xor_sync(ALL, extent.first, distance));
+        extent.last = max(extent.last, __shfl_xor_sync(ALL, extent.last, distance));
+    }
+    if (threadIdx.x % WARP == 0) warps.of[threadIdx.x / WARP] = extent;
+    __syncthreads();  // all warps have found theirs
+    if (threadIdx.x > 0) return;
+    for (int w = 1; w < WARPS; ++w) {
+        extent.first = min(extent.first, warps.of[w].first), extent.last = max(extent.last, warps.of[w].last);
+    }
+    extents[blockIdx.x] = extent;
+}
+
+// Add some gradients of each lane to their targets, those of one target in the order of the lanes; -1 is none.
+__device__ __forceinline__ void add(T* sums, const int (&targets)[AHEAD], Real (&gradients)[AHEAD]) {
+    int lane = threadIdx.x % WARP;
+    unsigned before = (1u << lane) - 1, others[AHEAD], left = 0;  // lanes whose gradients the first of them adds up
+    bool leads[AHEAD];
+    Real brought[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        unsigned same = __match_any_sync(ALL, targets[i]);
+        leads[i] = targets[i] >= 0 && (same & before) == 0;
+        others[i] = leads[i] ? same & (same - 1) : 0;
+        left |= others[i];
+        brought[i] = gradients[i];
+    }
+    while (__any_sync(ALL, left != 0)) {
+        left = 0;
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            Real other = {__shfl_sync(ALL, brought[i].value, others[i] ? __ffs(others[i]) - 1 : lane)};
+            if (others[i]) gradients[i] = gradients[i] + other;
+            others[i] &= others[i] - 1;
+            left |= others[i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        if (leads[i]) sums[targets[i]] = (Real{sums[targets[i]]} + gradients[i]).value;
+        __syncwarp();  // these are added before the next
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
 roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ argmax, const void* __restrict__ boxes,
                    long long boxes_dtype, long long size, long long images, long long channels, long long pixels,
-                   long long bins, long long tile, Element* __restrict__ gradients) {
+                   long long bins, long long tile, const Extent* __restrict__ extents,
+                   Element* __restrict__ gradients) {
     SHARED(Sums, sums);
     SHARED(Found, list);
     long long tiles = (pixels + tile - 1) / tile, begin = blockIdx.x % tiles * tile;
@@ -169,11 +220,13 @@ roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ arg
     int length = (int)min(tile, pixels - begin);
     T* own = sums.of + warp * tile;
     for (int i = lane; i < length; i += WARP) own[i] = 0;
-    long long stride_rois = WARP / bins, stride_bins = WARP % bins;
+    unsigned span = begin >> 31 ? 0 : length;  // of the tile, as far as an argmax reaches
+    int rois_of_step = (int)(WARP / bins), bins_of_step = (int)(WARP % bins);
 
     for (long long next = 0; next < size; next += blockDim.x) {
         long long k = next + threadIdx.x;
         bool member = k < size && Row{load(boxes, 5 * k, boxes_dtype)}.index(images) == image;
+        if (member && extents) member = extents[k].first < begin + length && extents[k].last >= begin;
         unsigned votes = __ballot_sync(ALL, member);
         if (lane == 0) list.counts[warp] = __popc(votes);
         __syncthreads();  // all have counted, and the last RoIs are done
@@ -182,32 +235,34 @@ roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ arg
             if (i < warp) at += list.counts[i];
             found += list.counts[i];
         }
-        if (member) list.rois[at] = k;
+        if (member) list.begins[at] = (k * channels + channel) * bins;
         __syncthreads();  // the list is there
 
+        // The bins of all RoIs of the warp, one after another.
         int roi = found * warp / warps, end = found * (warp + 1) / warps;
-        long long steps = ((end - roi) * bins + WARP - 1) / WARP, bin = lane % bins;
+        long long left = (end - roi) * bins, bin = lane % bins;
         roi += (int)(lane / bins);
-        for (long long step = 0; step < steps; step += AHEAD) {
+        for (; left > 0; left -= AHEAD * WARP) {
             long long places[AHEAD];
             int targets[AHEAD];
             Real values[AHEAD];
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) {
-                places[i] = roi < end ? (list.rois[roi] * channels + channel) * bins + bin : -1;
-                targets[i] = -1;
-                if (places[i] >= 0) {
-                    long long target = argmax[places[i]] - begin;
-                    if (target >= 0 && target < length) targets[i] = (int)target;
-                }
-                roi += (int)stride_rois, bin += stride_bins;
+                places[i] = roi < end ? list.begins[roi] + bin : -1;
+                roi += rois_of_step, bin += bins_of_step;
                 if (bin >= bins) bin -= bins, ++roi;
             }
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i) values[i] = targets[i] < 0 ? Real{0} : widen(grad[places[i]]);
+            for (int i = 0; i < AHEAD; ++i) {
+                unsigned target = places[i] < 0 ? span : (unsigned)argmax[places[i]] - (unsigned)begin;
+                targets[i] = target < span ? (int)target : -1;
+            }
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i)
-                if (__any_sync(ALL, targets[i] >= 0)) add(own, targets[i], values[i]);
+            for (int i = 0; i < AHEAD; ++i) values[i] = targets[i] < 0 ? Real{0} : widen(grad[places[i]]);
+            bool some = false;
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i) some |= targets[i] >= 0;
+            if (__any_sync(ALL, some)) add(own, targets, values);
         }
     }
     __syncthreads();  // all sums are there

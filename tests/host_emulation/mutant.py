@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from benchmarks import data
-from tests import reference, reference_roi
+from tests import reference, reference_roi, strategies_roi
 from tests.host_emulation import device
 
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
@@ -37,6 +37,30 @@ def nms_workload(package):
             np.testing.assert_array_equal(keep[: int(count)], want)
 
 
+def roi_pool_workload(package):
+    maps, rois = strategies_roi.normal((2, 3, 7, 8)), strategies_roi.rois("all", 300, (2, 3, 7, 8))
+    pooled, argmax = package.roi_pool(maps, rois, (2, 3), 1.0, True)
+    want = reference_roi.roi_pool(maps, rois, (2, 3))
+    np.testing.assert_array_equal(pooled, want[0])
+    np.testing.assert_array_equal(argmax, want[1])
+    got = package.roi_pool_backward(pooled, rois, argmax, maps.shape, 1.0)
+    np.testing.assert_allclose(got, reference_roi.roi_pool_backward(pooled, rois, argmax, maps.shape), 1e-4, 1e-4)
+    many_channels, large = argmax.repeat(30, 1), (2, 90, 7, 600)
+    got = package.roi_pool_backward(pooled.repeat(30, 1), rois, many_channels, large, 1.0)
+    want = reference_roi.roi_pool_backward(pooled.repeat(30, 1), rois, many_channels, large)
+    np.testing.assert_allclose(got, want, 1e-4, 1e-4)
+
+
+def ps_roi_workload(package):
+    maps, rois = strategies_roi.normal((2, 12, 7, 8)), strategies_roi.rois("all", 300, (2, 12, 7, 8))
+    for name, ratio in (("ps_roi_align", [-1]), ("ps_roi_pool", [])):
+        pooled = getattr(package, name)(maps, rois, (2, 3), 1.0, *ratio)
+        np.testing.assert_allclose(pooled, getattr(reference_roi, name)(maps, rois, (2, 3)), 1e-4, 1e-4)
+        got = getattr(package, name + "_backward")(pooled, rois, maps.shape, 1.0, *ratio)
+        want = getattr(reference_roi, name + "_backward")(pooled, rois, maps.shape)
+        np.testing.assert_allclose(got, want, 1e-4, 1e-4)
+
+
 def roi_align_workload(package):
     """Bins that are pooled in several pieces or windows of taps, and RoIs that a tile takes in several rounds."""
     random = np.random.default_rng(0)
@@ -56,7 +80,12 @@ def roi_align_workload(package):
 
 
 # Calls that reach every barrier of a file, with the results they must have.
-WORKLOADS = {"nms": nms_workload, "roi_align": roi_align_workload}
+WORKLOADS = {
+    "nms": nms_workload,
+    "roi_align": roi_align_workload,
+    "roi_pool": roi_pool_workload,
+    "ps_roi": ps_roi_workload,
+}
 
 
 def main(file, number):
