@@ -1,4 +1,4 @@
-"""RoI operators. roi_align is that of a pyramid with one map."""
+"""roi_align, of one map or of a pyramid of maps, and its gradient. Nothing waits for the device, nothing is zeroed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Shape = tuple[int, int, int, int]
 
 # As in kernels/roi_align.cu.
 _LEVELS = 4
-_POOL_THREADS = 128
-_CHANNELS = {"roi_align": 64, "roi_align_last": 128}
+_POOL_THREADS, _LAST_CHANNELS = 128, 128
+_MANY_BLOCKS = 2000  # are enough to keep a large GPU busy
 _THREADS, _TILE, _GRADIENTS = 256, 16, 16
 _ROI_BYTES, _CHUNK_BYTES = {"d": 64, "f": 48, "e": 48, "E": 48}, 16
 
@@ -54,11 +54,15 @@ def multiscale_roi_align(
     images, channels, *_ = features[0].shape
     pooled = empty((len(rois), channels, *output_size), storage)
     if pooled.size:
-        blocks = len(rois) * math.ceil(channels / _CHANNELS[kernel])
+        # More channels share the taps of a RoI, fewer make more blocks.
+        share = 64 if len(rois) * channels >= 64 * _MANY_BLOCKS else 16
+        if kernel == "roi_align_last":
+            share = _LAST_CHANNELS
+        blocks = len(rois) * math.ceil(channels / share)
         for some, levels in _groups([array.shape for array in features], spatial_scales, area_limits):
             launch(
                 "roi_align", kernel, storage.char, blocks, _POOL_THREADS, *_filled_up(maps[some]), *levels, rois,
-                dtype_code(rois), images, channels, *output_size, sampling_ratio, int(aligned), pooled,
+                dtype_code(rois), images, channels, *output_size, sampling_ratio, int(aligned), share, pooled,
             )  # fmt: skip
     return cast(pooled, features[0])
 

@@ -10,7 +10,7 @@ from ._roi_inputs import cast, in_working_precision
 # As in kernels/roi_pool.cu.
 _THREADS, _TOGETHER = 448, 4
 _SUMS, _WARPS, _WARP = {"d": 5880, "f": 11760, "e": 11760, "E": 11760}, 8, 32
-_BLOCKS = 1024  # are enough to share out evenly; more only do again what a block begins with
+_BLOCKS = 1024  # are enough to share out evenly
 _MOST_PASSES = 16
 
 
@@ -24,13 +24,14 @@ def roi_pool(
     if pooled.size:
         at_once = max(_THREADS // bins, 1)
         threads = min(math.ceil(at_once * bins / _WARP) * _WARP, _THREADS)
-        of_pass = at_once * _TOGETHER
-        passes = min(max(size * channels // (of_pass * _BLOCKS), 1), _MOST_PASSES)
+        # Channels of a block: whole passes of it, if the blocks are enough then.
+        of_pass, run = at_once * _TOGETHER, size * channels // _BLOCKS
+        run = max(run // _TOGETHER, 1) * _TOGETHER if run < of_pass else min(run // of_pass, _MOST_PASSES) * of_pass
         launch(
             "roi_pool",
             "roi_pool",
             maps.dtype.char,
-            size * math.ceil(channels / (of_pass * passes)),
+            size * math.ceil(channels / run),
             threads,
             maps,
             rois,
@@ -41,7 +42,7 @@ def roi_pool(
             *sides,
             *output_size,
             spatial_scale,
-            of_pass * passes,
+            run,
             pooled,
             argmax,
         )

@@ -299,6 +299,18 @@ def test_no_schedule_changes_roi_align(emulated, seeds, layout):
         assert np.isfinite(got.values).all()
 
 
+def test_the_share_of_a_block_changes_no_bit(emulated, monkeypatch):
+    """Blocks of many channels of a RoI, as for many RoIs, and of few; one bin takes its taps in windows."""
+    maps, rois = emulated(strategies_roi.normal((2, 70, 4, 300))), strategies_roi.rois("all", 12, (2, 70, 4, 300))
+    rois[0] = 1, 0, 0, 299, 4
+    for output_size in (1, (2, 5), 7):
+        few = cvops.roi_align(maps, emulated(rois), output_size)
+        compare.close(few, reference_roi.roi_align(maps.values, rois, output_size), few)
+        monkeypatch.setattr(sys.modules[f"{device.PACKAGE}._roi"], "_MANY_BLOCKS", 0)
+        compare.same(cvops.roi_align(maps, emulated(rois), output_size), few.values, few)
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("order", ["by image", "mixed"])
 def test_gradients_of_more_rois_than_a_block_lists(emulated, seeds, order):
     rois = strategies_roi.rois("tiny", 900, MAPS.shape)

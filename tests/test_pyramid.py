@@ -122,6 +122,26 @@ def test_any_scales(ops, scales, seed):
     check(ops, features, [boxes_of_all_sizes(10, seed=seed)], list(features), scales=scales)
 
 
+def test_maps_of_different_layouts(ops):
+    features, boxes = pyramid(2, 3, 4), [boxes_of_all_sizes(40), boxes_of_all_sizes(7, seed=1)]
+    layouts = dict(zip(features, ("channels-last", "contiguous", "sliced"), strict=True))
+    features = {name: strategies.LAYOUTS[layouts[name]](maps) for name, maps in features.items()}
+    check(ops, features, boxes, list(features))
+    check(ops, features, boxes, ["p2"])
+
+
+def test_bins_and_boxes_that_take_many_taps(ops):
+    """Boxes across all of a long map in few bins, and small ones in many."""
+    shapes = {"fine": (1, 40, 3, 700), "coarse": (1, 40, 2, 350)}
+    features = {name: strategies.normal(shape) for name, shape in shapes.items()}
+    boxes = [np.array([[0, 0, 699, 3], [300, 0, 310, 2], [690, 3, 5, 1], [20, 0, 600, 90]], np.float32)]
+    for layout in ("contiguous", "channels-last"):
+        maps = {name: strategies.LAYOUTS[layout](array) for name, array in features.items()}
+        for output_size in (1, (2, 1), (1, 90)):
+            check(ops, maps, boxes, ["fine", "coarse"], output_size, -1, scales=[1, 1 / 2], canonical_level=-1)
+            check(ops, maps, boxes, ["fine", "coarse"], output_size, 300, scales=[1, 1 / 2], aligned=True)
+
+
 def test_arrays_of_any_library(array):
     features = {name: array(maps) for name, maps in pyramid(2, 3, 4).items()}
     boxes = [array(boxes_of_all_sizes(40)), array(boxes_of_all_sizes(7, seed=1))]

@@ -1,27 +1,28 @@
-// Position-sensitive RoI operators: bins averaged over bilinear samples [1] or over cells [2], each bin from channels of
+// Position-sensitive RoI operators: bins averaged over bilinear samples [1] or over cells [2], each from channels of
 // its own; and their gradients.
 //
 // maps and gradients (images, channels * rows * columns, height, width): the planes of an image in order (channel, bin
 // row, bin column); boxes (K, 5); pooled and grad (K, channels, rows, columns). All contiguous.
 //
-// A plane serves one bin alone, but of all RoIs. So a block owns the planes of one bin of an image for TOGETHER channels:
-// what it knows about a RoI serves all of these, and the planes lie in shared memory, where reading here and there costs
-// little. Bins are sums over taps, pairs of a cell and its weight along each axis: samples on one cell are one tap.
+// A plane serves one bin alone, but of all RoIs. So a block owns the planes of one bin of an image for a few channels:
+// what it knows about a RoI serves all of these, and the planes lie in shared memory, where reading here and there is
+// cheap. Bins are sums over taps, pairs of a cell and its weight along each axis: samples on one cell are one tap.
 //
 // Forward: a thread for each RoI. Planes that are too large for shared memory, or of too few RoIs, are read where they
 // are.
 //
 // Gradient: the block sums up a tile of its planes, from the RoIs of the image in order: half of the threads find taps,
-// and each warp adds what falls into its rows, lanes side by side on different cells. No atomics, the same bits on every
-// run, and each pixel is written once, so that nothing has to be zeroed before.
+// and each warp adds what falls into its rows, lanes side by side on different cells. No atomics, the same bits on
+// every run, and each pixel is written once, so that nothing has to be zeroed before.
 //
 // [1] Z. Li et al., "Light-Head R-CNN: In Defense of Two-Stage Object Detector", arXiv:1711.07264.
 // [2] J. Dai et al., "R-FCN: Object Detection via Region-based Fully Convolutional Networks", NIPS 2016.
 
-constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most; as in _ps_roi.py, like all below
-constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
+// As in _ps_roi.py, like CELLS, ROIS and SUMS.
+constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most
 constexpr int TOGETHER = 4;                                      // channels of a block
-constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor, for which there are registers
+constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
+constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor: so many registers
 
 // Calls take(cell, weight) for each tap of one of some bins along an axis, cells ascending.
 template <bool SAMPLES, class Take>
@@ -73,7 +74,8 @@ __device__ __forceinline__ void pool(Planes& planes, const Element* maps, const 
     if (staged) {
         for (int c = 0; c < place.count; ++c)
 #pragma unroll 4
-            for (int i = threadIdx.x; i < (int)pixels; i += blockDim.x) planes.of[c * pixels + i] = source[c * apart + i];
+            for (int i = threadIdx.x; i < (int)pixels; i += blockDim.x)
+                planes.of[c * pixels + i] = source[c * apart + i];
         source = planes.of, apart = pixels;
         __syncthreads();  // the planes are there
     }
@@ -200,16 +202,17 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                     Axis axis = axis_of(is_x ? roi.x1 : roi.y1, is_x ? roi.x2 : roi.y2, real(scale), layout,
                                         is_x ? columns : rows, ratio);
                     int low = is_x ? (int)left : (int)top, length = is_x ? wide : tall;
+                    auto keep = [&](int cell, Real weight) {
+                        int inside = cell - low, slot = number - skipped;
+                        if (inside < 0 || inside >= length) return;
+                        ++number;
+                        if (slot < 0 || slot >= TAPS) return;
+                        taps.cells[is_x][slot][i] = (short)inside;
+                        taps.weights[is_x][slot][i] = weight.value;
+                    };
                     if (axis.samples > 0)
-                        each_tap<SAMPLES>(axis, is_x ? columns : rows, is_x ? place.column : place.row, is_x ? width : height,
-                                          [&](int cell, Real weight) {
-                                              int inside = cell - low, slot = number - skipped;
-                                              if (inside < 0 || inside >= length) return;
-                                              ++number;
-                                              if (slot < 0 || slot >= TAPS) return;
-                                              taps.cells[is_x][slot][i] = (short)inside;
-                                              taps.weights[is_x][slot][i] = weight.value;
-                                          });
+                        each_tap<SAMPLES>(axis, is_x ? columns : rows, is_x ? place.column : place.row,
+                                          is_x ? width : height, keep);
                     if (piece == 0) taps.numbers[is_x][i] = number;
                 }
                 __syncthreads();  // the taps are there

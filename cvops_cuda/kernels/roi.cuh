@@ -68,8 +68,9 @@ __device__ __forceinline__ Row row_of(const void* boxes, long long k, long long 
             load(boxes, 5 * k + 3, dtype), load(boxes, 5 * k + 4, dtype)};
 }
 
-// Calls take(cell, weight) for each tap of a bin along one axis, cells ascending, given its samples from `begin` to `end`
-// of those in ascending order. Sums are in double: there may be 65 536 samples on one cell.
+// Calls take(cell, weight) once for each cell that the samples of a bin touch along one axis, cells ascending; of the
+// samples in ascending order it is given those from `begin` to `end`. Sums are in double: there may be 65 536 samples on
+// one cell. Cells of samples are near enough to the origin for int.
 template <class Take>
 __device__ void take_taps(const Axis& axis, long long bin, long long length, int begin, int end, Take take) {
     Real half = {(T)0.5}, samples = {(T)axis.samples}, base = axis.start + Real{(T)bin} * axis.step;
@@ -110,8 +111,8 @@ __device__ __forceinline__ Real slack_of(const Axis& axis, long long bins) {
     return maximum(maximum(axis.start, zero - axis.start), maximum(end, zero - end)) * Real{(T)1e-6};
 }
 
-// Of `count` steps that follow each other from `origin` on, at least those that meet what lies from `low` to `high`: all,
-// if they are few.
+// Of `count` steps that follow each other from `origin` on, at least those that meet what lies from `low` to `high`:
+// all, if they are few.
 struct Range {
     int begin, end;
 };

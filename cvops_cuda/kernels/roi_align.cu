@@ -1,20 +1,22 @@
 // RoIAlign [1]: each bin of a RoI is the mean of bilinear samples of a map; and its gradient. For a pyramid of maps a RoI
-// is pooled from the one that suits its area, all in one launch: `pick` finds the map in the kernel.
+// is pooled from the one that suits its area, which is found here: one launch does all of them.
 //
-// boxes (K, 5); maps (images, channels, height, width), contiguous or channels-last; pooled and grad (K, channels, rows,
-// columns) and gradients (images, channels, height, width), contiguous. A launch knows LEVELS maps; for more, each launch
-// does the RoIs of its own.
+// boxes (K, 5); maps (images, channels, height, width), contiguous or channels-last; pooled and grad (K, channels,
+// rows, columns) and gradients (images, channels, height, width), contiguous. A launch knows LEVELS maps; of more, each
+// launch does the RoIs of its own.
 //
-// The operator is separable: Wy . map . Wx^T, of which the samples of a bin that touch one cell are one tap. The taps of
-// a RoI are found once for CHANNELS channels and kept in shared memory, instead of once for each channel and bin.
+// The operator is separable: Wy . map . Wx^T. The samples of a bin that touch one cell are one tap along each axis. The
+// taps of a RoI are found once for many channels and kept in shared memory; to find them anew for each channel and bin
+// costs more instructions than all the rest.
 //
-// Forward: neighbouring lanes take neighbouring taps of a row of bins, so that a warp reads runs of a row of the map;
-// each lane sums its column over the taps along y, for TOGETHER channels, 16 reads on their way at once. A bin is then
-// the sum over a few lanes, by shuffles. Nothing but the result is written.
+// Forward: neighbouring lanes take neighbouring taps of a row of bins, so that a warp reads runs of a row of the map.
+// Each lane sums a column over the taps along y, for TOGETHER channels at once, with 16 reads under way. A bin is then
+// the sum over a few lanes, by shuffles. Only the result is written. In channels-last maps the lanes take channels.
 //
 // Gradient: a block owns a tile of one map and some channels, finds the RoIs that reach the tile, in order, and adds up
-// what they bring to each of its pixels in registers: no atomics, the same bits on every run, and each pixel is written
-// once, so that nothing has to be zeroed before. `roi_align_places` works out first where each RoI lies.
+// what they bring to each pixel, in registers. No atomics on floats: the same bits on every run. Every pixel is written
+// once, so that nothing has to be zeroed before. `roi_align_places` works out first where each RoI lies; from that, a
+// block passes over RoIs of other images by the hundred. Warps weigh the bins of a RoI each, all of them then add.
 //
 // [1] K. He et al., "Mask R-CNN", ICCV 2017.
 
@@ -30,8 +32,8 @@ constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 // ----------------------------------------------------------------------------------------------------------- places
 
 // Of the maps that a launch knows, from the finest: their sizes and scales, the area from which on a RoI is pooled from
-// each of them, and the one that is too large for all. An area that is NaN is none, and a limit that is NaN is never
-// reached.
+// each of them, and the one from which on another launch does it. An area that is NaN counts as 0, and a limit that is
+// NaN is never reached.
 struct Sizes {
     long long heights[LEVELS], widths[LEVELS];
 };
@@ -81,9 +83,9 @@ __device__ __forceinline__ Type pick(const Type (&values)[LEVELS], int level) {
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-constexpr int POOL_THREADS = 128, CHANNELS = 64;  // of a block; as in _roi.py
-constexpr int POOL_WARPS = POOL_THREADS / WARP;
+constexpr int POOL_THREADS = 128, POOL_WARPS = POOL_THREADS / WARP;  // of a block; as in _roi.py
 constexpr int TOGETHER = 4;  // channels of a thread at a time
+constexpr int RUN = 16;      // channels of a warp, one after the other
 constexpr int UNROLLED = 4;  // reads of a channel on their way at once
 constexpr int TAPS = 256;    // in shared memory, for each axis
 
@@ -92,8 +94,8 @@ struct Tap {
     Real weight;
 };
 
-// The taps of some bins along one axis. There is room for as many in each bin; a bin that alone has too many is summed up
-// in windows of them.
+// The taps of some bins along one axis. There is room for as many in each bin; a bin that alone has too many is summed
+// up in windows of them.
 struct Taps {
     Axis axis;
     Real slack;
@@ -127,10 +129,11 @@ __device__ __forceinline__ Real from_lane(Real value, int distance) {
     return {__shfl_xor_sync(ALL, value.value, distance)};
 }
 
-// Add a column of cells, each by its weight, to the sums of the channels. Of a channel that is not there, the first one
-// is read again.
-__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
-                                           int channels, const Tap* taps, int count) {
+// Add a column of cells, each by its weight, to the sums of the channels. Unless all channels are there, the last one
+// is read in place of those that are not.
+template <bool ALL_CHANNELS>
+__device__ __forceinline__ void add_cells(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
+                                          int channels, const Tap* taps, int count) {
     Real of_column[TOGETHER] = {};
     for (int t = 0; t < count; t += UNROLLED) {
         Real values[UNROLLED][TOGETHER] = {}, weights[UNROLLED] = {};
@@ -142,7 +145,7 @@ __device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, 
 #pragma unroll
             for (int c = 0; c < TOGETHER; ++c) {
                 values[i][c] = widen(*cell);
-                if (c + 1 < channels) cell += plane;
+                if (ALL_CHANNELS || c + 1 < channels) cell += plane;
             }
         }
 #pragma unroll
@@ -152,6 +155,12 @@ __device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, 
     }
 #pragma unroll
     for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight, of_column[c], sums[c]);
+}
+
+__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
+                                           int channels, const Tap* taps, int count) {
+    if (channels >= TOGETHER) add_cells<true>(sums, weight, column, plane, channels, taps, count);
+    else add_cells<false>(sums, weight, column, plane, channels, taps, count);
 }
 
 // The sums over the lanes of a bin. Of four neighbours, each ends up with one channel.
@@ -164,41 +173,41 @@ __device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lan
     return sum;
 }
 
-// What a block does. One thread works it out, into shared memory: registers are needed for what is read.
+// What a block does. One thread works it out, into shared memory: registers are needed for what is read. It holds offsets
+// instead of pointers, because a compiler does not know where pointers from memory lead.
 struct Plan {
     Taps y, x;
-    const Element* map;  // the first channel of the block
-    long long plane;     // from one channel to the next
-    Element* result;     // of the RoI, in the first channel of the block
-    int count;           // of channels
-    int level, nowhere;  // -1 if another launch knows the map; whether the RoI is NaN
-    int lanes;           // of a bin, a power of two
+    long long source, plane;  // of the first channel of the block in its map, and from one channel to the next
+    long long result;         // of the RoI, in the first channel of the block
+    int count;                // of channels
+    int level, nowhere;       // -1 if another launch knows the map; whether the RoI is NaN
+    int lanes;                // of a bin, a power of two
 };
 
-#define POOL_PARAMETERS                                                                                                \
-    OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale), \
-        OF_LEVELS(double, limit), double limit_of_all, const void *boxes, long long boxes_dtype, long long images,      \
-        long long channels, long long rows, long long columns, long long ratio, long long aligned, Element *pooled
+#define POOL_PARAMETERS                                                                                            \
+    OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width),                     \
+        OF_LEVELS(double, scale), OF_LEVELS(double, limit), double limit_of_all, const void *boxes,                \
+        long long boxes_dtype, long long images, long long channels, long long rows, long long columns,            \
+        long long ratio, long long aligned, long long share, Element *pooled
 #define POOL_ARGUMENTS                                                                                             \
     NAMES(map), NAMES(height), NAMES(width), NAMES(scale), NAMES(limit), limit_of_all, boxes, boxes_dtype, images, \
-        channels, rows, columns, ratio, aligned, pooled
+        channels, rows, columns, ratio, aligned, share, pooled
 
-// For the block of that number, each of so many channels of a RoI, and bins of which so many are pooled at a time.
-__device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, int bins_at_once, POOL_PARAMETERS) {
-    unsigned blocks = (unsigned)((channels + channels_of_block - 1) / channels_of_block);
-    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * (long long)channels_of_block;
-    const Element* maps[LEVELS] = LISTED(map);
+// For a block that pools its share of the channels of a RoI, and so many bins at a time.
+__device__ void prepare(Plan& plan, bool channels_last, int bins_at_once, POOL_PARAMETERS) {
+    unsigned blocks = (unsigned)((channels + share - 1) / share);
+    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * share;
     Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
     Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-    plan.result = pooled + (k * channels + first) * rows * columns;
-    plan.count = (int)min((long long)channels_of_block, channels - first);
+    plan.result = (k * channels + first) * rows * columns;
+    plan.count = (int)min(share, channels - first);
     plan.level = place.level;
     plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
     if (place.level < 0 || plan.nowhere) return;
     long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
     long long pixel = channels_last ? channels : 1;
     plan.plane = channels_last ? 1 : height * width;
-    plan.map = pick(maps, place.level) + place.image * channels * height * width + first * plan.plane;
+    plan.source = place.image * channels * height * width + first * plan.plane;
     lay_out(plan.y, place.y, rows, height, width * pixel);
     lay_out(plan.x, place.x, columns, width, pixel);
     plan.x.bins = (int)min((long long)min(plan.x.bins, bins_at_once), columns);
@@ -210,11 +219,10 @@ __device__ void prepare(Plan& plan, bool channels_last, int channels_of_block, i
 }
 
 // Whether there is nothing to pool: the RoI belongs to another launch, or it is NaN, which is written.
-__device__ bool is_settled(const Plan& plan, long long rows, long long columns) {
+__device__ bool is_settled(const Plan& plan, Element* result, long long bins) {
     if (plan.level < 0) return true;
     if (!plan.nowhere) return false;
-    long long size = plan.count * rows * columns;
-    for (long long i = threadIdx.x; i < size; i += POOL_THREADS) plan.result[i] = narrow(Real{0} / Real{0});
+    for (long long i = threadIdx.x; i < plan.count * bins; i += POOL_THREADS) result[i] = narrow(Real{0} / Real{0});
     return true;
 }
 
@@ -232,12 +240,15 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
 roi_align(POOL_PARAMETERS) {
     SHARED(Plan, plan);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) prepare(plan, false, CHANNELS, 1 << 30, POOL_ARGUMENTS);
+    if (threadIdx.x == 0) prepare(plan, false, 1 << 30, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
-    if (is_settled(plan, rows, columns)) return;
+    Element* result = pooled + plan.result;
+    if (is_settled(plan, result, rows * columns)) return;
+    const Element* const maps[LEVELS] = LISTED(map);
+    const Element* map = pick(maps, plan.level) + plan.source;
     int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
-    // Where one set of sums is all that a warp has, it does one run of channels.
-    int run = windows > 1 ? TOGETHER : CHANNELS / 4, channels_at_once = windows > 1 ? run * POOL_WARPS : CHANNELS;
+    // A warp does a run of channels of some bins; with windows just one, because it keeps their sums.
+    int run = windows > 1 ? TOGETHER : RUN, channels_at_once = windows > 1 ? TOGETHER * POOL_WARPS : plan.count;
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
         for (unsigned column = 0; column < columns; column += plan.x.bins)
@@ -259,7 +270,7 @@ roi_align(POOL_PARAMETERS) {
                         for (; channel < end; channel += TOGETHER) {
                             if (window == 0)
                                 for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
-                            const Element* source = plan.map + channel * plan.plane;
+                            const Element* source = map + channel * plan.plane;
                             if (there)
                                 for (int i = lane % lanes; i < plan.x.counts[q]; i += lanes)
                                     add_column(sums, x[i].weight, source + x[i].offset, plan.plane, end - channel, y,
@@ -268,16 +279,16 @@ roi_align(POOL_PARAMETERS) {
                             Real sum = sum_of_bin(sums, lanes);
                             long long own = channel + lane % lanes;
                             if (there && own < min(channel + TOGETHER, end))
-                                plan.result[(own * rows + row + p) * columns + column + q] = narrow(sum);
+                                result[(own * rows + row + p) * columns + column + q] = narrow(sum);
                         }
                     }
                 }
             }
 }
 
-// For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so that
-// they are written in runs.
-constexpr int LAST_CHANNELS = TOGETHER * WARP;  // of a block; as in _roi.py
+// For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so
+// that they are written in runs.
+constexpr int LAST_CHANNELS = TOGETHER * WARP;  // the share of a block; as in _roi.py
 constexpr int TURNED = 32;                      // bins at a time
 
 struct Turned {
@@ -289,10 +300,14 @@ roi_align_last(POOL_PARAMETERS) {
     SHARED(Plan, plan);
     SHARED(Turned, turned);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) prepare(plan, true, LAST_CHANNELS, TURNED, POOL_ARGUMENTS);
+    if (threadIdx.x == 0) prepare(plan, true, TURNED, POOL_ARGUMENTS);
     __syncthreads();  // the plan is there
-    if (is_settled(plan, rows, columns)) return;
-    int windows = plan.y.windows * plan.x.windows, left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
+    Element* result = pooled + plan.result;
+    if (is_settled(plan, result, rows * columns)) return;
+    const Element* const maps[LEVELS] = LISTED(map);
+    const Element* map = pick(maps, plan.level) + plan.source;
+    int windows = plan.y.windows * plan.x.windows;
+    int left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
 
     for (unsigned row = 0; row < rows; row += plan.y.bins)
         for (unsigned column = 0; column < columns; column += plan.x.bins) {
@@ -309,7 +324,7 @@ roi_align_last(POOL_PARAMETERS) {
                     if (window == 0)
                         for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
                     for (int i = 0; i < plan.x.counts[q]; ++i)
-                        add_column(sums, x[i].weight, plan.map + x[i].offset + lane, (long long)WARP, left, y,
+                        add_column(sums, x[i].weight, map + x[i].offset + lane, (long long)WARP, left, y,
                                    plan.y.counts[p]);
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c) turned.of[bin][c * WARP + lane] = sums[c];
@@ -318,7 +333,7 @@ roi_align_last(POOL_PARAMETERS) {
             __syncthreads();  // the results are there
             for (int i = threadIdx.x; i < plan.count * down * across; i += POOL_THREADS) {
                 int channel = i / (down * across), bin = i % (down * across);
-                plan.result[(channel * rows + row + bin / across) * columns + column + bin % across] =
+                result[(channel * rows + row + bin / across) * columns + column + bin % across] =
                     narrow(turned.of[bin][channel]);
             }
         }
@@ -374,7 +389,9 @@ __device__ bool find_tiles(const Axis& axis, long long bins, long long length, u
     return true;
 }
 
-__device__ __forceinline__ Chunk joined(Chunk a, Chunk b) { return {min(a.least, b.least), max(a.greatest, b.greatest)}; }
+__device__ __forceinline__ Chunk joined(Chunk a, Chunk b) {
+    return {min(a.least, b.least), max(a.greatest, b.greatest)};
+}
 
 struct Chunks {
     Chunk of[WARPS];
@@ -424,8 +441,8 @@ struct Line {
 // What some bins of a RoI bring to the tile.
 struct Share {
     Line y, x;
-    const Element* grad;  // of the first of these bins, in the first channel of the block
-    int pieces;           // in which the bins of the RoI are taken
+    long long offset;  // in grad, of the first of these bins in the first channel of the block
+    int pieces;        // in which the bins of the RoI are taken
 };
 struct Shares {
     Share of[WARPS];
@@ -460,8 +477,8 @@ __device__ void weigh(Line& line, const Axis& axis, long long bins, int begin, i
 
 // Add what a share brings to a pixel of the tile.
 template <bool FULL>
-__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, long long columns, long long bins,
-                                    int count) {
+__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, const Element* grad, long long columns,
+                                    long long bins, int count) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
 #pragma unroll 1
     for (unsigned rows = share.y.touching[y]; rows; rows &= rows - 1)
@@ -469,11 +486,11 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
         for (unsigned there = share.x.touching[x]; there; there &= there - 1) {
             int i = __ffs(rows) - 1, j = __ffs(there) - 1;
             Real weight = share.y.weights[y][i] * share.x.weights[x][j];
-            const Element* grad = share.grad + (i * columns + j);
+            const Element* of_bin = grad + (share.offset + i * columns + j);
 #pragma unroll
             for (int c = 0; c < GRADIENTS; ++c) {
-                if (FULL || c < count) sums[c] = fused(weight, widen(*grad), sums[c]);
-                grad += bins;
+                if (FULL || c < count) sums[c] = fused(weight, widen(*of_bin), sums[c]);
+                of_bin += bins;
             }
         }
 }
@@ -481,15 +498,15 @@ __device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share,
 // The pixels of a block, and its channels. In shared memory, because registers are needed for the sums.
 struct Tile {
     long long height, width, top, left, first, map, bins;  // bins of a RoI
+    long long result;                                      // offset of the first channel
     int row, column;                                       // of the tile, as in a footprint
-    Workspace workspace;
-    Element* result;  // of the first channel
-    int count;        // of channels
+    int level, count;                                      // count of channels
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
-roi_align_gradients(const Element* grad, void* memory, long long size, long long images, long long channels, long long rows, long long columns,
-                    OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
+roi_align_gradients(const Element* grad, void* memory, long long size, long long images, long long channels,
+                    long long rows, long long columns, OF_LEVELS(long long, height),
+                    OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
     static_assert(TILE == BINS && 2 * BINS == WARP, "half a warp for each axis");
     SHARED(Shares, shares);
     SHARED(Found, list);
@@ -497,7 +514,6 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) {
         long long heights[LEVELS] = LISTED(height), widths[LEVELS] = LISTED(width);
-        Element* gradients[LEVELS] = LISTED(gradient);
         // The coarsest map first: most RoIs reach its few tiles.
         unsigned block = blockIdx.x, groups = (unsigned)((channels + GRADIENTS - 1) / GRADIENTS), tiles = 0, across = 0;
         int level = -1;
@@ -518,23 +534,23 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
         tile.count = (int)min((long long)GRADIENTS, channels - tile.first);
         long long image = block / tiles / groups;
         tile.map = image * LEVELS + level;
-        tile.workspace = workspace_at(memory, size);
         tile.bins = rows * columns;
-        tile.result = pick(gradients, level) + (image * channels + tile.first) * tile.height * tile.width;
+        tile.level = level, tile.result = (image * channels + tile.first) * tile.height * tile.width;
     }
     __syncthreads();  // the tile is known
 
+    Workspace workspace = workspace_at(memory, size);
     Real sums[GRADIENTS] = {};
     int round = 0;
     for (unsigned next = 0; next < size;) {
         int found = 0;
         for (; next < size && found + THREADS <= FOUND; next += THREADS) {
-            Chunk chunk = tile.workspace.chunks[next / THREADS];
+            Chunk chunk = workspace.chunks[next / THREADS];
             if (tile.map < chunk.least || tile.map > chunk.greatest) continue;
             unsigned k = next + threadIdx.x;
             bool reaches = false;
             if (k < size) {
-                Footprint print = tile.workspace.footprints[k];
+                Footprint print = workspace.footprints[k];
                 reaches = print.map == tile.map && print.top <= tile.row && print.bottom >= tile.row &&
                           print.left <= tile.column && print.right >= tile.column;
             }
@@ -558,14 +574,14 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
                 if (warp < together) {
                     Share& share = shares.of[warp];
                     long long k = list.rois[begin + warp];
-                    const Frame& frame = tile.workspace.frames[k];
+                    const Frame& frame = workspace.frames[k];
                     Range y = bins_between(frame.y, rows, tile.top), x = bins_between(frame.x, columns, tile.left);
                     int pieces_x = (x.end - x.begin + BINS - 1) / BINS;
                     int pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
                     if (lane == 0) share.pieces = pieces;
                     if (piece < pieces) {
                         int row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
-                        if (lane == 0) share.grad = grad + (k * channels + tile.first) * tile.bins + row * columns + column;
+                        if (lane == 0) share.offset = (k * channels + tile.first) * tile.bins + row * columns + column;
                         bool of_row = lane < BINS;
                         weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? rows : columns,
                               of_row ? row : column, of_row ? y.end : x.end, of_row ? tile.height : tile.width,
@@ -578,15 +594,16 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
                     const Share& share = shares.of[i];
                     more |= piece + 1 < share.pieces;
                     if (piece >= share.pieces) continue;
-                    if (tile.count == GRADIENTS) add<true>(sums, share, columns, tile.bins, GRADIENTS);
-                    else add<false>(sums, share, columns, tile.bins, tile.count);
+                    if (tile.count == GRADIENTS) add<true>(sums, share, grad, columns, tile.bins, GRADIENTS);
+                    else add<false>(sums, share, grad, columns, tile.bins, tile.count);
                 }
             }
         }
     }
     long long y = tile.top + threadIdx.x / TILE, x = tile.left + threadIdx.x % TILE;
     if (y >= tile.height || x >= tile.width) return;
-    Element* result = tile.result + y * tile.width + x;
+    Element* const gradients[LEVELS] = LISTED(gradient);
+    Element* result = pick(gradients, tile.level) + tile.result + y * tile.width + x;
 #pragma unroll
     for (int c = 0; c < GRADIENTS; ++c) {
         if (c < tile.count) *result = narrow(sums[c]);

@@ -8,10 +8,10 @@
 // are shared among neighbouring lanes, so that a warp reads runs of a few rows and not 32 places far apart. Blocks of
 // neighbouring numbers take the same channels of all RoIs: their planes then stay in the L2 cache.
 //
-// Gradient: a block owns a tile of a plane, all of it where that fits, and reads where the maxima of the RoIs of the image
-// are. If there are several tiles, `roi_pool_extents` finds out before which RoIs a tile can do without. Each warp takes
-// some of the RoIs, in order, and has sums of its own in shared memory; lanes with one target add up first. No atomics,
-// the same bits on every run, and each pixel is written once, so that nothing has to be zeroed before.
+// Gradient: a block owns a tile of a plane, all of it where that fits, and reads where the maxima of the RoIs of the
+// image are. If there are several tiles, `roi_pool_extents` finds out before which RoIs a tile can do without. Each
+// warp takes some of the RoIs, in order, and has sums of its own in shared memory; lanes with one target add up first.
+// No atomics, the same bits on every run, and each pixel is written once, so that nothing has to be zeroed before.
 //
 // [1] R. Girshick, "Fast R-CNN", ICCV 2015.
 
@@ -61,7 +61,8 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
     int* places = argmax + (argmax ? (k * channels + first) * bins : 0);
 
     for (long long begin = 0; begin < bins; begin += slots) {
-        int some = (int)min((long long)slots, bins - begin), at_once = slots / some, group = slot / some;
+        int some = (int)min((long long)slots, bins - begin), group = slot / some;
+        int at_once = min(slots / some, (count + TOGETHER - 1) / TOGETHER);
         long long bin = begin + slot % some;
         int top = 0, bottom = 0, left = 0, right = 0;  // of the bin; corners are near enough to the origin
         if (placed) {
@@ -103,7 +104,8 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
             }
             // The lanes of a bin tell each other; some may have had no cell.
             for (int distance = 1; distance < lanes; distance *= 2) {
-                bool has = left + (lane & -distance) < right, other_has = left + ((lane ^ distance) & -distance) < right;
+                bool has = left + (lane & -distance) < right;
+                bool other_has = left + ((lane ^ distance) & -distance) < right;
 #pragma unroll
                 for (int c = 0; c < TOGETHER; ++c) {
                     Real other = {__shfl_xor_sync(ALL, best[c].value, distance)};
@@ -208,7 +210,8 @@ __device__ __forceinline__ void add(T* sums, const int (&targets)[AHEAD], Real (
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
 roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ argmax, const void* __restrict__ boxes,
                    long long boxes_dtype, long long size, long long images, long long channels, long long pixels,
-                   long long bins, long long tile, const Extent* __restrict__ extents, Element* __restrict__ gradients) {
+                   long long bins, long long tile, const Extent* __restrict__ extents,
+                   Element* __restrict__ gradients) {
     SHARED(Sums, sums);
     SHARED(Found, list);
     long long tiles = (pixels + tile - 1) / tile, begin = blockIdx.x % tiles * tile;

@@ -37,24 +37,6 @@ def nms_workload(package):
             np.testing.assert_array_equal(keep[: int(count)], want)
 
 
-def roi_align_workload(package):
-    """Bins that are pooled in several pieces or windows of taps, and RoIs that a tile takes in several rounds."""
-    random = np.random.default_rng(0)
-    maps = random.standard_normal((1, 9, 5, 600), np.float32)
-    last = np.ascontiguousarray(maps.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    rois = np.float32([[0, 2, 0, 598, 4], [0, 30, 1, 50, 3], [0, 590, 2, 20, 1]])
-    few = np.tile(np.float32([[0, 1, 1, 12, 4], [0, 300, 1, 320, 3], [0, 3, 0, 9, 2]]), (200, 1))
-    for bins, boxes in (((1, 1), rois), ((1, 2), rois[1:]), ((3, 150), rois[:1])):
-        want = reference_roi.roi_align(maps, boxes, bins)
-        for layout in (maps, last):
-            np.testing.assert_allclose(package.roi_align(layout, boxes, bins, 1.0, -1, False), want, atol=1e-4)
-    for bins, boxes in (((1, 1), few), ((2, 40), rois[1:])):
-        grad = random.standard_normal((len(boxes), 9, *bins), np.float32)
-        want = reference_roi.roi_align_backward(grad, boxes, (1, 9, 5, 40))
-        got = package.roi_align_backward(grad, boxes, (1, 9, 5, 40), 1.0, -1, False)
-        np.testing.assert_allclose(got, want, atol=1e-3)
-
-
 def roi_pool_workload(package):
     maps, rois = strategies_roi.normal((2, 3, 7, 8)), strategies_roi.rois("all", 300, (2, 3, 7, 8))
     pooled, argmax = package.roi_pool(maps, rois, (2, 3), 1.0, True)
@@ -88,6 +70,24 @@ def deform_conv_workload(package):
     want = reference_deform.deform_conv2d(*given), *reference_deform.deform_conv2d_backward(grad, *given)
     for one, expected in zip(got, want, strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def roi_align_workload(package):
+    """Bins that are pooled in several pieces or windows of taps, and RoIs that a tile takes in several rounds."""
+    random = np.random.default_rng(0)
+    maps = random.standard_normal((1, 9, 5, 600), np.float32)
+    last = np.ascontiguousarray(maps.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    rois = np.float32([[0, 2, 0, 598, 4], [0, 30, 1, 50, 3], [0, 590, 2, 20, 1]])
+    few = np.tile(np.float32([[0, 1, 1, 12, 4], [0, 300, 1, 320, 3], [0, 3, 0, 9, 2]]), (200, 1))
+    for bins, boxes in (((1, 1), rois), ((1, 2), rois[1:]), ((3, 150), rois[:1])):
+        want = reference_roi.roi_align(maps, boxes, bins)
+        for layout in (maps, last):
+            np.testing.assert_allclose(package.roi_align(layout, boxes, bins, 1.0, -1, False), want, atol=1e-4)
+    for bins, boxes in (((1, 1), few), ((2, 40), rois[1:])):
+        grad = random.standard_normal((len(boxes), 9, *bins), np.float32)
+        want = reference_roi.roi_align_backward(grad, boxes, (1, 9, 5, 40))
+        got = package.roi_align_backward(grad, boxes, (1, 9, 5, 40), 1.0, -1, False)
+        np.testing.assert_allclose(got, want, atol=1e-3)
 
 
 # Calls that reach every barrier of a file, with the results they must have.
