@@ -499,9 +499,7 @@ def _multiscale_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return gradients, None, None, *(None for _ in ctx.options)
 
 
-def _of_map_shapes(
-    grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *_: Any
-) -> list[Tensor]:
+def _of_map_shapes(grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *_: Any) -> list[Tensor]:
     return [grad.new_empty((images, grad.shape[1], *size)) for size in zip(heights, widths, strict=True)]
 
 
@@ -599,7 +597,9 @@ def _deform_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     needed = [*ctx.needs_input_grad, *(False,) * 8]  # PyTorch leaves out arguments that are as their defaults
     wanted = [needed[i] for i in (0, 1, 2, 3, 7)]
     found = torch.ops.cvops.deform_conv2d_backward(grad, *tensors, *ctx.steps, mask, wanted)
-    input, offset, weight, bias, mask = (one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True))
+    input, offset, weight, bias, mask = (
+        one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True)
+    )
     return input, offset, weight, bias, None, None, None, mask
 
 

@@ -276,7 +276,10 @@ class DeformConv2d(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        self.in_channels, self.out_channels = count(in_channels, "in_channels", 1), count(out_channels, "out_channels", 1)
+        self.in_channels, self.out_channels = (
+            count(in_channels, "in_channels", 1),
+            count(out_channels, "out_channels", 1),
+        )
         self.groups = count(groups, "groups", 1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"`groups` must divide the channels {in_channels} and {out_channels}, got {groups}")
@@ -298,9 +301,7 @@ class DeformConv2d(nn.Module):
 
     def forward(self, input: Tensor, offset: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         """Return what `deform_conv2d` does with the weight and the bias."""
-        return deform_conv2d(
-            input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
-        )
+        return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
         """What is special about this layer."""
@@ -322,9 +323,7 @@ class ExtraFPNBlock(nn.Module):
     ...         return results, names
     """
 
-    def forward(
-        self, results: List[Tensor], x: List[Tensor], names: List[str]
-    ) -> Tuple[List[Tensor], List[str]]:
+    def forward(self, results: List[Tensor], x: List[Tensor], names: List[str]) -> Tuple[List[Tensor], List[str]]:
         """Return results and names with what the block adds.
 
         Parameters
@@ -349,9 +348,7 @@ class LastLevelMaxPool(ExtraFPNBlock):
     torch.Size([1, 4, 5, 8])
     """
 
-    def forward(
-        self, results: List[Tensor], x: List[Tensor], names: List[str]
-    ) -> Tuple[List[Tensor], List[str]]:
+    def forward(self, results: List[Tensor], x: List[Tensor], names: List[str]) -> Tuple[List[Tensor], List[str]]:
         """As `ExtraFPNBlock.forward`."""
         return results + [results[-1][:, :, ::2, ::2].contiguous()], names + ["pool"]
 
@@ -382,9 +379,7 @@ class LastLevelP6P7(ExtraFPNBlock):
         _initialise(self)
         self.use_P5 = in_channels == out_channels
 
-    def forward(
-        self, results: List[Tensor], x: List[Tensor], names: List[str]
-    ) -> Tuple[List[Tensor], List[str]]:
+    def forward(self, results: List[Tensor], x: List[Tensor], names: List[str]) -> Tuple[List[Tensor], List[str]]:
         """As `ExtraFPNBlock.forward`."""
         p6 = self.p6(results[-1] if self.use_P5 else x[-1])
         return results + [p6, self.p7(F.relu(p6))], names + ["p6", "p7"]

@@ -4,7 +4,6 @@
 from typing import Any, List, Optional, Tuple, Union  # noqa: UP035
 
 import torch
-import torch.fx
 from torch import Tensor
 from torch.jit.annotations import BroadcastingList2
 
@@ -14,7 +13,6 @@ from . import _library
 # What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
 
 
-@torch.fx.wrap
 def nms(
     boxes: Tensor,
     scores: Tensor,
@@ -69,7 +67,6 @@ def nms(
     return torch.ops.cvops.nms(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
 
 
-@torch.fx.wrap
 def batched_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -123,7 +120,6 @@ def batched_nms(
     )
 
 
-@torch.fx.wrap
 def roi_align(
     input: Tensor,
     boxes: Union[Tensor, List[Tensor]],
@@ -177,7 +173,6 @@ def roi_align(
     return torch.ops.cvops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
 
-@torch.fx.wrap
 def roi_pool(
     input: Tensor,
     boxes: Union[Tensor, List[Tensor]],
@@ -222,7 +217,6 @@ def roi_pool(
     return pooled
 
 
-@torch.fx.wrap
 def ps_roi_align(
     input: Tensor,
     boxes: Union[Tensor, List[Tensor]],
@@ -268,7 +262,6 @@ def ps_roi_align(
     return torch.ops.cvops.ps_roi_align(input, rois_of(boxes, input), output_size, spatial_scale, sampling_ratio)
 
 
-@torch.fx.wrap
 def ps_roi_pool(
     input: Tensor,
     boxes: Union[Tensor, List[Tensor]],
@@ -310,7 +303,6 @@ def ps_roi_pool(
     return torch.ops.cvops.ps_roi_pool(input, rois_of(boxes, input), output_size, spatial_scale)
 
 
-@torch.fx.wrap
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,

@@ -177,9 +177,7 @@ def _channel_mapping(pooled: Tensor) -> Tensor:
     return each.expand(pooled.shape).contiguous()
 
 
-def deform_conv2d(
-    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *options: Any
-) -> Tensor:
+def deform_conv2d(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *options: Any) -> Tensor:
     steps, mask_or_none = _convolution_options(mask, options)
     return _library.deform_conv2d(input, offset, weight, bias, *steps, mask_or_none)
 
