@@ -14,13 +14,15 @@ from ._boxes import (
     box_iou,
     clip_boxes_to_image,
     complete_box_iou,
-    complete_box_iou_loss,
     distance_box_iou,
-    distance_box_iou_loss,
     generalized_box_iou,
-    generalized_box_iou_loss,
     masks_to_boxes,
     remove_small_boxes,
+)
+from ._losses import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
     sigmoid_focal_loss,
 )
 from ._modules import (

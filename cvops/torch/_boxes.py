@@ -1,4 +1,4 @@
-"""Box functions of torchvision.ops, and losses.
+"""Box functions of torchvision.ops.
 
 The pairwise measures are computed by cvops unless gradients are wanted or torch.func transforms the call: then, as all
 else here, by PyTorch, which differentiates and compiles these formulas itself.
@@ -6,16 +6,15 @@ else here, by PyTorch, which differentiates and compiles these formulas itself.
 
 # Not `from __future__ import annotations`: TorchScript reads the annotations.
 import math
-from typing import Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._boxes import _check_format
 from .._checks import number
-from . import _library
+from . import _checks
+from ._ops import shape_text
 
 
 def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
@@ -45,9 +44,9 @@ def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
     >>> ops.box_area(torch.tensor([[0.0, 0, 2, 3]]))
     tensor([6.])
     """
-    _check(boxes, "boxes")
+    check_boxes(boxes, "boxes")
     _check_fmt(fmt)
-    return _area(boxes.to(_working_dtype(boxes, boxes)), fmt)
+    return area_of(boxes.to(_working_dtype(boxes, boxes)), fmt)
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
@@ -192,7 +191,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
     iou = inter / union
     dtype = _working_dtype(boxes1, boxes2)
-    penalty = _aspect_penalty(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3), iou, eps)
+    penalty = aspect_penalty(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3), iou, eps)
     return iou - _distance(boxes1, boxes2) / (width**2 + height**2 + eps) - penalty
 
 
@@ -223,7 +222,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     >>> ops.box_convert(torch.tensor([[10, 20, 30, 60]]), "xyxy", "cxcywh")
     tensor([[20, 40, 20, 40]])
     """
-    _check(boxes, "boxes")
+    check_boxes(boxes, "boxes")
     _check_fmt(in_fmt, "in_fmt")
     _check_fmt(out_fmt, "out_fmt")
     if in_fmt == out_fmt:
@@ -239,7 +238,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     return converted.to(boxes.dtype)
 
 
-def clip_boxes_to_image(boxes: Tensor, size: Tuple[int, int]) -> Tensor:
+def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes with their corners moved into the image: `cvops.clip_boxes_to_image` for tensors.
 
     Parameters
@@ -266,9 +265,9 @@ def clip_boxes_to_image(boxes: Tensor, size: Tuple[int, int]) -> Tensor:
     >>> ops.clip_boxes_to_image(torch.tensor([[-5, 10, 700, 90]]), (480, 640))
     tensor([[  0,  10, 640,  90]])
     """
-    _check(boxes, "boxes")
+    check_boxes(boxes, "boxes")
     if not torch.jit.is_scripting():
-        size = _library.limits(size, boxes)
+        size = _checks.limits(size, boxes)
     height, width = size
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack([x, y], -1).reshape(boxes.shape)
@@ -301,11 +300,11 @@ def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
     >>> ops.remove_small_boxes(torch.tensor([[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, 3.0, 2.0]]), 2)
     tensor([1])
     """
-    _check(boxes, "boxes")
+    check_boxes(boxes, "boxes")
     if not torch.jit.is_scripting():
         number(min_size, "min_size")
     if boxes.dim() != 2:
-        raise ValueError(f"`boxes` must have shape (L, 4), got {_shape(boxes)}")
+        raise ValueError(f"`boxes` must have shape (L, 4), got {shape_text(boxes)}")
     boxes = boxes.to(_working_dtype(boxes, boxes))
     big = (boxes[:, 2] - boxes[:, 0] >= min_size) & (boxes[:, 3] - boxes[:, 1] >= min_size)
     return torch.where(big)[0]
@@ -339,9 +338,9 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     tensor([[3., 2., 6., 4.]])
     """
     if not torch.jit.is_scripting():
-        _library.check_tensor(masks, "masks")
+        _checks.check_tensor(masks, "masks")
     if masks.dim() != 3:
-        raise ValueError(f"`masks` must have shape (N, H, W), got {_shape(masks)}")
+        raise ValueError(f"`masks` must have shape (N, H, W), got {shape_text(masks)}")
     if masks.is_complex():
         raise TypeError("`masks` must be bool, integer or float, got a complex dtype")
     if masks.shape[1] == 0 or masks.shape[2] == 0:
@@ -358,168 +357,14 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     return torch.stack(edges, 1).float() * rows.amax(1, keepdim=True)
 
 
-# ----------------------------------------------------------------------------------------------------------- losses
-
-
-def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """One less the generalized IoU of each box with its counterpart [1]_.
-
-    Parameters
-    ----------
-    boxes1, boxes2 : tensors of one shape (..., 4), float
-        Corners ``x1, y1, x2, y2``. 16-bit boxes are computed in float32.
-    reduction : {"none", "mean", "sum"}
-        What to do with the losses of the boxes. The mean of none is 0.
-    eps : float
-        Added to denominators.
-
-    Returns
-    -------
-    loss : tensor of shape (...), or () if reduced
-        In [0, 2).
-
-    Raises
-    ------
-    ValueError
-        A shape does not fit, or `reduction` is unknown.
-
-    References
-    ----------
-    .. [1] H. Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019.
-
-    Examples
-    --------
-    >>> import torch
-    >>> import cvops.torch as ops
-    >>> ops.generalized_box_iou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 4, 1]]))
-    tensor([1.2500])
-    """
-    inter, union, width, height = _overlap_of_pairs(boxes1, boxes2)
-    hull = width * height
-    return _reduced(1 - inter / (union + eps) + (hull - union) / (hull + eps), reduction)
-
-
-def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """One less the distance IoU of each box with its counterpart [1]_.
-
-    Parameters
-    ----------
-    boxes1, boxes2, reduction, eps
-        As in `generalized_box_iou_loss`.
-
-    Returns
-    -------
-    loss : tensor of shape (...), or () if reduced
-        In [0, 2).
-
-    Raises
-    ------
-    ValueError
-        As `generalized_box_iou_loss`.
-
-    References
-    ----------
-    .. [1] Z. Zheng et al., "Distance-IoU Loss", AAAI 2020.
-
-    Examples
-    --------
-    >>> import torch
-    >>> import cvops.torch as ops
-    >>> ops.distance_box_iou_loss(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[4.0, 0, 8, 3]]), "sum")
-    tensor(1.2192)
-    """
-    return _reduced(_distance_loss(boxes1, boxes2, eps)[0], reduction)
-
-
-def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """One less the complete IoU of each box with its counterpart [1]_.
-
-    Parameters
-    ----------
-    boxes1, boxes2, reduction, eps
-        As in `generalized_box_iou_loss`.
-
-    Returns
-    -------
-    loss : tensor of shape (...), or () if reduced
-        At least 0.
-
-    Raises
-    ------
-    ValueError
-        As `generalized_box_iou_loss`.
-
-    References
-    ----------
-    .. [1] Z. Zheng et al., "Distance-IoU Loss", AAAI 2020.
-
-    Examples
-    --------
-    >>> import torch
-    >>> import cvops.torch as ops
-    >>> ops.complete_box_iou_loss(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[4.0, 0, 8, 3]]), "mean")
-    tensor(1.2192)
-    """
-    loss, iou = _distance_loss(boxes1, boxes2, eps)
-    return _reduced(loss + _aspect_penalty(_at_least_float32(boxes1), _at_least_float32(boxes2), iou, eps), reduction)
-
-
-def sigmoid_focal_loss(
-    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
-) -> Tensor:
-    """Binary cross-entropy in which what is classified well already weighs less: the focal loss [1]_.
-
-    Parameters
-    ----------
-    inputs : tensor, float
-        Logits.
-    targets : tensor of the same shape and dtype
-        0 or 1.
-    alpha : float
-        Weight of the class 1, and one less the weight of the class 0; -1 for no weights.
-    gamma : float
-        Exponent of the probability of the wrong class, the factor of the loss.
-    reduction : {"none", "mean", "sum"}
-        What to do with the losses of the elements.
-
-    Returns
-    -------
-    loss : tensor of the shape of `inputs`, or () if reduced
-        At least 0.
-
-    Raises
-    ------
-    ValueError
-        `alpha` is neither in [0, 1] nor -1, or `reduction` is unknown.
-
-    References
-    ----------
-    .. [1] T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
-
-    Examples
-    --------
-    >>> import torch
-    >>> import cvops.torch as ops
-    >>> ops.sigmoid_focal_loss(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0]))
-    tensor([4.3322e-02, 1.4682e-06])
-    """
-    if not 0 <= alpha <= 1 and alpha != -1:
-        raise ValueError(f"`alpha` must be in [0, 1], or -1 for no weights, got {alpha}")
-    probability = torch.sigmoid(inputs)
-    wrong = probability * (1 - targets) + (1 - probability) * targets
-    loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none") * wrong**gamma
-    if alpha >= 0:
-        loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
-    return _reduced(loss, reduction)
-
-
 # --------------------------------------------------------------------------------------------------------- formulas
 
 
 def _by_formula(boxes1: Tensor, boxes2: Tensor) -> bool:
     """Whether PyTorch has to compute a measure, since it records or transforms the call."""
     if not torch.jit.is_scripting():
-        if not torch.compiler.is_compiling() and (_library.in_transform() or forward_ad._current_level >= 0):
+        transformed = _checks.in_transform() or forward_ad._current_level >= 0
+        if transformed and not torch.compiler.is_compiling():
             return True
     return torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
 
@@ -540,23 +385,23 @@ def _corners(boxes: Tensor, fmt: str) -> Tensor:
     return torch.cat([first, first + size], -1)
 
 
-def _area(boxes: Tensor, fmt: str) -> Tensor:
+def area_of(boxes: Tensor, fmt: str) -> Tensor:
     if fmt == "xyxy":
         return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     return boxes[..., 2] * boxes[..., 3]
 
 
-def _overlap(boxes1: Tensor, boxes2: Tensor, fmt: str) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+def _overlap(boxes1: Tensor, boxes2: Tensor, fmt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Intersection and union of each box with each, and width and height of the smallest box around both."""
     dtype = _working_dtype(boxes1, boxes2)
     boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
-    area1, area2 = _area(boxes1, fmt).unsqueeze(-1), _area(boxes2, fmt).unsqueeze(-2)
+    area1, area2 = area_of(boxes1, fmt).unsqueeze(-1), area_of(boxes2, fmt).unsqueeze(-2)
     corners1, corners2 = _corners(boxes1, fmt).unsqueeze(-2), _corners(boxes2, fmt).unsqueeze(-3)
-    inter, width, height = _intersection_and_hull(corners1, corners2)
+    inter, width, height = intersection_and_hull(corners1, corners2)
     return inter, area1 + area2 - inter, width, height
 
 
-def _intersection_and_hull(corners1: Tensor, corners2: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def intersection_and_hull(corners1: Tensor, corners2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low = torch.max(corners1[..., :2], corners2[..., :2])
     high = torch.min(corners1[..., 2:], corners2[..., 2:])
     inter = (high - low).clamp(min=0)
@@ -569,15 +414,15 @@ def _intersection_and_hull(corners1: Tensor, corners2: Tensor) -> Tuple[Tensor, 
 def _distance(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Squared distance of the centre of each box from that of each."""
     dtype = _working_dtype(boxes1, boxes2)
-    return _distance_of_pairs(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
+    return distance_of_pairs(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
 
 
-def _distance_of_pairs(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+def distance_of_pairs(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     centres = (boxes1[..., :2] + boxes1[..., 2:]) / 2 - (boxes2[..., :2] + boxes2[..., 2:]) / 2
     return centres[..., 0] ** 2 + centres[..., 1] ** 2
 
 
-def _aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float) -> Tensor:
+def aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float) -> Tensor:
     angle1 = torch.atan((boxes1[..., 2] - boxes1[..., 0]) / (boxes1[..., 3] - boxes1[..., 1]))
     angle2 = torch.atan((boxes2[..., 2] - boxes2[..., 0]) / (boxes2[..., 3] - boxes2[..., 1]))
     difference = 4 / math.pi**2 * (angle1 - angle2) ** 2
@@ -585,56 +430,23 @@ def _aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float) -> 
     return weight.detach() * difference
 
 
-def _overlap_of_pairs(boxes1: Tensor, boxes2: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_overlap`, of each box with its counterpart."""
-    _check(boxes1, "boxes1")
-    _check(boxes2, "boxes2")
-    if boxes1.shape != boxes2.shape:
-        raise ValueError(f"`boxes2` must have the shape of `boxes1`, {_shape(boxes1)}, got {_shape(boxes2)}")
-    boxes1, boxes2 = _at_least_float32(boxes1), _at_least_float32(boxes2)
-    inter, width, height = _intersection_and_hull(boxes1, boxes2)
-    return inter, _area(boxes1, "xyxy") + _area(boxes2, "xyxy") - inter, width, height
-
-
-def _distance_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
-    """The loss, and the IoU."""
-    inter, union, width, height = _overlap_of_pairs(boxes1, boxes2)
-    iou = inter / (union + eps)
-    distance = _distance_of_pairs(_at_least_float32(boxes1), _at_least_float32(boxes2))
-    return 1 - iou + distance / (width**2 + height**2 + eps), iou
-
-
-def _at_least_float32(boxes: Tensor) -> Tensor:
-    return boxes if boxes.dtype == torch.float64 else boxes.float()
-
-
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    if reduction == "mean":
-        return loss.mean() if loss.numel() > 0 else loss.sum()
-    raise ValueError(f"`reduction` must be none, mean or sum, got '{reduction}'")
-
-
-def _check(boxes: Tensor, name: str) -> None:
+def check_boxes(boxes: Tensor, name: str) -> None:
     if not torch.jit.is_scripting():
-        _library.check_box_tensor(boxes, name)
+        _checks.check_box_tensor(boxes, name)
     if boxes.dim() < 1 or boxes.shape[-1] != 4:
-        raise ValueError(f"`{name}` must have shape (..., 4), got {_shape(boxes)}")
+        raise ValueError(f"`{name}` must have shape (..., 4), got {shape_text(boxes)}")
 
 
 def _check_pair(boxes1: Tensor, boxes2: Tensor, fmt: str) -> None:
     _check_fmt(fmt)
-    _check(boxes1, "boxes1")
-    _check(boxes2, "boxes2")
+    check_boxes(boxes1, "boxes1")
+    check_boxes(boxes2, "boxes2")
     if boxes1.dim() < 2:
-        raise ValueError(f"`boxes1` must have shape (..., N, 4), got {_shape(boxes1)}")
+        raise ValueError(f"`boxes1` must have shape (..., N, 4), got {shape_text(boxes1)}")
     if boxes2.dim() < 2:
-        raise ValueError(f"`boxes2` must have shape (..., N, 4), got {_shape(boxes2)}")
+        raise ValueError(f"`boxes2` must have shape (..., N, 4), got {shape_text(boxes2)}")
     if not torch.jit.is_scripting():
-        _library.check_batches(boxes1, boxes2)
+        _checks.check_batches(boxes1, boxes2)
 
 
 def _check_fmt(fmt: str, name: str = "fmt") -> None:
@@ -647,10 +459,3 @@ def _check_fmt(fmt: str, name: str = "fmt") -> None:
 def _check_eps(eps: float) -> None:
     if not torch.jit.is_scripting():
         number(eps, "eps", 0.0)
-
-
-def _shape(tensor: Tensor) -> str:
-    """The shape as errors write it."""
-    if torch.jit.is_scripting():
-        return str(tensor.shape)
-    return str(tuple(tensor.shape))

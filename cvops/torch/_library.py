@@ -13,13 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 import cvops
 
-from .._checks import number
-
-Sizes = Sequence[int]
+Sizes = Any  # int[] of a schema
 
 # Kept for the life of the process: its end would take the operators away.
 _library = torch.library.Library("cvops", "DEF")
@@ -41,95 +38,8 @@ def plain(tensor: Tensor) -> Any:
     return tensor
 
 
-def check_tensors(**tensors: Any) -> None:
-    """Raise TypeError unless all of these, by argument name, are tensors."""
-    for name, tensor in tensors.items():
-        check_tensor(tensor, name)
-
-
-def check_tensor(tensor: Any, name: str) -> None:
-    """Raise TypeError unless this is a tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"`{name}` must be a tensor, got {'None' if tensor is None else type(tensor).__name__}")
-
-
-def check_box_tensor(boxes: Any, name: str) -> None:
-    """Raise TypeError unless this is a tensor of a dtype that boxes may have."""
-    check_tensor(boxes, name)
-    if boxes.dtype == torch.bool or boxes.is_complex():
-        wanted, got = "float64, float32, float16 or an integer dtype", str(boxes.dtype).removeprefix("torch.")
-        raise TypeError(f"`{name}` must be {wanted}, got {got}: convert it with .astype")
-
-
-def check_batches(boxes1: Tensor, boxes2: Tensor) -> None:
-    """Raise ValueError unless the leading dimensions of two sets of boxes broadcast."""
-    batch1, batch2 = tuple(boxes1.shape[:-2]), tuple(boxes2.shape[:-2])
-    for one, two in zip(batch1[::-1], batch2[::-1], strict=False):
-        if one != two and 1 not in (one, two):
-            raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, got {batch1} and {batch2}")
-
-
-def limits(size: Any, boxes: Tensor) -> tuple[Any, Any]:
-    """Height and width of an image, checked, as numbers that the dtype of `boxes` holds."""
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size` must be (height, width), got {size!r}")
-    height, width = (number(side, "size", 0.0) for side in size)
-    if boxes.is_floating_point():
-        return height, width
-    largest = torch.iinfo(boxes.dtype).max
-    return tuple(min(int(min(side, 2.0**64)), largest) for side in (height, width))  # type: ignore[return-value]
-
-
-def check_boxes(boxes: Any) -> None:
-    """Raise TypeError unless `boxes` is a tensor or a list of tensors."""
-    if isinstance(boxes, (list, tuple)):
-        check_tensors(**{f"boxes[{i}]": tensor for i, tensor in enumerate(boxes)})
-    else:
-        check_tensors(boxes=boxes)
-
-
-def check_maps(names: Sequence[str], maps: Sequence[Any]) -> None:
-    """Raise unless there are maps to pool from, all tensors."""
-    if not maps:
-        raise KeyError("`features` must have a map to pool from, got no names")
-    check_tensors(**{f"features[{name!r}]": tensor for name, tensor in zip(names, maps, strict=True)})
-    refuse_transforms(*maps)
-
-
-def check_convolution(input: Any, offset: Any, weight: Any, bias: Any, mask: Any) -> None:
-    """Raise unless these are what deform_conv2d takes; the last two may be None."""
-    optional = {name: tensor for name, tensor in (("bias", bias), ("mask", mask)) if tensor is not None}
-    check_tensors(input=input, offset=offset, weight=weight, **optional)
-    refuse_transforms(input, offset, weight, *optional.values())
-
-
-def refuse_transforms(*tensors: Tensor) -> None:
-    """Raise where PyTorch would go on without derivatives, or with an error that does not say why.
-
-    Its registered operators have a place for neither forward-mode derivatives nor those of torch.func.
-    """
-    if torch.compiler.is_compiling() or (forward_ad._current_level < 0 and not in_transform()):
-        return
-    for tensor in tensors:
-        while True:
-            batched = torch._C._functorch.is_batchedtensor(tensor)
-            if not batched and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise NotImplementedError("cvops has no forward-mode derivatives: use torch.autograd.grad")
-            if torch._C._functorch.is_gradtrackingtensor(tensor) and tensor.requires_grad:
-                raise NotImplementedError("cvops has no derivatives for torch.func: use torch.autograd.grad")
-            if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-                break
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-
-
-def in_transform() -> bool:
-    """Whether this runs within a function that torch.func transforms."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """`kernel` hidden from torch.compile, which looks into whatever is called from a frame that it gave up on."""
-
     hidden = None
 
     def call(*args: Any, **options: Any) -> Any:
@@ -217,7 +127,7 @@ def _ragged(name: str) -> Callable[..., Any]:
 # --------------------------------------------------------------------------------------------------------- gradients
 
 
-def _once_only(name: str) -> dict[str, Callable[..., Any]]:
+def _once_only(name: str) -> dict[str, Any]:
     """Second derivatives, which cvops has not: an error, where torch would warn and go on without them."""
 
     def backward(ctx: Any, *_: Any) -> Any:
@@ -226,7 +136,7 @@ def _once_only(name: str) -> dict[str, Callable[..., Any]]:
     return {"setup": lambda ctx, **_: None, "backward": backward}
 
 
-def _no_gradient(name: str) -> dict[str, Callable[..., Any]]:
+def _no_gradient(name: str) -> dict[str, Any]:
     def backward(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError(f"torch.ops.cvops.{name} has no gradient: cvops.torch.{name} has")
 
@@ -296,7 +206,7 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    pooled = cvops.roi_align(plain(input), plain(boxes), list(output_size), spatial_scale, sampling_ratio, aligned)
+    pooled = cvops.roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio, aligned)
     return pooled.to(input.dtype)
 
 
@@ -316,7 +226,7 @@ def roi_align_backward(
 def roi_pool(
     input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, return_argmax: bool = True
 ) -> tuple[Tensor, Tensor]:
-    size = list(output_size)
+    size = _pair(output_size)
     if not return_argmax:
         pooled = cvops.roi_pool(plain(input), plain(boxes), size, spatial_scale)
         return pooled.to(input.dtype), input.new_empty(0, dtype=torch.int32)
@@ -334,7 +244,7 @@ def roi_pool_backward(
 def ps_roi_align(
     input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
-    pooled = cvops.ps_roi_align(plain(input), plain(boxes), list(output_size), spatial_scale, sampling_ratio)
+    pooled = cvops.ps_roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio)
     return pooled.to(input.dtype)
 
 
@@ -346,11 +256,16 @@ def ps_roi_align_backward(
 
 
 def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    return cvops.ps_roi_pool(plain(input), plain(boxes), list(output_size), spatial_scale).to(input.dtype)
+    return cvops.ps_roi_pool(plain(input), plain(boxes), _pair(output_size), spatial_scale).to(input.dtype)
 
 
 def ps_roi_pool_backward(grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0) -> Tensor:
     return cvops.ps_roi_pool_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale).to(grad.dtype)
+
+
+def _pair(size: Sizes) -> tuple[int, int]:
+    height, width = size
+    return height, width
 
 
 def _pooled(input: Tensor, boxes: Tensor, output_size: Sizes, *_: Any) -> Tensor:
@@ -479,8 +394,16 @@ def _pooler(
     canonical_level: int,
 ) -> tuple[Any, list[str]]:
     names = [str(level) for level in range(levels)]
-    options = {"canonical_scale": canonical_scale, "canonical_level": canonical_level, "scales": list(scales)}
-    return cvops.MultiScaleRoIAlign(names, tuple(output_size), sampling_ratio, aligned=aligned, **options), names
+    pool = cvops.MultiScaleRoIAlign(
+        names,
+        tuple(output_size),
+        sampling_ratio,
+        canonical_scale=canonical_scale,
+        canonical_level=canonical_level,
+        aligned=aligned,
+        scales=list(scales),
+    )
+    return pool, names
 
 
 def _pooled_of_levels(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *_: Any) -> Tensor:
@@ -537,9 +460,17 @@ def deform_conv2d(
     mask: Tensor | None = None,
 ) -> Tensor:
     _require_one_dtype({"input": input, "weight": weight, "bias": bias})
-    arrays = map(_optional, (input, offset, weight, bias))
-    steps = (tuple(step) for step in (stride, padding, dilation))
-    return cvops.deform_conv2d(*arrays, *steps, _optional(mask)).to(input.dtype)
+    output: Tensor = cvops.deform_conv2d(
+        plain(input),
+        plain(offset),
+        plain(weight),
+        _optional(bias),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        _optional(mask),
+    )
+    return output.to(input.dtype)
 
 
 def deform_conv2d_backward(
@@ -559,9 +490,18 @@ def deform_conv2d_backward(
     if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
         grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
     names = [name for name, is_wanted in zip(_GRADIENTS, wanted, strict=True) if is_wanted]
-    arrays = map(_optional, (grad, input, offset, weight, bias))
-    steps = (tuple(step) for step in (stride, padding, dilation))
-    gradients = cvops.deform_conv2d_backward(*arrays, *steps, _optional(mask), wanted=names)
+    gradients = cvops.deform_conv2d_backward(
+        plain(grad),
+        plain(input),
+        plain(offset),
+        plain(weight),
+        _optional(bias),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        _optional(mask),
+        wanted=names,
+    )
     return tuple(
         grad.new_empty(0) if gradient is None or tensor is None else gradient.to(tensor.dtype)
         for gradient, tensor in zip(gradients, tensors, strict=True)

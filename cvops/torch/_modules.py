@@ -4,16 +4,17 @@
 import math
 import re
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union  # noqa: UP035
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.jit.annotations import BroadcastingList2
 
 from .._checks import count, integer, pair, positive, ratio
-from . import _library
-from ._ops import deform_conv2d, ps_roi_align, ps_roi_pool, rois_of, roi_align, roi_pool
+from . import _checks
+from ._ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool, rois_of
 
 
 class RoIAlign(nn.Module):
@@ -40,7 +41,7 @@ class RoIAlign(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
-    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Return what `roi_align` does."""
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
@@ -68,7 +69,7 @@ class RoIPool(nn.Module):
         self.output_size = output_size
         self.spatial_scale = spatial_scale
 
-    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Return what `roi_pool` does."""
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
@@ -97,7 +98,7 @@ class PSRoIAlign(nn.Module):
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
 
-    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Return what `ps_roi_align` does."""
         return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
@@ -125,7 +126,7 @@ class PSRoIPool(nn.Module):
         self.output_size = output_size
         self.spatial_scale = spatial_scale
 
-    def forward(self, input: Tensor, rois: Union[Tensor, List[Tensor]]) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Return what `ps_roi_pool` does."""
         return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)
 
@@ -162,18 +163,18 @@ class MultiScaleRoIAlign(nn.Module):
     torch.Size([2, 8, 7, 7])
     """
 
-    scales: Optional[List[float]]
+    scales: list[float] | None
 
     def __init__(
         self,
-        featmap_names: List[str],
-        output_size: Union[int, Tuple[int, int], List[int]],
+        featmap_names: list[str],
+        output_size: int | tuple[int, int] | list[int],
         sampling_ratio: int,
         *,
         canonical_scale: int = 224,
         canonical_level: int = 4,
         aligned: bool = False,
-        scales: Optional[List[float]] = None,
+        scales: list[float] | None = None,
     ):
         super().__init__()
         self.featmap_names = list(featmap_names)
@@ -184,7 +185,7 @@ class MultiScaleRoIAlign(nn.Module):
         self.aligned = bool(aligned)
         self.scales = None if scales is None else [positive(scale, "scales") for scale in scales]
 
-    def forward(self, x: Dict[str, Tensor], boxes: List[Tensor], image_shapes: List[Tuple[int, int]]) -> Tensor:
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Pool every box.
 
         Parameters
@@ -206,13 +207,13 @@ class MultiScaleRoIAlign(nn.Module):
         KeyError, TypeError, ValueError, NotImplementedError
             As `cvops.MultiScaleRoIAlign` and `roi_align`.
         """
-        maps: List[Tensor] = []
+        maps: list[Tensor] = []
         for name in self.featmap_names:
             if name not in x:
                 raise KeyError(f"`features` must have '{name}', got {list(x.keys())}")
             maps.append(x[name])
         if not torch.jit.is_scripting():
-            _library.check_maps(self.featmap_names, maps)
+            _checks.check_maps(self.featmap_names, maps)
         scales = self.scales
         if scales is None:
             if len(image_shapes) == 0:
@@ -299,7 +300,7 @@ class DeformConv2d(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, input: Tensor, offset: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return what `deform_conv2d` does with the weight and the bias."""
         return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
@@ -323,7 +324,7 @@ class ExtraFPNBlock(nn.Module):
     ...         return results, names
     """
 
-    def forward(self, results: List[Tensor], x: List[Tensor], names: List[str]) -> Tuple[List[Tensor], List[str]]:
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Return results and names with what the block adds.
 
         Parameters
@@ -348,9 +349,11 @@ class LastLevelMaxPool(ExtraFPNBlock):
     torch.Size([1, 4, 5, 8])
     """
 
-    def forward(self, results: List[Tensor], x: List[Tensor], names: List[str]) -> Tuple[List[Tensor], List[str]]:
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """As `ExtraFPNBlock.forward`."""
-        return results + [results[-1][:, :, ::2, ::2].contiguous()], names + ["pool"]
+        results.append(results[-1][:, :, ::2, ::2].contiguous())
+        names.append("pool")
+        return results, names
 
 
 class LastLevelP6P7(ExtraFPNBlock):
@@ -379,10 +382,12 @@ class LastLevelP6P7(ExtraFPNBlock):
         _initialise(self)
         self.use_P5 = in_channels == out_channels
 
-    def forward(self, results: List[Tensor], x: List[Tensor], names: List[str]) -> Tuple[List[Tensor], List[str]]:
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """As `ExtraFPNBlock.forward`."""
         p6 = self.p6(results[-1] if self.use_P5 else x[-1])
-        return results + [p6, self.p7(F.relu(p6))], names + ["p6", "p7"]
+        results.extend([p6, self.p7(F.relu(p6))])
+        names.extend(["p6", "p7"])
+        return results, names
 
 
 class FeaturePyramidNetwork(nn.Module):
@@ -427,10 +432,10 @@ class FeaturePyramidNetwork(nn.Module):
 
     def __init__(
         self,
-        in_channels_list: List[int],
+        in_channels_list: list[int],
         out_channels: int,
-        extra_blocks: Optional[nn.Module] = None,
-        norm_layer: Optional[Callable[..., nn.Module]] = None,
+        extra_blocks: nn.Module | None = None,
+        norm_layer: Callable[..., nn.Module] | None = None,
     ):
         super().__init__()
         count(out_channels, "out_channels", 1)
@@ -442,7 +447,7 @@ class FeaturePyramidNetwork(nn.Module):
             raise TypeError(f"`extra_blocks` must be an ExtraFPNBlock or None, got {type(extra_blocks).__name__}")
         self.extra_blocks = extra_blocks
 
-    def forward(self, x: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the pyramid of the maps `x`.
 
         Parameters
@@ -463,17 +468,17 @@ class FeaturePyramidNetwork(nn.Module):
         names, maps = list(x.keys()), list(x.values())
         if len(maps) != len(self.inner_blocks):
             raise ValueError(f"`maps` must hold {len(self.inner_blocks)} maps, got {len(maps)}")
-        merged: List[Tensor] = []
+        merged: list[Tensor] = []
         for i, block in enumerate(self.inner_blocks):
             merged.append(block(maps[i]))
         for i in range(len(merged) - 2, -1, -1):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
-        results: List[Tensor] = []
+        results: list[Tensor] = []
         for i, block in enumerate(self.layer_blocks):
             results.append(block(merged[i]))
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
-        return OrderedDict([(name, result) for name, result in zip(names, results)])  # noqa: B905, C416: TorchScript
+        return OrderedDict([(name, result) for name, result in zip(names, results)])  # noqa: B905
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         older = re.compile(re.escape(prefix) + r"(inner_blocks|layer_blocks)\.(\d+)\.(weight|bias)")
@@ -484,7 +489,7 @@ class FeaturePyramidNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def _convolution(channels: int, outputs: int, size: int, norm_layer: Optional[Callable[..., nn.Module]]) -> nn.Module:
+def _convolution(channels: int, outputs: int, size: int, norm_layer: Callable[..., nn.Module] | None) -> nn.Module:
     convolution = nn.Conv2d(channels, outputs, size, padding=size // 2, bias=norm_layer is None)
     return nn.Sequential(convolution) if norm_layer is None else nn.Sequential(convolution, norm_layer(outputs))
 

@@ -1,14 +1,14 @@
 """The operators of torchvision.ops for tensors: differentiable, and known to torch.compile, export and TorchScript."""
 
 # Not `from __future__ import annotations`: TorchScript reads the annotations.
-from typing import Any, List, Optional, Tuple, Union  # noqa: UP035
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.jit.annotations import BroadcastingList2
 
 from .._checks import count, number, pair, positive, ratio
-from . import _library
+from . import _checks
 
 # What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
 
@@ -17,8 +17,8 @@ def nms(
     boxes: Tensor,
     scores: Tensor,
     iou_threshold: float,
-    score_threshold: Optional[float] = None,
-    max_output: Optional[int] = None,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
     padded: bool = False,
 ):
     """Keep the best-scored boxes and drop every box that overlaps a better kept one: `cvops.nms` for tensors.
@@ -57,7 +57,7 @@ def nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
-        _library.check_tensors(boxes=boxes, scores=scores)
+        _checks.check_tensors(boxes=boxes, scores=scores)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
         if padded:
             return torch.ops.cvops.nms_padded(
@@ -72,8 +72,8 @@ def batched_nms(
     scores: Tensor,
     idxs: Tensor,
     iou_threshold: float,
-    score_threshold: Optional[float] = None,
-    max_output: Optional[int] = None,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
     padded: bool = False,
 ):
     """Non-maximum suppression within each class: `cvops.batched_nms` for tensors.
@@ -108,7 +108,7 @@ def batched_nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
-        _library.check_tensors(boxes=boxes, scores=scores, idxs=idxs)
+        _checks.check_tensors(boxes=boxes, scores=scores, idxs=idxs)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
         if padded:
             return torch.ops.cvops.batched_nms_padded(
@@ -122,7 +122,7 @@ def batched_nms(
 
 def roi_align(
     input: Tensor,
-    boxes: Union[Tensor, List[Tensor]],
+    boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
@@ -167,15 +167,15 @@ def roi_align(
     if not torch.jit.is_scripting():
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), bool(aligned)
-        _library.check_tensors(input=input)
-        _library.refuse_transforms(input)
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
     rois = rois_of(boxes, input)
     return torch.ops.cvops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
 
 def roi_pool(
     input: Tensor,
-    boxes: Union[Tensor, List[Tensor]],
+    boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
     spatial_scale: float = 1.0,
 ) -> Tensor:
@@ -209,8 +209,8 @@ def roi_pool(
     """
     if not torch.jit.is_scripting():
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
-        _library.check_tensors(input=input)
-        _library.refuse_transforms(input)
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
     rois = rois_of(boxes, input)
     recorded = torch.is_grad_enabled() and input.requires_grad  # else the places of the maxima need not be written
     pooled, _ = torch.ops.cvops.roi_pool(input, rois, output_size, spatial_scale, recorded)
@@ -219,7 +219,7 @@ def roi_pool(
 
 def ps_roi_align(
     input: Tensor,
-    boxes: Union[Tensor, List[Tensor]],
+    boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
@@ -257,14 +257,14 @@ def ps_roi_align(
     if not torch.jit.is_scripting():
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         sampling_ratio = ratio(sampling_ratio, "sampling_ratio")
-        _library.check_tensors(input=input)
-        _library.refuse_transforms(input)
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
     return torch.ops.cvops.ps_roi_align(input, rois_of(boxes, input), output_size, spatial_scale, sampling_ratio)
 
 
 def ps_roi_pool(
     input: Tensor,
-    boxes: Union[Tensor, List[Tensor]],
+    boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
     spatial_scale: float = 1.0,
 ) -> Tensor:
@@ -298,8 +298,8 @@ def ps_roi_pool(
     """
     if not torch.jit.is_scripting():
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
-        _library.check_tensors(input=input)
-        _library.refuse_transforms(input)
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
     return torch.ops.cvops.ps_roi_pool(input, rois_of(boxes, input), output_size, spatial_scale)
 
 
@@ -307,11 +307,11 @@ def deform_conv2d(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Optional[Tensor] = None,
-    stride: Tuple[int, int] = (1, 1),
-    padding: Tuple[int, int] = (0, 0),
-    dilation: Tuple[int, int] = (1, 1),
-    mask: Optional[Tensor] = None,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Convolution whose taps read at offsets from their regular places: `cvops.deform_conv2d` for tensors.
 
@@ -360,11 +360,11 @@ def deform_conv2d(
     if not torch.jit.is_scripting():
         stride, padding = pair(stride, "stride"), pair(padding, "padding", 0)
         dilation = pair(dilation, "dilation")
-        _library.check_convolution(input, offset, weight, bias, mask)
+        _checks.check_convolution(input, offset, weight, bias, mask)
     return torch.ops.cvops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
 
 
-def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> Tuple[float, Any, Any]:
+def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> tuple[float, Any, Any]:
     return (
         number(iou_threshold, "iou_threshold"),
         None if score_threshold is None else number(score_threshold, "score_threshold"),
@@ -372,21 +372,21 @@ def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> Tuple
     )
 
 
-def rois_of(boxes: Union[Tensor, List[Tensor]], input: Tensor) -> Tensor:
+def rois_of(boxes: Tensor | list[Tensor], input: Tensor) -> Tensor:
     """`boxes` as one tensor of shape (K, 5)."""
     if not torch.jit.is_scripting():
-        _library.check_boxes(boxes)
+        _checks.check_boxes(boxes)
     if isinstance(boxes, Tensor):
         return boxes
     if len(boxes) != input.shape[0]:
         raise ValueError(f"`boxes` must be a list of one array for each image, {input.shape[0]}, got {len(boxes)}")
     if len(boxes) == 0:
         return torch.zeros((0, 5), dtype=torch.float32, device=input.device)
-    corners: List[Tensor] = []
-    images: List[Tensor] = []
+    corners: list[Tensor] = []
+    images: list[Tensor] = []
     for i, of_image in enumerate(boxes):
         if of_image.dim() != 2 or of_image.shape[1] != 4:
-            raise ValueError(f"`boxes[{i}]` must have shape (L, 4), got {_shape(of_image)}")
+            raise ValueError(f"`boxes[{i}]` must have shape (L, 4), got {shape_text(of_image)}")
         of_image = of_image.detach()
         # 16 bits would not hold the index of every image.
         if of_image.dtype == torch.float16 or of_image.dtype == torch.bfloat16:
@@ -396,7 +396,7 @@ def rois_of(boxes: Union[Tensor, List[Tensor]], input: Tensor) -> Tensor:
     return torch.cat([torch.cat(images), torch.cat(corners)], 1)
 
 
-def _shape(tensor: Tensor) -> str:
+def shape_text(tensor: Tensor) -> str:
     """The shape as errors write it."""
     if torch.jit.is_scripting():
         return str(tensor.shape)

@@ -178,18 +178,18 @@ def _channel_mapping(pooled: Tensor) -> Tensor:
 
 
 def deform_conv2d(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *options: Any) -> Tensor:
-    steps, mask_or_none = _convolution_options(mask, options)
-    return _library.deform_conv2d(input, offset, weight, bias, *steps, mask_or_none)
+    (stride, padding, dilation), given = _convolution_options(mask, options)
+    return _library.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, given)
 
 
 def _deform_conv2d_backward(
     grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *options: Any
 ) -> tuple[Tensor, ...]:
-    steps, mask_or_none = _convolution_options(mask, options)
-    wanted = (True, True, True, True, mask_or_none is not None)
-    gradients = _library.deform_conv2d_backward(grad, input, offset, weight, bias, *steps, mask_or_none, wanted)
-    of_input, of_offset, of_weight, of_bias, of_mask = gradients
-    return of_input, of_weight, of_offset, torch.zeros_like(mask) if mask_or_none is None else of_mask, of_bias
+    (stride, padding, dilation), given = _convolution_options(mask, options)
+    of_input, of_offset, of_weight, of_bias, of_mask = _library.deform_conv2d_backward(
+        grad, input, offset, weight, bias, stride, padding, dilation, given, (True,) * 5
+    )
+    return of_input, of_weight, of_offset, torch.zeros_like(mask) if given is None else of_mask, of_bias
 
 
 def _convolution_options(mask: Tensor, options: tuple[Any, ...]) -> tuple[list[tuple[int, int]], Tensor | None]:
