@@ -78,6 +78,8 @@ def test_every_public_name_is_documented_with_an_example():
 def test_examples_in_docstrings(name):
     if name.endswith("__main__"):
         return
+    if name.startswith("cvops.torch"):
+        libraries.require("torch")
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
 

@@ -9,6 +9,7 @@ from tests import compare, reference, torch_calls
 from tests.libraries import require
 from tests.torch_calls import BOXES, CALLS
 
+pytestmark = torch_calls.quiet
 MEASURES = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
 EDGES = np.array(
     [[0, 0, 8, 9], [0, 0, 8, 9], [3, 3, 3, 3], [5, 5, 2, 2], [np.nan, 0, 1, 1], [0, 0, np.inf, 4], [-7, -3, 1, 2]],
@@ -76,7 +77,6 @@ def test_gradcheck(ops, torch, name):
 
 
 @pytest.mark.parametrize("name", [*MEASURES, "box_area", "box_convert", "clip_boxes_to_image"])
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_torch_func(ops, torch, name):
     """What PyTorch computes itself has all derivatives."""
     boxes, *others = torch_calls.tensors(name, torch.float64)

@@ -16,11 +16,7 @@ from tests import compare, reference, reference_deform, reference_roi, torch_cal
 from tests.libraries import require
 from tests.torch_calls import BOXES, CALLS, DEFORM, IDXS, MAP, POOLING, RAGGED, ROIS, SCORES
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit"),  # said to be deprecated, in several words
-    pytest.mark.filterwarnings("ignore:.*:UserWarning:torch"),
-    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch"),
-]
+pytestmark = torch_calls.quiet
 DIFFERENTIABLE = (*POOLING, "deform_conv2d")
 every_function = pytest.mark.parametrize("name", CALLS)
 
@@ -588,3 +584,9 @@ def test_dynamo_is_not_imported_by_a_call(torch):
         "; assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_every_public_name_is_documented_with_an_example(ops):
+    for name in ops.__all__:
+        text = inspect.getdoc(getattr(ops, name))
+        assert ">>> " in text, name

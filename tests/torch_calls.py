@@ -5,8 +5,15 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import pytest
 
 from tests import reference, reference_deform, reference_roi
+
+# Marks of tests in which torch warns of itself.
+quiet = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),  # deprecated
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
+]
 
 _random = np.random.default_rng(0)
 _corners = _random.uniform(0, 60, (24, 2))

@@ -149,7 +149,7 @@ def sigmoid_focal_loss(
     >>> import torch
     >>> import cvops.torch as ops
     >>> ops.sigmoid_focal_loss(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0]))
-    tensor([4.3322e-02, 1.4682e-06])
+    tensor([4.3322e-02, 1.4679e-06])
     """
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"`alpha` must be in [0, 1], or -1 for no weights, got {alpha}")
