@@ -85,9 +85,8 @@ def main() -> None:
     for name, detections in found.items():
         remark = "" if detections is want else agreement(want, detections)
         print(f"{name:32}{milliseconds[name]:8.1f} ms  {remark}".rstrip())
-    print(
-        f"\nrun on cvops: {', '.join(f'{name} ({count // options.repeats} times)' for name, count in sorted(calls.items()))}"
-    )
+    names = [f"{name} ({count // options.repeats} times)" for name, count in sorted(calls.items())]
+    print(f"\nrun on cvops: {', '.join(names)}")
 
 
 def side(text: str) -> int:

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 def run(program, folder, *arguments):
     command = [sys.executable, "-W", "error", ROOT / "examples" / program, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # Waiting threads of torch keep a busy machine from its work.
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
