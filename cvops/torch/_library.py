@@ -28,14 +28,23 @@ _AUTOCAST = {
 
 
 def plain(tensor: Tensor) -> Any:
-    """`tensor` as the functions of cvops take it: without its history; of 32 bits in place of 16 on the CPU.
+    """The memory of `tensor`, without its history, as the functions of cvops take it: on the CPU as a NumPy array.
 
-    That backend does not know bfloat16, and torch converts faster than it does.
+    Tensors themselves would cost the look for what may hide in them, which the dispatcher has dealt with already.
     """
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.float16, torch.bfloat16) and tensor.device.type == "cpu":
-        return tensor.float()
-    return tensor
+    tensor = _at_least_32_bits(tensor.detach())
+    return tensor.numpy() if tensor.is_cpu else tensor
+
+
+def _at_least_32_bits(tensor: Tensor) -> Tensor:
+    """On the CPU float32 in place of 16 bits: that backend has no bfloat16, and torch converts faster than it does."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) and tensor.is_cpu else tensor
+
+
+def _tensor(result: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A result of cvops as a tensor on the same memory, then in `dtype`."""
+    tensor: Tensor = result if isinstance(result, Tensor) else torch.from_numpy(result)
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,19 +158,20 @@ _OPTIONS = "*, float? score_threshold=None, SymInt? max_output=None"
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return cvops.nms(plain(boxes), plain(scores), iou_threshold, **options)
+    return _tensor(cvops.nms(plain(boxes), plain(scores), iou_threshold, **options))
 
 
 def _nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return cvops.nms(plain(boxes), plain(scores), iou_threshold, **options, padded=True)
+    return tuple(map(_tensor, cvops.nms(plain(boxes), plain(scores), iou_threshold, **options, padded=True)))
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return cvops.batched_nms(plain(boxes), plain(scores), plain(idxs), iou_threshold, **options)
+    return _tensor(cvops.batched_nms(plain(boxes), plain(scores), plain(idxs), iou_threshold, **options))
 
 
 def _batched_nms_padded(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return cvops.batched_nms(plain(boxes), plain(scores), plain(idxs), iou_threshold, **options, padded=True)
+    native = plain(boxes), plain(scores), plain(idxs)
+    return tuple(map(_tensor, cvops.batched_nms(*native, iou_threshold, **options, padded=True)))
 
 
 def _kept(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -207,7 +217,7 @@ def roi_align(
     aligned: bool = False,
 ) -> Tensor:
     pooled = cvops.roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio, aligned)
-    return pooled.to(input.dtype)
+    return _tensor(pooled, input.dtype)
 
 
 def roi_align_backward(
@@ -220,7 +230,7 @@ def roi_align_backward(
 ) -> Tensor:
     shape = tuple(input_shape)
     gradient = cvops.roi_align_backward(plain(grad), plain(boxes), shape, spatial_scale, sampling_ratio, aligned)
-    return gradient.to(grad.dtype)
+    return _tensor(gradient, grad.dtype)
 
 
 def roi_pool(
@@ -229,38 +239,39 @@ def roi_pool(
     size = _pair(output_size)
     if not return_argmax:
         pooled = cvops.roi_pool(plain(input), plain(boxes), size, spatial_scale)
-        return pooled.to(input.dtype), input.new_empty(0, dtype=torch.int32)
+        return _tensor(pooled, input.dtype), input.new_empty(0, dtype=torch.int32)
     pooled, argmax = cvops.roi_pool(plain(input), plain(boxes), size, spatial_scale, return_argmax=True)
-    return pooled.to(input.dtype), argmax
+    return _tensor(pooled, input.dtype), _tensor(argmax)
 
 
 def roi_pool_backward(
     grad: Tensor, boxes: Tensor, argmax: Tensor, input_shape: Sizes, spatial_scale: float = 1.0
 ) -> Tensor:
-    gradient = cvops.roi_pool_backward(plain(grad), plain(boxes), argmax.detach(), tuple(input_shape), spatial_scale)
-    return gradient.to(grad.dtype)
+    gradient = cvops.roi_pool_backward(plain(grad), plain(boxes), plain(argmax), tuple(input_shape), spatial_scale)
+    return _tensor(gradient, grad.dtype)
 
 
 def ps_roi_align(
     input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
     pooled = cvops.ps_roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio)
-    return pooled.to(input.dtype)
+    return _tensor(pooled, input.dtype)
 
 
 def ps_roi_align_backward(
     grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
     gradient = cvops.ps_roi_align_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale, sampling_ratio)
-    return gradient.to(grad.dtype)
+    return _tensor(gradient, grad.dtype)
 
 
 def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    return cvops.ps_roi_pool(plain(input), plain(boxes), _pair(output_size), spatial_scale).to(input.dtype)
+    return _tensor(cvops.ps_roi_pool(plain(input), plain(boxes), _pair(output_size), spatial_scale), input.dtype)
 
 
 def ps_roi_pool_backward(grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    return cvops.ps_roi_pool_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale).to(grad.dtype)
+    gradient = cvops.ps_roi_pool_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale)
+    return _tensor(gradient, grad.dtype)
 
 
 def _pair(size: Sizes) -> tuple[int, int]:
@@ -368,20 +379,20 @@ _register(
 def _multiscale_roi_align(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *options: Any) -> Tensor:
     pool, names = _pooler(len(maps), output_size, *options)
     _require_one_dtype({f"features[{name}]": tensor for name, tensor in zip(names, maps, strict=True)})
-    pooled: Tensor = pool(dict(zip(names, map(plain, maps), strict=True)), plain(boxes), [])
-    return pooled.to(maps[0].dtype)
+    pooled = pool(dict(zip(names, map(plain, maps), strict=True)), plain(boxes), [])
+    return _tensor(pooled, maps[0].dtype)
 
 
 def _multiscale_roi_align_backward(
     grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *options: Any
 ) -> list[Tensor]:
     pool, names = _pooler(len(heights), grad.shape[2:], *options)
-    native = plain(grad)
+    like = _at_least_32_bits(grad.new_empty(()))
     # Of the maps only shape and dtype matter, so that nothing is kept of them: one number stands for all of a map.
     shapes = [(images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
-    maps = {name: native.new_empty(()).expand(shape) for name, shape in zip(names, shapes, strict=True)}
-    gradients = pool.backward(native, maps, plain(boxes), [])
-    return [gradients[name].to(grad.dtype) for name in names]
+    maps = {name: plain(like.expand(shape)) for name, shape in zip(names, shapes, strict=True)}
+    gradients = pool.backward(plain(grad), maps, plain(boxes), [])
+    return [_tensor(gradients[name], grad.dtype) for name in names]
 
 
 def _pooler(
@@ -460,7 +471,7 @@ def deform_conv2d(
     mask: Tensor | None = None,
 ) -> Tensor:
     _require_one_dtype({"input": input, "weight": weight, "bias": bias})
-    output: Tensor = cvops.deform_conv2d(
+    output = cvops.deform_conv2d(
         plain(input),
         plain(offset),
         plain(weight),
@@ -470,7 +481,7 @@ def deform_conv2d(
         tuple(dilation),
         _optional(mask),
     )
-    return output.to(input.dtype)
+    return _tensor(output, input.dtype)
 
 
 def deform_conv2d_backward(
@@ -503,7 +514,7 @@ def deform_conv2d_backward(
         wanted=names,
     )
     return tuple(
-        grad.new_empty(0) if gradient is None or tensor is None else gradient.to(tensor.dtype)
+        grad.new_empty(0) if gradient is None or tensor is None else _tensor(gradient, tensor.dtype)
         for gradient, tensor in zip(gradients, tensors, strict=True)
     )
 
@@ -587,7 +598,7 @@ def _register_measure(name: str, options: str) -> None:
     function = getattr(cvops, name)
 
     def kernel(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") -> Any:
-        return function(plain(boxes1), plain(boxes2), *eps, fmt=fmt)
+        return _tensor(function(plain(boxes1), plain(boxes2), *eps, fmt=fmt))
 
     schema = f"{name}(Tensor boxes1, Tensor boxes2, {options}*, str fmt='xyxy') -> Tensor"
     _register(schema, kernel, _measured, **_no_gradient(name))
