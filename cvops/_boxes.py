@@ -222,21 +222,8 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
     >>> cvops.box_convert(np.array([[10, 20, 30, 60]]), "xyxy", "cxcywh")
     array([[20, 40, 20, 40]])
     """
-    _check_format(in_fmt, "in_fmt")
-    _check_format(out_fmt, "out_fmt")
     with backend_of(boxes=boxes) as backend:
-        native = backend.asarray(boxes, "boxes")
-        check_batched_boxes(native, "boxes")
-        if in_fmt == out_fmt:
-            return to_caller(backend.copy(native), boxes)
-        halves = native.dtype.char in INTEGERS and "cxcywh" in (in_fmt, out_fmt)
-        converted = _corners(native.astype(working_dtype(native)) if halves else native, in_fmt, backend)
-        if out_fmt != "xyxy":
-            x1, y1, x2, y2 = (converted[..., k] for k in range(4))
-            with backend.quiet():
-                first = (x1, y1) if out_fmt == "xywh" else ((x1 + x2) / 2, (y1 + y2) / 2)
-                converted = backend.xp.stack([*first, x2 - x1, y2 - y1], -1)
-        return to_caller(backend.copy(converted.astype(native.dtype)), boxes)
+        return to_caller(_converted(backend.asarray(boxes, "boxes"), in_fmt, out_fmt, backend), boxes)
 
 
 def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
@@ -266,19 +253,8 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
     >>> cvops.clip_boxes_to_image(np.array([[-5, 10, 700, 90]]), (480, 640))
     array([[  0,  10, 640,  90]])
     """
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size` must be (height, width), got {size!r}")
-    height, width = (number(side, "size", 0.0) for side in size)
     with backend_of(boxes=boxes) as backend:
-        xp, native = backend.xp, backend.asarray(boxes, "boxes")
-        check_batched_boxes(native, "boxes")
-        if native.dtype.char in INTEGERS:
-            largest = xp.iinfo(native.dtype).max
-            width, height = (min(int(min(side, 2.0**64)), largest) for side in (width, height))
-        with backend.quiet():
-            limits = xp.asarray([width, height, width, height]).astype(native.dtype)
-        clipped = xp.minimum(xp.maximum(native, native.dtype.type(0)), limits)
-        return to_caller(backend.copy(clipped), boxes)
+        return to_caller(_clipped(backend.asarray(boxes, "boxes"), size, backend), boxes)
 
 
 def remove_small_boxes(boxes: Any, min_size: float) -> Any:
@@ -350,22 +326,61 @@ def masks_to_boxes(masks: Any) -> Any:
     array([[3., 2., 6., 4.]], dtype=float32)
     """
     with backend_of(masks=masks) as backend:
-        xp, native = backend.xp, backend.asarray(masks, "masks")
-        if native.ndim != 3:
-            raise ValueError(f"`masks` must have shape (N, H, W), got {native.shape}")
-        if native.dtype.char != "?":
-            check_dtype(native, "masks", BOX_DTYPES)
-        if native.size == 0:
-            return to_caller(backend.copy(xp.zeros((len(native), 4), "f")), masks)
-        rows, columns = native.any(axis=2), native.any(axis=1)
-        last_row, last_column = native.shape[1] - 1, native.shape[2] - 1
-        edges = [
-            columns.argmax(axis=1),
-            rows.argmax(axis=1),
-            last_column - columns[:, ::-1].argmax(axis=1),
-            last_row - rows[:, ::-1].argmax(axis=1),
-        ]
-        return to_caller(backend.copy((xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f")), masks)
+        return to_caller(_boxes_of(backend.asarray(masks, "masks"), backend), masks)
+
+
+def _converted(native: Any, in_fmt: str, out_fmt: str, backend: Any) -> Any:
+    """`box_convert` of a native array."""
+    _check_format(in_fmt, "in_fmt")
+    _check_format(out_fmt, "out_fmt")
+    check_batched_boxes(native, "boxes")
+    if in_fmt == out_fmt:
+        return backend.copy(native)
+    halves = native.dtype.char in INTEGERS and "cxcywh" in (in_fmt, out_fmt)
+    converted = _corners(native.astype(working_dtype(native)) if halves else native, in_fmt, backend)
+    if out_fmt != "xyxy":
+        x1, y1, x2, y2 = (converted[..., k] for k in range(4))
+        with backend.quiet():
+            first = (x1, y1) if out_fmt == "xywh" else ((x1 + x2) / 2, (y1 + y2) / 2)
+            converted = backend.xp.stack([*first, x2 - x1, y2 - y1], -1)
+    return backend.copy(converted.astype(native.dtype))
+
+
+def _clipped(native: Any, size: Any, backend: Any) -> Any:
+    """`clip_boxes_to_image` of a native array."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"`size` must be (height, width), got {size!r}")
+    height, width = (number(side, "size", 0.0) for side in size)
+    check_batched_boxes(native, "boxes")
+    import numpy as np
+
+    xp = backend.xp
+    if native.dtype.char in INTEGERS:
+        largest = np.iinfo(native.dtype).max
+        width, height = (min(int(min(side, 2.0**64)), largest) for side in (width, height))
+    with np.errstate(over="ignore"):
+        limits = xp.asarray(np.asarray([width, height, width, height]).astype(native.dtype))
+    return backend.copy(xp.minimum(xp.maximum(native, native.dtype.type(0)), limits))
+
+
+def _boxes_of(masks: Any, backend: Any) -> Any:
+    """`masks_to_boxes` of a native array."""
+    xp = backend.xp
+    if masks.ndim != 3:
+        raise ValueError(f"`masks` must have shape (N, H, W), got {masks.shape}")
+    if masks.dtype.char != "?":
+        check_dtype(masks, "masks", BOX_DTYPES)
+    if masks.size == 0:
+        return backend.copy(xp.zeros((len(masks), 4), "f"))
+    rows, columns = masks.any(axis=2), masks.any(axis=1)
+    last_row, last_column = masks.shape[1] - 1, masks.shape[2] - 1
+    edges = [
+        columns.argmax(axis=1),
+        rows.argmax(axis=1),
+        last_column - columns[:, ::-1].argmax(axis=1),
+        last_row - rows[:, ::-1].argmax(axis=1),
+    ]
+    return backend.copy((xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f"))
 
 
 def _check_format(fmt: Any, name: str) -> None:

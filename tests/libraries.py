@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -76,8 +75,8 @@ def _jax(values):
 
 
 def _cuda_emulated(values):
-    if shutil.which("g++") is None and "cuda-emulated" not in required():
-        pytest.skip("g++ is not installed")
+    if "cuda-emulated" not in required():
+        pytest.skip("CVOPS_REQUIRE does not list cuda-emulated: it needs g++ and some minutes")
     return host_emulation.Array(np.array(values))
 
 

@@ -1,0 +1,57 @@
+"""The operators inside JAX programs: under jax.jit, jax.grad, jax.vmap and their compositions, on the CPU.
+
+The functions have the names and arguments of those of `cvops`, and their answers. XLA calls the CPU backend with its
+own buffers: arguments are not copied, and a result is copied once, into the buffer that XLA has for it. What can be
+checked from shapes and dtypes is checked when JAX traces, with the errors of `cvops`; a wrong image index shows when
+the program runs.
+
+- Lengths are part of the program, so `nms` and `batched_nms` need `max_output` and return a number beside the indices.
+  `remove_small_boxes`, whose result has any length, is not here.
+- Gradients are those of the ``*_backward`` functions; there are none for boxes (their cotangents are zero), none of
+  second order, and none in forward mode. The box measures are plain JAX: they have all of these, on every device.
+- Under jax.vmap an operator runs once for each element, all in one call of XLA.
+- While 64-bit types are off in JAX, float64 is float32 and int64 is int32, indices included.
+- On a GPU the operators do not run within jax.jit: XLA says that it has no handler "cvops" for CUDA. Outside, the
+  functions of `cvops` take JAX arrays on a GPU without a copy.
+
+>>> import jax
+>>> import jax.numpy as jnp
+>>> import cvops.jax
+>>> pool = jax.jit(lambda features, boxes: cvops.jax.roi_align(features, boxes, output_size=2))
+>>> pool(jnp.ones((1, 3, 8, 8)), jnp.array([[0, 1.0, 1.0, 5.0, 5.0]])).shape
+(1, 3, 2, 2)
+"""
+
+from ._boxes import (
+    box_area,
+    box_convert,
+    box_iou,
+    clip_boxes_to_image,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    masks_to_boxes,
+)
+from ._deform_conv import deform_conv2d
+from ._nms import batched_nms, nms
+from ._pyramid import MultiScaleRoIAlign
+from ._roi import ps_roi_align, ps_roi_pool, roi_align, roi_pool
+
+__all__ = [
+    "MultiScaleRoIAlign",
+    "batched_nms",
+    "box_area",
+    "box_convert",
+    "box_iou",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "deform_conv2d",
+    "distance_box_iou",
+    "generalized_box_iou",
+    "masks_to_boxes",
+    "nms",
+    "ps_roi_align",
+    "ps_roi_pool",
+    "roi_align",
+    "roi_pool",
+]

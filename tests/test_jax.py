@@ -1,0 +1,433 @@
+"""cvops.jax: the operators traced, differentiated and vectorised, against the references."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cvops
+from benchmarks import data
+from tests import reference, reference_deform, reference_roi, strategies_roi
+from tests.libraries import require
+
+jax = None  # set by the fixture, because it may be missing
+ROOT = Path(__file__).parents[1]
+RANDOM = np.random.default_rng(7)
+MAP = RANDOM.standard_normal((2, 8, 9, 11))
+ROIS = np.array([[0, 1.1, 0.7, 7.3, 6.1], [1, 0, 0, 10, 8], [0, -3, 2, 4, 20]])
+# operator -> the arguments after input and boxes, as two calls of it.
+POOLED = {
+    "roi_align": [(2, 0.5), ((3, 2), 1.0, 2, True)],
+    "roi_pool": [(2,), ((1, 3), 0.7)],
+    "ps_roi_align": [(2,), (2, 0.5, 3)],
+    "ps_roi_pool": [(2,), ((2, 1), 0.5)],
+}
+CALLS = [(operator, arguments) for operator, calls in POOLED.items() for arguments in calls]
+MEASURES = ["box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"]
+
+every_call = pytest.mark.parametrize(("operator", "arguments"), CALLS)
+every_transform = pytest.mark.parametrize("transform", ["none", "jit"])
+
+
+@pytest.fixture(autouse=True)
+def ops():
+    """The module under test, in JAX with 64-bit types."""
+    global jax
+    jax = require("jax")
+    import cvops.jax
+
+    RANDOM.bit_generator.state = np.random.default_rng(7).bit_generator.state  # whatever tests ran before
+    with jax.enable_x64(True):
+        yield cvops.jax
+
+
+def transformed(transform, function):
+    return jax.jit(function) if transform == "jit" else function
+
+
+def close(got, want, tolerance=1e-10):
+    got, want = np.asarray(got), np.asarray(want)
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    error = np.nanmax(np.abs(got - want), initial=0) / max(1, np.nanmax(np.abs(want), initial=0))
+    assert error <= tolerance, error
+
+
+def check_gradients(function, *arguments):
+    from jax.test_util import check_grads
+
+    check_grads(function, arguments, 1, modes=["rev"])
+
+
+# ---------------------------------------------------------------------------------------------------------- pooling
+
+
+@every_call
+@every_transform
+def test_pooling(ops, operator, arguments, transform):
+    function = transformed(transform, lambda maps, rois: getattr(ops, operator)(maps, rois, *arguments))
+    want = getattr(reference_roi, operator)(MAP, ROIS, *arguments)
+    close(function(MAP, ROIS), want[0] if operator == "roi_pool" else want)
+
+
+@every_call
+@every_transform
+def test_gradients_of_pooling(ops, operator, arguments, transform):
+    def function(maps):
+        return getattr(ops, operator)(maps, ROIS, *arguments)
+
+    check_gradients(transformed(transform, function), MAP)
+    pooled, backward = jax.vjp(transformed(transform, function), MAP)
+    grad = RANDOM.standard_normal(pooled.shape)
+    argmax = (reference_roi.roi_pool(MAP, ROIS, *arguments)[1],) if operator == "roi_pool" else ()
+    want = getattr(reference_roi, operator + "_backward")(grad, ROIS, *argmax, MAP.shape, *arguments[1:])
+    close(backward(grad)[0], want, 1e-9)
+
+
+@every_call
+def test_vectorised_pooling(ops, operator, arguments):
+    maps, rois = np.stack([MAP, -MAP, MAP + 1]), np.stack([ROIS, ROIS[::-1], ROIS])
+    function = getattr(ops, operator)
+
+    def one(map, rois):
+        want = getattr(reference_roi, operator)(map, rois, *arguments)
+        return want[0] if operator == "roi_pool" else want
+
+    both = jax.jit(jax.vmap(lambda map, rois: function(map, rois, *arguments)))
+    close(both(maps, rois), np.stack([one(*pair) for pair in zip(maps, rois, strict=True)]))
+    of_maps = jax.vmap(lambda map: function(map, ROIS, *arguments))
+    close(of_maps(maps), np.stack([one(map, ROIS) for map in maps]))
+    of_rois = jax.vmap(jax.vmap(lambda rois: function(MAP, rois, *arguments)))
+    close(of_rois(rois[None]), np.stack([one(MAP, row) for row in rois])[None])
+    check_gradients(jax.jit(of_maps), maps)
+    slope = jax.grad(lambda map: function(map, ROIS, *arguments).sum())
+    close(jax.vmap(slope)(maps), np.stack([slope(map) for map in maps]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_storage_of_pooling(ops, dtype):
+    maps, rois = jax.numpy.asarray(MAP, dtype), ROIS.astype("f")
+    got, backward = jax.vjp(lambda maps: ops.roi_align(maps, rois, 2), maps)
+    assert got.dtype == maps.dtype
+    want = reference_roi.roi_align(np.asarray(maps, "f"), rois, 2)
+    close(np.asarray(got, "f"), want, 1e-5 if dtype == "float32" else 4e-3)
+    assert backward(got)[0].dtype == maps.dtype
+
+
+def test_lists_of_boxes(ops):
+    boxes = [ROIS[:2, 1:], ROIS[2:, 1:]]
+    want = reference_roi.roi_align(MAP, boxes, 2)
+    close(jax.jit(lambda maps, boxes: ops.roi_align(maps, boxes, 2))(MAP, boxes), want)
+    assert ops.roi_align(MAP, [np.zeros((0, 4))] * 2, 2).shape == (0, 8, 2, 2)
+    assert ops.roi_align(MAP[:0], [], 2).shape == (0, 8, 2, 2)
+    many = [np.array([[0, 0, 1, 1]], "f2")] * 2050  # float16 does not hold the last indices
+    maps = np.arange(2050.0)[:, None, None, None] * np.ones((1, 2, 2))
+    close(ops.roi_align(maps, many, 1)[:, 0, 0, 0], np.arange(2050.0))
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize("scales", [None, (0.25, 0.125)])
+def test_pyramids(ops, names, scales):
+    maps = {"a": RANDOM.standard_normal((2, 4, 16, 16)), "b": RANDOM.standard_normal((2, 4, 8, 8)), "c": np.zeros(3)}
+    boxes, shapes = [np.array([[0, 0, 20, 30], [3, 3, 60, 60.0]]), np.array([[5, 6, 64, 60.0]])], [(64, 60), (60, 64)]
+    options = {"canonical_scale": 32, "canonical_level": 2}
+    if scales:
+        options["scales"] = [dict(zip("ab", scales, strict=True))[name] for name in names]
+    pool = ops.MultiScaleRoIAlign(names, 2, 2, **options)
+    used = {name: maps[name] for name in names}
+    want = reference_roi.multiscale_roi_align(used, boxes, shapes, names, 2, 2, **options)
+    close(jax.jit(lambda maps, boxes: pool(maps, boxes, shapes))(maps, boxes), want)
+    check_gradients(jax.jit(lambda maps: pool(maps, boxes, shapes)), used)
+    stacked = {name: np.stack([map, 2 * map]) for name, map in used.items()}
+    close(jax.vmap(lambda maps: pool(maps, boxes, shapes))(stacked), np.stack([want, 2 * want]))
+
+
+# ----------------------------------------------------------------------------------------------------- deform_conv2d
+
+
+@pytest.mark.parametrize("given", [(), ("bias",), ("mask",), ("bias", "mask")])
+@every_transform
+def test_deformable_convolution(ops, given, transform):
+    arrays = {
+        "input": RANDOM.standard_normal((2, 4, 6, 7)),
+        # Off the borders of cells, where differences would be of two of them.
+        "offset": RANDOM.integers(-2, 2, (2, 18, 6, 7)) + RANDOM.uniform(0.1, 0.9, (2, 18, 6, 7)),
+        "weight": RANDOM.standard_normal((4, 2, 3, 3)),
+        "bias": RANDOM.standard_normal(4),
+        "mask": RANDOM.uniform(0, 1, (2, 9, 6, 7)),
+    }
+    arrays = {name: array for name, array in arrays.items() if name in ("input", "offset", "weight", *given)}
+    function = transformed(transform, lambda arrays: ops.deform_conv2d(**arrays, padding=1))
+    close(function(arrays), reference_deform.deform_conv2d(**arrays, padding=1))
+    check_gradients(function, arrays)
+    grad = RANDOM.standard_normal((2, 4, 6, 7))
+    want = reference_deform.deform_conv2d_backward(grad, **arrays, padding=1)
+    want = dict(zip(("input", "offset", "weight", "bias", "mask"), want, strict=True))
+    got = jax.vjp(function, arrays)[1](grad)[0]
+    assert set(got) == set(arrays)
+    for name, gradient in got.items():
+        close(gradient, want[name], 1e-9)
+    vectorised = jax.vmap(function)({name: np.stack([array, array]) for name, array in arrays.items()})
+    close(vectorised, np.stack([function(arrays)] * 2))
+
+
+# --------------------------------------------------------------------------------------------------------------- nms
+
+
+@every_transform
+@pytest.mark.parametrize("length", [0, 1, 7, 300])
+def test_nms(ops, transform, length):
+    boxes, scores, idxs = data.clustered(length)
+    for size in (0, 5, length):
+        function = transformed(transform, lambda *arrays, size=size: ops.nms(*arrays, 0.5, max_output=size))
+        check_kept(function(boxes, scores), reference.nms(boxes, scores, 0.5, max_output=size), size)
+        function = transformed(transform, lambda *arrays, size=size: ops.batched_nms(*arrays, 0.5, max_output=size))
+        check_kept(function(boxes, scores, idxs), reference.batched_nms(boxes, scores, idxs, 0.5)[:size], size)
+    function = transformed(transform, lambda *arrays: ops.nms(*arrays, 0.5, max_output=9, score_threshold=0.5))
+    check_kept(function(boxes, scores), reference.nms(boxes, scores, 0.5, score_threshold=0.5)[:9], 9)
+
+
+def check_kept(got, want, size):
+    keep, count = got
+    assert (keep.shape, keep.dtype, count.shape, count.dtype) == ((size,), np.int64, (), np.int64)
+    assert int(count) == len(want)
+    assert keep.tolist() == [*want, *[-1] * (size - len(want))]
+
+
+def test_vectorised_nms(ops):
+    boxes, scores, _ = data.clustered(120)
+    boxes, scores = boxes.reshape(3, 40, 4), scores.reshape(3, 40)
+    keep, count = jax.jit(jax.vmap(lambda *arrays: ops.nms(*arrays, 0.5, max_output=40)))(boxes, scores)
+    for i in range(3):
+        check_kept((keep[i], count[i]), reference.nms(boxes[i], scores[i], 0.5), 40)
+    keep, count = jax.vmap(lambda scores: ops.nms(boxes[0], scores, 0.5, max_output=40))(scores)
+    for i in range(3):
+        check_kept((keep[i], count[i]), reference.nms(boxes[0], scores[i], 0.5), 40)
+
+
+def test_what_nms_selects_has_gradients(ops):
+    boxes, scores, _ = data.clustered(50)
+
+    def loss(boxes, scores):
+        keep, _ = ops.nms(boxes, scores, 0.5, max_output=50)
+        return (boxes[keep].sum(1) * scores[keep] * (keep >= 0)).sum()
+
+    got = jax.jit(jax.grad(loss))(boxes.astype("f8"), scores.astype("f8"))
+    want, keep = np.zeros((50, 4)), reference.nms(boxes, scores, 0.5)
+    want[keep] = scores[keep, None]
+    close(got, want)
+
+
+def test_without_64_bit_types(ops):
+    boxes, scores, idxs = data.clustered(50)
+    with jax.enable_x64(False):
+        keep, count = jax.jit(lambda *arrays: ops.batched_nms(*arrays, 0.5, max_output=50))(boxes, scores, idxs)
+        assert (keep.dtype, count.dtype) == (np.int32, np.int32)
+        assert keep[: int(count)].tolist() == reference.batched_nms(boxes, scores, idxs, 0.5).tolist()
+        assert ops.roi_align(MAP, ROIS, 2).dtype == np.float32
+        assert ops.box_area(np.array([[0, 0, 2, 3]])).dtype == np.float32
+        assert ops.clip_boxes_to_image(np.array([[0, 0, 2**32 - 1, 3]], "u4"), (2, 2**40)).tolist() == [
+            [0, 0, 2**32 - 1, 2]
+        ]
+        check_gradients(lambda maps: ops.roi_align(maps, ROIS, 2), MAP.astype("f"))
+
+
+# ------------------------------------------------------------------------------------------------------------- boxes
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("fmt", ["xyxy", "cxcywh"])
+def test_measures(ops, name, fmt):
+    boxes = RANDOM.uniform(2, 10, (2, 6, 4))  # none so small that differences are coarse
+    boxes[..., 2:] += boxes[..., :2] * (fmt == "xyxy")
+    want = getattr(reference, name)(boxes, boxes[:, :4] + 0.1, fmt=fmt)
+    close(jax.jit(lambda one, two: getattr(ops, name)(one, two, fmt=fmt))(boxes, boxes[:, :4] + 0.1), want)
+    ints = np.array([[0, 0, 5, 4], [3, 1, 9, 8]])
+    close(getattr(ops, name)(ints, ints), getattr(reference, name)(ints, ints))
+    if name != "complete_box_iou":  # whose weight of the aspect ratio counts as a constant
+        from jax.test_util import check_grads
+
+        check_grads(lambda one, two: getattr(ops, name)(one, two, fmt=fmt), (boxes, boxes[:, :4] + 0.1), 2)
+
+
+def test_gradient_of_complete_iou(ops):
+    torchvision = require("torchvision")
+    torch = require("torch")
+    one, two = RANDOM.uniform(0, 5, (2, 4, 4))
+    one[:, 2:] += one[:, :2] + 1
+    two[:, 2:] += two[:, :2] + 1
+    tensors = [torch.tensor(array, requires_grad=True) for array in (one, two)]
+    torchvision.ops.complete_box_iou_loss(*tensors, reduction="sum").backward()
+    got = jax.grad(lambda one, two: (1 - jax.numpy.diagonal(ops.complete_box_iou(one, two))).sum(), (0, 1))(one, two)
+    for gradient, tensor in zip(got, tensors, strict=True):
+        close(gradient, tensor.grad.numpy(), 1e-6)
+
+
+@every_transform
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i4", "u1"])
+def test_other_box_functions(ops, transform, dtype):
+    boxes = np.array([[3, 2, 9, 7], [0, 1, 4, 4]], dtype)
+    for name, arguments in (("box_area", ()), ("box_convert", ("xyxy", "cxcywh")), ("clip_boxes_to_image", ((5, 6),))):
+        function = transformed(
+            transform, lambda boxes, name=name, arguments=arguments: getattr(ops, name)(boxes, *arguments)
+        )
+        close(function(boxes), getattr(reference, name)(boxes, *arguments))
+    masks = (np.arange(60).reshape(3, 4, 5) % 13 == 6).astype(dtype)
+    close(transformed(transform, ops.masks_to_boxes)(masks), reference.masks_to_boxes(masks))
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@every_transform
+def test_errors_while_tracing(ops, transform):
+    boxes, scores = np.zeros((3, 4)), np.zeros(3)
+    for text, function, *arguments in (
+        (r"`boxes` must have shape \(L, 4\), got \(4, 3\)", lambda b: ops.nms(b, scores, 0.5, max_output=1), boxes.T),
+        (r"`scores` must have shape \(3,\)", lambda s: ops.nms(boxes, s, 0.5, max_output=1), scores[:2]),
+        ("`iou_threshold` must be >= 0, got -1", lambda b: ops.nms(b, scores, -1, max_output=1), boxes),
+        ("`max_output` must be >= 0, got -1", lambda b: ops.nms(b, scores, 0.5, max_output=-1), boxes),
+        ("`output_size` must be >= 1", lambda m: ops.roi_align(m, ROIS, 0), MAP),
+        (r"`boxes` must have shape \(K, 5\)", lambda m: ops.roi_align(m, boxes, 1), MAP),
+        ("a list of one array for each image, 2, got 1", lambda m: ops.roi_align(m, [boxes], 1), MAP),
+        ("multiple of 3", lambda m: ops.ps_roi_align(m, ROIS, 3), MAP),
+        ("`weight` must have shape", lambda m: ops.deform_conv2d(m, MAP, np.zeros((1, 3, 1, 1))), MAP),
+        ("leading dimensions", lambda b: ops.box_iou(b, np.zeros((2, 3, 4))), np.zeros((3, 3, 4))),
+        ("must be one of xyxy", lambda b: ops.box_convert(b, "xyxy", "x"), boxes),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            transformed(transform, function)(*arguments)
+    for text, function in (
+        ("`boxes` must be an array, got str", lambda: ops.nms("boxes", scores, 0.5, max_output=1)),
+        ("`input` must be an array, got list", lambda: ops.roi_align([1], ROIS, 1)),
+        ("`input` must be float64", lambda: ops.roi_align(np.zeros((1, 1, 2, 2), int), ROIS, 1)),
+        ("`idxs`", lambda: ops.batched_nms(boxes, scores, scores > 1, 0.5, max_output=1)),
+        ("`iou_threshold` must be a Python", lambda: jax.jit(lambda t: ops.nms(boxes, scores, t, max_output=1))(0.5)),
+        ("max_output", lambda: ops.nms(boxes, scores, 0.5)),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=text):
+            function()
+    with pytest.raises(KeyError, match="must have"):
+        ops.MultiScaleRoIAlign(["a"], 2, 2)({}, [boxes], [(1, 1)])
+
+
+@every_transform
+def test_errors_of_values(ops, transform):
+    """They show when the program runs, and do no harm."""
+    rois = ROIS.copy()
+    rois[1, 0] = 7
+    with pytest.raises(Exception, match=r"`boxes` must have image indices from 0 to 1 in column 0, got 7\.0 in row 1"):
+        jax.block_until_ready(transformed(transform, lambda maps, rois: ops.roi_align(maps, rois, 2))(MAP, rois))
+    close(ops.roi_align(MAP, ROIS, 2), reference_roi.roi_align(MAP, ROIS, 2))
+
+
+def test_what_has_no_derivative_says_so(ops):
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda maps: ops.roi_align(maps, ROIS, 2), (MAP,), (MAP,))
+    with pytest.raises(ValueError, match="cannot be differentiated"):
+        jax.grad(lambda maps: jax.grad(lambda maps: (ops.roi_align(maps, ROIS, 2) ** 2).sum())(maps).sum())(MAP)
+
+
+# ------------------------------------------------------------------------------------------------------- the way there
+
+
+def test_arguments_are_not_copied(ops, monkeypatch):
+    from cvops.jax import _ffi
+
+    seen = []
+    arrays_of = _ffi._arrays
+    monkeypatch.setattr(
+        _ffi, "_arrays", lambda *given, **options: seen.append(arrays_of(*given, **options)) or seen[-1]
+    )
+    maps, rois = jax.numpy.asarray(MAP), jax.numpy.asarray(ROIS)
+    got = jax.block_until_ready(jax.jit(lambda maps, rois: ops.roi_align(maps, rois, 2))(maps, rois))
+    (given, results) = seen
+    assert [array.ctypes.data for array in given] == [maps.unsafe_buffer_pointer(), rois.unsafe_buffer_pointer()]
+    assert [array.ctypes.data for array in results] == [got.unsafe_buffer_pointer()]
+    assert not any(array.flags.writeable for array in given)
+
+
+def test_programs_of_many_calls_end(ops):
+    """In a process of its own: large arrays, calls that depend on each other and calls at once, several threads."""
+    code = """
+import concurrent.futures
+import jax, jax.numpy as jnp
+import numpy as np
+import cvops.jax
+
+rois = np.array([[0, 0.0, 0.0, 600.0, 600.0]] * 8, "f")
+
+@jax.jit
+def program(maps):
+    for _ in range(5):
+        pooled = [cvops.jax.roi_align(maps * i, rois, 7) for i in range(3)]
+        maps = maps + sum(pooled).mean()
+    return maps
+
+maps = jnp.ones((1, 16, 600, 600))
+want = program(maps)
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    for got in pool.map(program, [maps] * 12):
+        assert (got == want).all()
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_the_names_are_those_of_cvops(ops):
+    assert set(ops.__all__) == set(ops.__all__) & set(cvops.__all__)
+    left = {name for name in cvops.__all__ if not name.endswith("_backward") and not name[0].isupper()} - set(
+        ops.__all__
+    )
+    assert left == {"remove_small_boxes", "get_num_threads", "set_num_threads", "warmup"}
+
+
+def test_strategies_agree(ops):
+    """Any RoIs, as the plain functions get them."""
+    for kind in ("inside", "across", "outside", "inverted", "tiny"):
+        rois = strategies_roi.rois(kind, 6, MAP.shape, dtype=np.float64)
+        close(
+            jax.jit(lambda rois: ops.roi_align(MAP, rois, 3, 1.0, 2))(rois),
+            reference_roi.roi_align(MAP, rois, 3, 1.0, 2),
+        )
+
+
+def example(folder, *arguments):
+    command = [sys.executable, "-W", "error", ROOT / "examples" / "jax_grad.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_example_learns(ops, tmp_path):
+    done = example(tmp_path, "--steps", "60", "--out", "learned.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    before, after = map(float, re.search(r"loss: (\S+) before, (\S+) after 60 steps", done.stdout).groups())
+    assert after < before / 4
+    with Image.open(tmp_path / "learned.png") as picture:
+        photograph, twisted, straightened, _ = np.split(np.asarray(picture, float), 4, 1)
+    assert np.square(straightened - photograph).mean() < np.square(twisted - photograph).mean() / 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--steps", "0"), "must be an integer >= 1, got '0'"),
+        (("--out", "a.txt"), "must end in .png or .jpg"),
+        (("--steps", "1", "--out", "missing/a.png"), "missing/a.png: No such file"),
+    ],
+)
+def test_the_example_reports_wrong_arguments_in_one_line(ops, tmp_path, arguments, text):
+    done = example(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
