@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from . import peers
 from .data import clustered, deformed, pyramid_boxes, rois, uniform
 from .harness import Row, all_close, all_close_to_largest, same_indices
@@ -24,20 +26,7 @@ def rows(quick: bool) -> Iterator[Row]:
     import cvops.torch
 
     modules = {"cvops": cvops.torch, "torchvision": torchvision.ops}
-    boxes, scores, _ = clustered(10)
-    tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
-    yield Row(
-        table="cvops.torch.nms of 10 boxes",
-        name="beside the plain function",
-        inputs="clustered(10, seed=0)",
-        sides={
-            "cvops": partial(cvops.torch.nms, *tensors, 0.5),
-            "cvops.nms, tensors": partial(cvops.nms, *tensors, 0.5),
-            "cvops.nms, arrays": partial(cvops.nms, boxes, scores, 0.5),
-            "torchvision": partial(torchvision.ops.nms, *tensors, 0.5),
-        },
-        check=same_indices(scores),
-    )
+    yield from overhead_rows(quick)
     for shape, count, bins, scale, samples in POOLED[1:] if quick else POOLED:
         maps = torch.from_numpy(uniform((1, *shape)))
         of_maps = torch.from_numpy(rois(count, *shape[1:], scale))
@@ -80,6 +69,54 @@ def rows(quick: bool) -> Iterator[Row]:
                 for side, module in modules.items()
             },
             check=all_close_to_largest,
+        )
+
+
+def overhead_rows(quick: bool) -> Iterator[Row]:
+    """Calls that record nothing, beside the plain function on arrays and on tensors, and torchvision's."""
+    boxes, scores, _ = clustered(10)
+    many, many_scores, labels = clustered(1_000 if quick else 20_000)
+    shape, count, bins, scale, samples = POOLED[-1] if quick else POOLED[0]
+    pooled = uniform((1, *shape)), rois(count, *shape[1:], scale), bins, scale
+    arrays = deformed(*CONVOLVED[0])
+    convolved = (
+        *(arrays[name] for name in ("input", "offset", "weight", "bias")),
+        (1, 1),
+        (1, 1),
+        (1, 1),
+        arrays["mask"],
+    )
+    calls: dict[str, tuple[str, tuple[Any, ...], Any]] = {
+        "nms, 10 boxes": ("nms", (boxes, scores, 0.5), same_indices(scores)),
+        f"batched_nms, {len(many):,} boxes": (
+            "batched_nms",
+            (many, many_scores, labels, 0.5),
+            same_indices(many_scores),
+        ),
+        f"box_iou, {len(many) // 10:,} x {len(many) // 10:,}": ("box_iou", (many[::10], many[::10]), all_close),
+        f"roi_align, {shape}, {count} RoIs": ("roi_align", (*pooled, samples), all_close),
+        f"roi_pool, {shape}, {count} RoIs": ("roi_pool", pooled, all_close),
+        f"deform_conv2d, {CONVOLVED[0][:4]}": ("deform_conv2d", convolved, all_close_to_largest),
+    }
+    import torch
+    import torchvision
+
+    import cvops
+    import cvops.torch
+
+    for row, (name, args, check) in calls.items():
+        tensors = [torch.from_numpy(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+        yield Row(
+            table="cvops.torch without gradients",
+            name=row,
+            inputs="as in the other suites",
+            sides={
+                "cvops": partial(getattr(cvops.torch, name), *tensors),
+                "plain, arrays": partial(getattr(cvops, name), *args),
+                "plain, tensors": partial(getattr(cvops, name), *tensors),
+                "torchvision": partial(getattr(torchvision.ops, name), *tensors),
+            },
+            check=check,
         )
 
 

@@ -518,6 +518,23 @@ def test_memory(ops, torch):
     assert peak < 2 * 256
 
 
+@every_function
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda(ops, torch, name, dtype):
+    """The same on a GPU, in memory of torch's caching allocator, on its current stream."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    host = torch_calls.tensors(name, getattr(torch, dtype))
+    args = [arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in host]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        got = getattr(ops, name)(*args)
+        before = torch.cuda.memory_allocated()
+        again = getattr(ops, name)(*args)
+        assert torch.cuda.memory_allocated() >= before + again.numel() * again.element_size()
+    assert (got.device.type, got.dtype) == ("cuda", getattr(ops, name)(*host).dtype)
+    close(got.cpu(), getattr(ops, name)(*host).double().numpy(), 1e-4 if dtype == "float32" else 1e-2)
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
 
 BAD_CALLS = {

@@ -48,7 +48,7 @@ def limits(size: Any, boxes: Tensor) -> tuple[Any, Any]:
     if boxes.is_floating_point():
         return height, width
     largest = torch.iinfo(boxes.dtype).max
-    return tuple(min(int(min(side, 2.0**64)), largest) for side in (height, width))  # type: ignore[return-value]
+    return min(int(min(height, 2.0**64)), largest), min(int(min(width, 2.0**64)), largest)
 
 
 def check_boxes(boxes: Any) -> None:
