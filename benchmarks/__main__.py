@@ -12,7 +12,14 @@ import cvops
 
 from . import environment, harness, peers, plot
 
-SUITES = ["nms", "boxes", "roi", "deform_conv", "pyramid"]  # modules of this package with a function `rows(quick)`
+SUITES = [
+    "nms",
+    "boxes",
+    "roi",
+    "deform_conv",
+    "pyramid",
+    "torch_ops",
+]  # modules of this package with a function `rows(quick)`
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -25,8 +25,8 @@ _DEVICE_NAMES = {
 def backend_of(**arrays: Any) -> AbstractContextManager[Any]:
     """A context that gives the backend module for the one device that all `arrays` (by argument name) lie on.
 
-    Within it, that device is current, and torch's current stream is if all arrays are torch tensors: they and what is
-    made of them are then safe from torch's reuse of memory, and a CUDA graph of torch sees the work.
+    Within it, that device is current. If all arrays are torch tensors, so is torch's current stream, and memory comes
+    from torch's caching allocator: there is one pool, and a CUDA graph of torch sees the work and owns its memory.
 
     Raises
     ------
@@ -76,8 +76,8 @@ def _cpu() -> AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def _on_device(backend: Any, device: int, stream: int | None) -> Iterator[Any]:
-    with backend.use(device, stream):
+def _on_device(backend: Any, device: int, stream: int | None, memory: Any) -> Iterator[Any]:
+    with backend.use(device, stream, memory):
         yield backend
 
 
@@ -96,10 +96,12 @@ def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
         raise TypeError(f"`{first_name}`: {_kind(first)} has no from_dlpack to give a result back with")
     if device_type == 1:
         return _cpu()
-    stream = None
+    stream = memory = None
     if all(map(_is_tensor, arrays.values())):
-        stream = sys.modules["torch"].cuda.current_stream(number).cuda_stream
-    return _on_device(_load(_BACKENDS[device_type]), number, stream)
+        cuda = sys.modules["torch"].cuda
+        stream = cuda.current_stream(number).cuda_stream
+        memory = cuda.caching_allocator_alloc, cuda.caching_allocator_delete
+    return _on_device(_load(_BACKENDS[device_type]), number, stream, memory)
 
 
 def _device_of(name: str, array: Any) -> tuple[int, int]:

@@ -42,14 +42,24 @@ class _ExternalStream:
 
 
 @contextlib.contextmanager
-def use(device: int, stream: int | None) -> Iterator[None]:
-    """Make `device` current, and the stream of another library where an address is given; CuPy's own one otherwise."""
+def use(device: int, stream: int | None, memory: tuple[Any, Any] | None) -> Iterator[None]:
+    """Make `device` current, and the stream of another library where an address is given; CuPy's own one otherwise.
+
+    `memory` is two functions of that library, which allocate (bytes, device) -> address for its current stream, and
+    free (address). Results outlive this context: each remembers how it is freed.
+    """
     with cupy.cuda.Device(device):
-        if stream is None:
+        if stream is None or memory is None:
             yield
             return
-        with cupy.cuda.Stream.from_external(_ExternalStream(stream)):
+        allocator = _allocator(*memory)
+        with cupy.cuda.Stream.from_external(_ExternalStream(stream)), cupy.cuda.using_allocator(allocator.malloc):
             yield
+
+
+@functools.cache
+def _allocator(allocate: Any, free: Any) -> Any:
+    return cupy.cuda.PythonFunctionAllocator(allocate, lambda address, device: free(address))
 
 
 def asarray(array: Any, name: str) -> Array:

@@ -52,7 +52,7 @@ def test_the_host_twin_offers_what_the_device_does():
 
 
 def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkeypatch):
-    """Torch's current stream if all arguments are tensors; tensors pose as emulated ones here."""
+    """On torch's current stream and in its memory if all arguments are tensors; tensors pose as emulated ones here."""
     torch, used = libraries.require("torch"), []
     monkeypatch.setattr(_arrays, "_device_of", lambda name, array: (12, 3))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda number: types.SimpleNamespace(cuda_stream=70 + number))
@@ -63,7 +63,8 @@ def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkey
     assert cvops.nms(*tensors, 0.5).tolist() == want
     assert cvops.nms(tensors[0], emulated(scores), 0.5).tolist() == want
     assert cvops.nms(emulated(boxes), emulated(scores), 0.5).tolist() == want
-    assert used == [(3, 73), (3, None), (3, None)]
+    memory = torch.cuda.caching_allocator_alloc, torch.cuda.caching_allocator_delete
+    assert used == [(3, 73, memory), (3, None, None), (3, None, None)]
 
 
 def test_what_is_compiled_names_its_files():

@@ -1,0 +1,75 @@
+"""torchvision.ops on cvops: ``import cvops.torch as ops`` in place of ``from torchvision import ops``.
+
+>>> import torch
+>>> import cvops.torch as ops
+>>> maps = torch.ones(1, 1, 4, 4, requires_grad=True)
+>>> ops.roi_align(maps, [torch.tensor([[0.0, 0, 2, 2]])], output_size=1, sampling_ratio=1).sum().backward()
+>>> maps.grad[0, 0, 1, 1]
+tensor(1.)
+"""
+
+from ._boxes import (
+    box_area,
+    box_convert,
+    box_iou,
+    clip_boxes_to_image,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    masks_to_boxes,
+    remove_small_boxes,
+)
+from ._losses import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
+from ._modules import (
+    DeformConv2d,
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+    MultiScaleRoIAlign,
+    PSRoIAlign,
+    PSRoIPool,
+    RoIAlign,
+    RoIPool,
+)
+from ._ops import batched_nms, deform_conv2d, nms, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+from ._replace import replace_torchvision
+
+__all__ = [
+    "DeformConv2d",
+    "ExtraFPNBlock",
+    "FeaturePyramidNetwork",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
+    "MultiScaleRoIAlign",
+    "PSRoIAlign",
+    "PSRoIPool",
+    "RoIAlign",
+    "RoIPool",
+    "batched_nms",
+    "box_area",
+    "box_convert",
+    "box_iou",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "complete_box_iou_loss",
+    "deform_conv2d",
+    "distance_box_iou",
+    "distance_box_iou_loss",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
+    "masks_to_boxes",
+    "nms",
+    "ps_roi_align",
+    "ps_roi_pool",
+    "remove_small_boxes",
+    "replace_torchvision",
+    "roi_align",
+    "roi_pool",
+    "sigmoid_focal_loss",
+]

@@ -1,0 +1,461 @@
+"""Box functions of torchvision.ops.
+
+The pairwise measures are computed by cvops unless gradients are wanted or torch.func transforms the call: then, as all
+else here, by PyTorch, which differentiates and compiles these formulas itself.
+"""
+
+# Not `from __future__ import annotations`: TorchScript reads the annotations.
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .._boxes import _check_format
+from .._checks import number
+from . import _checks
+from ._ops import shape_text
+
+
+def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
+    """Area of each box: `cvops.box_area` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (..., 4), float or integer
+        Boxes in the format `fmt`.
+    fmt : {"xyxy", "xywh", "cxcywh"}
+        Two corners; corner and size; centre and size.
+
+    Returns
+    -------
+    area : tensor of shape (...), float64 | float32
+        float64 for float64 and for integers of 32 and 64 bits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.box_area`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.box_area(torch.tensor([[0.0, 0, 2, 3]]))
+    tensor([6.])
+    """
+    check_boxes(boxes, "boxes")
+    _check_fmt(fmt)
+    return area_of(boxes.to(_working_dtype(boxes, boxes)), fmt)
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
+    """Intersection over union of each box of one set with each of another: `cvops.box_iou` for tensors.
+
+    Parameters
+    ----------
+    boxes1 : tensor of shape (..., N, 4), float or integer
+        Boxes in the format `fmt`. The result has a gradient for them.
+    boxes2 : tensor of shape (..., M, 4), float or integer
+        The same; leading dimensions broadcast against those of `boxes1`.
+    fmt : {"xyxy", "xywh", "cxcywh"}
+        Two corners; corner and size; centre and size.
+
+    Returns
+    -------
+    iou : tensor of shape (..., N, M), float64 | float32
+        NaN where both areas are 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.box_iou`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 1]]))
+    tensor([[0.5000, 0.5000]])
+    """
+    _check_pair(boxes1, boxes2, fmt)
+    if not _by_formula(boxes1, boxes2):
+        return torch.ops.cvops.box_iou(boxes1, boxes2, fmt=fmt)
+    inter, union, _, _ = _overlap(boxes1, boxes2, fmt)
+    return inter / union
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU less the empty share of the smallest box around both: `cvops.generalized_box_iou` for tensors.
+
+    Parameters
+    ----------
+    boxes1, boxes2 : tensors of shapes (..., N, 4) and (..., M, 4), float or integer
+        Corners ``x1, y1, x2, y2``. The result has gradients for both.
+
+    Returns
+    -------
+    giou : tensor of shape (..., N, M), float64 | float32
+        In (-1, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.generalized_box_iou`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 4, 1]]))
+    tensor([[-0.2500]])
+    """
+    _check_pair(boxes1, boxes2, "xyxy")
+    if not _by_formula(boxes1, boxes2):
+        return torch.ops.cvops.generalized_box_iou(boxes1, boxes2)
+    inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
+    hull = width * height
+    return inter / union - (hull - union) / hull
+
+
+def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """IoU less the squared distance of centres over the hull's diagonal: `cvops.distance_box_iou` for tensors.
+
+    Parameters
+    ----------
+    boxes1, boxes2
+        As in `generalized_box_iou`.
+    eps : float >= 0
+        Added to the squared diagonal.
+
+    Returns
+    -------
+    diou : tensor of shape (..., N, M), float64 | float32
+        In (-1, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.distance_box_iou`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.distance_box_iou(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[0.0, 0, 4, 3]]))
+    tensor([[1.]])
+    """
+    _check_pair(boxes1, boxes2, "xyxy")
+    _check_eps(eps)
+    if not _by_formula(boxes1, boxes2):
+        return torch.ops.cvops.distance_box_iou(boxes1, boxes2, eps)
+    inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
+    return inter / union - _distance(boxes1, boxes2) / (width**2 + height**2 + eps)
+
+
+def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """Distance IoU less a term for the difference of aspect ratios: `cvops.complete_box_iou` for tensors.
+
+    Parameters
+    ----------
+    boxes1, boxes2
+        As in `generalized_box_iou`.
+    eps : float >= 0
+        Added to the two denominators.
+
+    Returns
+    -------
+    ciou : tensor of shape (..., N, M), float64 | float32
+        At most 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.complete_box_iou`.
+
+    Notes
+    -----
+    The weight of the last term counts as a constant in gradients, as in the paper.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.complete_box_iou(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[0.0, 0, 4, 3]]))
+    tensor([[1.]])
+    """
+    _check_pair(boxes1, boxes2, "xyxy")
+    _check_eps(eps)
+    if not _by_formula(boxes1, boxes2):
+        return torch.ops.cvops.complete_box_iou(boxes1, boxes2, eps)
+    inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
+    iou = inter / union
+    dtype = _working_dtype(boxes1, boxes2)
+    penalty = aspect_penalty(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3), iou, eps)
+    return iou - _distance(boxes1, boxes2) / (width**2 + height**2 + eps) - penalty
+
+
+def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
+    """Boxes in another format: `cvops.box_convert` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (..., 4), float or integer
+        Boxes in the format `in_fmt`. The result has a gradient for them.
+    in_fmt, out_fmt : {"xyxy", "xywh", "cxcywh"}
+        Two corners; corner and size; centre and size.
+
+    Returns
+    -------
+    converted : tensor of shape (..., 4)
+        A new tensor of the dtype of `boxes`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.box_convert`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.box_convert(torch.tensor([[10, 20, 30, 60]]), "xyxy", "cxcywh")
+    tensor([[20, 40, 20, 40]])
+    """
+    check_boxes(boxes, "boxes")
+    _check_fmt(in_fmt, "in_fmt")
+    _check_fmt(out_fmt, "out_fmt")
+    if in_fmt == out_fmt:
+        return boxes.clone()
+    halves = not boxes.is_floating_point() and (in_fmt == "cxcywh" or out_fmt == "cxcywh")
+    converted = _corners(boxes.to(_working_dtype(boxes, boxes)) if halves else boxes, in_fmt)
+    if out_fmt != "xyxy":
+        x1, y1, x2, y2 = converted.unbind(-1)
+        if out_fmt == "xywh":
+            converted = torch.stack([x1, y1, x2 - x1, y2 - y1], -1)
+        else:
+            converted = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)
+    return converted.to(boxes.dtype)
+
+
+def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes with their corners moved into the image: `cvops.clip_boxes_to_image` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (..., 4), float or integer
+        Corners ``x1, y1, x2, y2`` in pixels. The result has a gradient for them.
+    size : (int, int)
+        Height and width of the image in pixels.
+
+    Returns
+    -------
+    clipped : tensor of shape (..., 4)
+        A new tensor of the dtype of `boxes`: x in [0, width], y in [0, height]. NaN stays NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.clip_boxes_to_image`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.clip_boxes_to_image(torch.tensor([[-5, 10, 700, 90]]), (480, 640))
+    tensor([[  0,  10, 640,  90]])
+    """
+    check_boxes(boxes, "boxes")
+    if not torch.jit.is_scripting():
+        size = _checks.limits(size, boxes)
+    height, width = size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x, y], -1).reshape(boxes.shape)
+
+
+def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
+    """Indices of the boxes of which both sides are at least `min_size`: `cvops.remove_small_boxes` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (L, 4), float or integer
+        Corners ``x1, y1, x2, y2``.
+    min_size : float
+        Smallest side to keep, in the unit of the boxes.
+
+    Returns
+    -------
+    keep : tensor of shape (M,), int64
+        Increasing indices.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.remove_small_boxes`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ops.remove_small_boxes(torch.tensor([[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, 3.0, 2.0]]), 2)
+    tensor([1])
+    """
+    check_boxes(boxes, "boxes")
+    if not torch.jit.is_scripting():
+        number(min_size, "min_size")
+    if boxes.dim() != 2:
+        raise ValueError(f"`boxes` must have shape (L, 4), got {shape_text(boxes)}")
+    boxes = boxes.to(_working_dtype(boxes, boxes))
+    big = (boxes[:, 2] - boxes[:, 0] >= min_size) & (boxes[:, 3] - boxes[:, 1] >= min_size)
+    return torch.where(big)[0]
+
+
+def masks_to_boxes(masks: Tensor) -> Tensor:
+    """The smallest box around the nonzero pixels of each mask: `cvops.masks_to_boxes` for tensors.
+
+    Parameters
+    ----------
+    masks : tensor of shape (N, H, W), bool, integer or float
+        Nonzero (and NaN) is inside.
+
+    Returns
+    -------
+    boxes : tensor of shape (N, 4), float32
+        ``x1, y1, x2, y2`` of the first and last nonzero columns and rows, both included; zeros for an empty mask.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.masks_to_boxes`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> masks = torch.zeros(1, 6, 8)
+    >>> masks[0, 2:5, 3:7] = 1
+    >>> ops.masks_to_boxes(masks)
+    tensor([[3., 2., 6., 4.]])
+    """
+    if not torch.jit.is_scripting():
+        _checks.check_tensor(masks, "masks")
+    if masks.dim() != 3:
+        raise ValueError(f"`masks` must have shape (N, H, W), got {shape_text(masks)}")
+    if masks.is_complex():
+        raise TypeError("`masks` must be bool, integer or float, got a complex dtype")
+    if masks.shape[1] == 0 or masks.shape[2] == 0:
+        return torch.zeros((masks.shape[0], 4), dtype=torch.float32, device=masks.device)
+    inside = masks != 0
+    rows, columns = inside.any(2).int(), inside.any(1).int()
+    last_row, last_column = masks.shape[1] - 1, masks.shape[2] - 1
+    edges = [
+        columns.argmax(1),
+        rows.argmax(1),
+        last_column - columns.flip(1).argmax(1),
+        last_row - rows.flip(1).argmax(1),
+    ]
+    return torch.stack(edges, 1).float() * rows.amax(1, keepdim=True)
+
+
+# --------------------------------------------------------------------------------------------------------- formulas
+
+
+def _by_formula(boxes1: Tensor, boxes2: Tensor) -> bool:
+    """Whether PyTorch has to compute a measure, since it records or transforms the call."""
+    if not torch.jit.is_scripting():
+        transformed = _checks.in_transform() or forward_ad._current_level >= 0
+        if transformed and not torch.compiler.is_compiling():
+            return True
+    return torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
+
+
+def _working_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
+    for boxes in (boxes1, boxes2):
+        if boxes.dtype == torch.float64 or boxes.dtype == torch.int64 or boxes.dtype == torch.int32:
+            return torch.float64
+    return torch.float32
+
+
+def _corners(boxes: Tensor, fmt: str) -> Tensor:
+    if fmt == "xyxy":
+        return boxes
+    first, size = boxes[..., :2], boxes[..., 2:]
+    if fmt == "cxcywh":
+        return torch.cat([first - size / 2, first + size / 2], -1)
+    return torch.cat([first, first + size], -1)
+
+
+def area_of(boxes: Tensor, fmt: str) -> Tensor:
+    if fmt == "xyxy":
+        return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return boxes[..., 2] * boxes[..., 3]
+
+
+def _overlap(boxes1: Tensor, boxes2: Tensor, fmt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Intersection and union of each box with each, and width and height of the smallest box around both."""
+    dtype = _working_dtype(boxes1, boxes2)
+    boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
+    area1, area2 = area_of(boxes1, fmt).unsqueeze(-1), area_of(boxes2, fmt).unsqueeze(-2)
+    corners1, corners2 = _corners(boxes1, fmt).unsqueeze(-2), _corners(boxes2, fmt).unsqueeze(-3)
+    inter, width, height = intersection_and_hull(corners1, corners2)
+    return inter, area1 + area2 - inter, width, height
+
+
+def intersection_and_hull(corners1: Tensor, corners2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low = torch.max(corners1[..., :2], corners2[..., :2])
+    high = torch.min(corners1[..., 2:], corners2[..., 2:])
+    inter = (high - low).clamp(min=0)
+    hull_low = torch.min(corners1[..., :2], corners2[..., :2])
+    hull_high = torch.max(corners1[..., 2:], corners2[..., 2:])
+    hull = (hull_high - hull_low).clamp(min=0)
+    return inter[..., 0] * inter[..., 1], hull[..., 0], hull[..., 1]
+
+
+def _distance(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Squared distance of the centre of each box from that of each."""
+    dtype = _working_dtype(boxes1, boxes2)
+    return distance_of_pairs(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
+
+
+def distance_of_pairs(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    centres = (boxes1[..., :2] + boxes1[..., 2:]) / 2 - (boxes2[..., :2] + boxes2[..., 2:]) / 2
+    return centres[..., 0] ** 2 + centres[..., 1] ** 2
+
+
+def aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float) -> Tensor:
+    angle1 = torch.atan((boxes1[..., 2] - boxes1[..., 0]) / (boxes1[..., 3] - boxes1[..., 1]))
+    angle2 = torch.atan((boxes2[..., 2] - boxes2[..., 0]) / (boxes2[..., 3] - boxes2[..., 1]))
+    difference = 4 / math.pi**2 * (angle1 - angle2) ** 2
+    weight = difference / (1 - iou + difference + eps)
+    return weight.detach() * difference
+
+
+def check_boxes(boxes: Tensor, name: str) -> None:
+    if not torch.jit.is_scripting():
+        _checks.check_box_tensor(boxes, name)
+    if boxes.dim() < 1 or boxes.shape[-1] != 4:
+        raise ValueError(f"`{name}` must have shape (..., 4), got {shape_text(boxes)}")
+
+
+def _check_pair(boxes1: Tensor, boxes2: Tensor, fmt: str) -> None:
+    _check_fmt(fmt)
+    check_boxes(boxes1, "boxes1")
+    check_boxes(boxes2, "boxes2")
+    if boxes1.dim() < 2:
+        raise ValueError(f"`boxes1` must have shape (..., N, 4), got {shape_text(boxes1)}")
+    if boxes2.dim() < 2:
+        raise ValueError(f"`boxes2` must have shape (..., N, 4), got {shape_text(boxes2)}")
+    if not torch.jit.is_scripting():
+        _checks.check_batches(boxes1, boxes2)
+
+
+def _check_fmt(fmt: str, name: str = "fmt") -> None:
+    if not torch.jit.is_scripting():
+        _check_format(fmt, name)
+    elif fmt != "xyxy" and fmt != "xywh" and fmt != "cxcywh":
+        raise ValueError(f"`{name}` must be one of xyxy, xywh, cxcywh, got '{fmt}'")
+
+
+def _check_eps(eps: float) -> None:
+    if not torch.jit.is_scripting():
+        number(eps, "eps", 0.0)

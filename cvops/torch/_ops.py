@@ -1,0 +1,403 @@
+"""The operators of torchvision.ops for tensors: differentiable, and known to torch.compile, export and TorchScript."""
+
+# Not `from __future__ import annotations`: TorchScript reads the annotations.
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.jit.annotations import BroadcastingList2
+
+from .._checks import count, number, pair, positive, ratio
+from . import _checks
+
+# What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
+
+
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
+    padded: bool = False,
+):
+    """Keep the best-scored boxes and drop every box that overlaps a better kept one: `cvops.nms` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (L, 4), float or integer
+        Corners ``x1, y1, x2, y2``.
+    scores : tensor of shape (L,), float
+        A box of higher score suppresses one of lower score.
+    iou_threshold, score_threshold, max_output, padded
+        As in `cvops.nms`. TorchScript knows no `padded`.
+
+    Returns
+    -------
+    keep : tensor of shape (M,), int64
+        Indices of the kept boxes by decreasing score. With ``padded=True`` a pair, as in `cvops.nms`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.nms`.
+    NotImplementedError
+        Under torch.func.vmap without `padded`: the lengths would differ.
+
+    Notes
+    -----
+    To torch.compile and torch.export the number of kept boxes is an unbacked size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
+    >>> ops.nms(boxes, torch.tensor([0.8, 0.9, 0.7]), iou_threshold=0.5)
+    tensor([1, 2])
+    """
+    if not torch.jit.is_scripting():
+        _checks.check_tensors(boxes=boxes, scores=scores)
+        iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
+        if padded:
+            return torch.ops.cvops.nms_padded(
+                boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output
+            )
+    torch._assert(not padded, "padded=True is not for TorchScript")
+    return torch.ops.cvops.nms(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
+
+
+def batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor,
+    iou_threshold: float,
+    score_threshold: float | None = None,
+    max_output: int | None = None,
+    padded: bool = False,
+):
+    """Non-maximum suppression within each class: `cvops.batched_nms` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (L, 4), float or integer
+        Corners ``x1, y1, x2, y2``.
+    scores : tensor of shape (L,), float
+        A box of higher score suppresses one of lower score.
+    idxs : tensor of shape (L,), integer, or float holding integers
+        The class of each box.
+    iou_threshold, score_threshold, max_output, padded
+        As in `cvops.batched_nms`. TorchScript knows no `padded`.
+
+    Returns
+    -------
+    keep : tensor of shape (M,), int64
+        Indices of the kept boxes of all classes by decreasing score. With ``padded=True`` a pair, as in `cvops.nms`.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `nms`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [0, 0, 10, 10]])
+    >>> ops.batched_nms(boxes, torch.tensor([0.8, 0.9, 0.7]), torch.tensor([5, 5, 6]), iou_threshold=0.5)
+    tensor([1, 2])
+    """
+    if not torch.jit.is_scripting():
+        _checks.check_tensors(boxes=boxes, scores=scores, idxs=idxs)
+        iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
+        if padded:
+            return torch.ops.cvops.batched_nms_padded(
+                boxes, scores, idxs, iou_threshold, score_threshold=score_threshold, max_output=max_output
+            )
+    torch._assert(not padded, "padded=True is not for TorchScript")
+    return torch.ops.cvops.batched_nms(
+        boxes, scores, idxs, iou_threshold, score_threshold=score_threshold, max_output=max_output
+    )
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Pool each region of interest into bins by averaging bilinear samples: `cvops.roi_align` for tensors.
+
+    Parameters
+    ----------
+    input : tensor of shape (N, C, H, W), float64 | float32 | float16 | bfloat16
+        Feature maps, contiguous or channels-last. The result has a gradient for them.
+    boxes : tensor of shape (K, 5), float, or list of N tensors of shape (L_i, 4)
+        Rows ``image index, x1, y1, x2, y2`` in pixels of the image, or the corners alone, one tensor for each image.
+    output_size, spatial_scale, sampling_ratio, aligned
+        As in `cvops.roi_align`.
+
+    Returns
+    -------
+    pooled : tensor of shape (K, C, output height, output width)
+        Of the dtype of `input`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.roi_align`.
+    NotImplementedError
+        For a second derivative, for forward-mode derivatives, and under torch.func.grad.
+
+    Notes
+    -----
+    16-bit maps are computed in float32. Boxes have no gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ramp = torch.arange(36.0).reshape(1, 1, 6, 6)
+    >>> ops.roi_align(ramp, torch.tensor([[0.0, 1, 1, 5, 5]]), 2)
+    tensor([[[[14., 16.],
+              [26., 28.]]]])
+    """
+    if not torch.jit.is_scripting():
+        output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
+        sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), bool(aligned)
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
+    rois = rois_of(boxes, input)
+    return torch.ops.cvops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
+
+
+def roi_pool(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: float = 1.0,
+) -> Tensor:
+    """Pool each region of interest into bins by their maximum: `cvops.roi_pool` for tensors.
+
+    Parameters
+    ----------
+    input, boxes
+        As in `roi_align`.
+    output_size, spatial_scale
+        As in `cvops.roi_pool`.
+
+    Returns
+    -------
+    pooled : tensor of shape (K, C, output height, output width)
+        Of the dtype of `input`.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `roi_align`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> ramp = torch.arange(36.0).reshape(1, 1, 6, 6)
+    >>> ops.roi_pool(ramp, torch.tensor([[0.0, 1, 1, 4, 4]]), 2)
+    tensor([[[[14., 16.],
+              [26., 28.]]]])
+    """
+    if not torch.jit.is_scripting():
+        output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
+    rois = rois_of(boxes, input)
+    recorded = torch.is_grad_enabled() and input.requires_grad  # else the places of the maxima need not be written
+    pooled, _ = torch.ops.cvops.roi_pool(input, rois, output_size, spatial_scale, recorded)
+    return pooled
+
+
+def ps_roi_align(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+) -> Tensor:
+    """`roi_align` with channels of its own for each bin: `cvops.ps_roi_align` for tensors.
+
+    Parameters
+    ----------
+    input : tensor of shape (N, C * PH * PW, H, W), float64 | float32 | float16 | bfloat16
+        Feature maps, channels in order (output channel, bin row, bin column). The result has a gradient for them.
+    boxes
+        As in `roi_align`.
+    output_size, spatial_scale, sampling_ratio
+        As in `cvops.ps_roi_align`.
+
+    Returns
+    -------
+    pooled : tensor of shape (K, C, PH, PW)
+        Of the dtype of `input`.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `roi_align`; also if the number of channels is not a multiple of PH * PW.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> features = torch.arange(4.0).reshape(1, 4, 1, 1) * torch.ones(6, 6)
+    >>> ops.ps_roi_align(features, torch.tensor([[0.0, 1, 1, 5, 5]]), 2)
+    tensor([[[[0., 1.],
+              [2., 3.]]]])
+    """
+    if not torch.jit.is_scripting():
+        output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
+        sampling_ratio = ratio(sampling_ratio, "sampling_ratio")
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
+    return torch.ops.cvops.ps_roi_align(input, rois_of(boxes, input), output_size, spatial_scale, sampling_ratio)
+
+
+def ps_roi_pool(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: float = 1.0,
+) -> Tensor:
+    """Average each bin of a region over channels of its own: `cvops.ps_roi_pool` for tensors.
+
+    Parameters
+    ----------
+    input, boxes
+        As in `ps_roi_align`.
+    output_size, spatial_scale
+        As in `cvops.ps_roi_pool`.
+
+    Returns
+    -------
+    pooled : tensor of shape (K, C, PH, PW)
+        Of the dtype of `input`.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `ps_roi_align`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> features = torch.arange(4.0).reshape(1, 4, 1, 1) * torch.ones(6, 6)
+    >>> ops.ps_roi_pool(features, torch.tensor([[0.0, 1, 1, 5, 5]]), 2)
+    tensor([[[[0., 1.],
+              [2., 3.]]]])
+    """
+    if not torch.jit.is_scripting():
+        output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
+        _checks.check_tensors(input=input)
+        _checks.refuse_transforms(input)
+    return torch.ops.cvops.ps_roi_pool(input, rois_of(boxes, input), output_size, spatial_scale)
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Convolution whose taps read at offsets from their regular places: `cvops.deform_conv2d` for tensors.
+
+    Parameters
+    ----------
+    input : tensor of shape (N, C, H, W), float64 | float32 | float16 | bfloat16
+        Images or feature maps.
+    offset : tensor of shape (N, 2 * G * kh * kw, OH, OW), float
+        How far from its regular place each tap reads, in input pixels, as (y, x) pairs.
+    weight : tensor of shape (O, C / groups, kh, kw), dtype of `input`
+        The number of groups follows from the shape.
+    bias : tensor of shape (O,), dtype of `input`, optional
+        Added to each output channel.
+    stride, padding, dilation
+        As in `cvops.deform_conv2d`.
+    mask : tensor of shape (N, G * kh * kw, OH, OW), float, optional
+        Factors of the samples.
+
+    Returns
+    -------
+    output : tensor of shape (N, O, OH, OW), dtype of `input`
+        It has gradients for all five tensors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.deform_conv2d`.
+    NotImplementedError
+        As `roi_align`.
+
+    Notes
+    -----
+    16-bit tensors are computed in float32. Under autocast their dtypes may differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> offset = torch.zeros(1, 2, 3, 3)
+    >>> offset[:, 1] = 0.5  # half a pixel to the right
+    >>> ops.deform_conv2d(torch.arange(9.0).reshape(1, 1, 3, 3), offset, torch.ones(1, 1, 1, 1))
+    tensor([[[[0.5000, 1.5000, 1.0000],
+              [3.5000, 4.5000, 2.5000],
+              [6.5000, 7.5000, 4.0000]]]])
+    """
+    if not torch.jit.is_scripting():
+        stride, padding = pair(stride, "stride"), pair(padding, "padding", 0)
+        dilation = pair(dilation, "dilation")
+        _checks.check_convolution(input, offset, weight, bias, mask)
+    return torch.ops.cvops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+
+
+def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> tuple[float, Any, Any]:
+    return (
+        number(iou_threshold, "iou_threshold"),
+        None if score_threshold is None else number(score_threshold, "score_threshold"),
+        None if max_output is None else count(max_output, "max_output"),
+    )
+
+
+def rois_of(boxes: Tensor | list[Tensor], input: Tensor) -> Tensor:
+    """`boxes` as one tensor of shape (K, 5)."""
+    if not torch.jit.is_scripting():
+        _checks.check_boxes(boxes)
+    if isinstance(boxes, Tensor):
+        return boxes
+    if len(boxes) != input.shape[0]:
+        raise ValueError(f"`boxes` must be a list of one array for each image, {input.shape[0]}, got {len(boxes)}")
+    if len(boxes) == 0:
+        return torch.zeros((0, 5), dtype=torch.float32, device=input.device)
+    corners: list[Tensor] = []
+    images: list[Tensor] = []
+    for i, of_image in enumerate(boxes):
+        if of_image.dim() != 2 or of_image.shape[1] != 4:
+            raise ValueError(f"`boxes[{i}]` must have shape (L, 4), got {shape_text(of_image)}")
+        of_image = of_image.detach()
+        # 16 bits would not hold the index of every image.
+        if of_image.dtype == torch.float16 or of_image.dtype == torch.bfloat16:
+            of_image = of_image.float()
+        corners.append(of_image)
+        images.append(torch.full_like(of_image[:, :1], i))
+    return torch.cat([torch.cat(images), torch.cat(corners)], 1)
+
+
+def shape_text(tensor: Tensor) -> str:
+    """The shape as errors write it."""
+    if torch.jit.is_scripting():
+        return str(tensor.shape)
+    return str(tuple(tensor.shape))

@@ -1,0 +1,288 @@
+"""The modules of `cvops.torch`: values, gradients and state dicts."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import numpy as np
+import pytest
+
+import cvops
+from tests import compare, reference_deform, reference_roi, torch_calls
+from tests.libraries import require
+from tests.torch_calls import DEFORM, MAP, ROIS
+
+pytestmark = torch_calls.quiet
+MAPS = {"p2": MAP, "p3": MAP[:, :, ::2, ::2].copy(), "p4": MAP[:, :, ::4, ::4].copy()}
+IMAGES = [(34, 40), (36, 38)]
+# In pixels: from tiny to the whole image.
+BOXES = [
+    np.array([[1, 2, 9, 8], [0, 0, 38, 34], [5, 5, 25, 30]], np.float32),
+    np.array([[3, 3, 20, 30], [3, 3, 3, 3]], np.float32),
+]
+OPTIONS = {"canonical_scale": 16, "canonical_level": 3}
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return require("torch")
+
+
+@pytest.fixture(scope="module")
+def ops(torch):
+    import cvops.torch
+
+    return cvops.torch
+
+
+def tensors(torch, arrays):
+    if isinstance(arrays, dict):
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    return [torch.from_numpy(array.copy()) for array in arrays]
+
+
+# ---------------------------------------------------------------------------------------------------------- pooling
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "options"),
+    [
+        ("RoIAlign", "roi_align", (0.5, 2)),
+        ("RoIAlign", "roi_align", (0.5, 2, True)),
+        ("RoIPool", "roi_pool", (0.5,)),
+        ("PSRoIAlign", "ps_roi_align", (0.5, 2)),
+        ("PSRoIPool", "ps_roi_pool", (0.5,)),
+    ],
+)
+def test_pooling(ops, torch, module, name, options):
+    layer = getattr(ops, module)((2, 3), *options)
+    assert repr(layer) == repr(getattr(cvops, module)((2, 3), *options))
+    want = torch_calls.CALLS[name][1](MAP, ROIS, (2, 3), *options)
+    maps = torch.from_numpy(MAP)
+    compare.close(layer(maps, torch.from_numpy(ROIS)), want, maps)
+    assert not layer.state_dict()
+
+
+@pytest.mark.parametrize("names", [["p2", "p3", "p4"], ["p4", "p2"], ["p3"]])
+def test_multiscale_roi_align(ops, torch, names):
+    pool = ops.MultiScaleRoIAlign(names, (2, 3), 2, **OPTIONS)
+    maps = {name: tensor.requires_grad_() for name, tensor in tensors(torch, MAPS).items()}
+    pooled = pool(maps, tensors(torch, BOXES), IMAGES)
+    want = cell_by_cell(names)
+    compare.close(pooled.detach(), want, pooled.detach())
+    pooled.sum().backward()
+    ones = np.ones(want.shape, np.float32)
+    for name in MAPS:
+        if name not in names:
+            assert maps[name].grad is None
+            continue
+        scale, rows = of_level(names, name)
+        want = reference_roi.roi_align_backward(
+            ones[rows], reference_roi.as_rois(BOXES)[rows], MAPS[name].shape, scale, 2
+        )
+        np.testing.assert_allclose(maps[name].grad.numpy(), want, atol=1e-5)
+
+
+def of_level(names, name):
+    """The scale of a map, and which boxes are pooled from it."""
+    scales = {one: reference_roi.scale_of(MAPS[one].shape[2], IMAGES) for one in names}
+    order = sorted(scales.values(), reverse=True)
+    levels = [
+        reference_roi.level_of(roi[1:], order, OPTIONS["canonical_scale"], OPTIONS["canonical_level"], np.float32)
+        for roi in reference_roi.as_rois(BOXES)
+    ]
+    return scales[name], np.array([order[level] == scales[name] for level in levels])
+
+
+def cell_by_cell(names):
+    want = np.full((5, 12, 2, 3), np.nan, np.float32)
+    for name in names:
+        scale, rows = of_level(names, name)
+        want[rows] = reference_roi.roi_align(MAPS[name], reference_roi.as_rois(BOXES)[rows], (2, 3), scale, 2)
+    return want
+
+
+def test_multiscale_roi_align_as_the_plain_class(ops, torch):
+    """Options that are not torchvision's, RoIs in one tensor, 16 bits, and errors."""
+    maps, rois = tensors(torch, MAPS), torch.from_numpy(reference_roi.as_rois(BOXES))
+    options = {**OPTIONS, "aligned": True, "scales": [0.3, 0.1, 0.05]}
+    want = cvops.MultiScaleRoIAlign(list(MAPS), 2, 2, **options)(MAPS, BOXES, [])
+    got = ops.MultiScaleRoIAlign(list(MAPS), 2, 2, **options)(maps, rois, [])
+    np.testing.assert_array_equal(got.numpy(), want)
+    half = {name: tensor.bfloat16() for name, tensor in maps.items()}
+    pool = ops.MultiScaleRoIAlign(list(MAPS), 2, 2, **options)
+    assert pool(half, rois, []).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pool({**half, "p3": maps["p3"]}, rois, []).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="must be bfloat16, the dtype of"):
+        pool({**half, "p3": maps["p3"]}, rois, [])
+    with pytest.raises(KeyError, match="`features` must have 'p9'"):
+        ops.MultiScaleRoIAlign(["p9"], 2, 2)(maps, rois, IMAGES)
+    with pytest.raises(ValueError, match=re.escape("`image_shapes` must have at least one (height, width)")):
+        ops.MultiScaleRoIAlign(["p2"], 2, 2)(maps, rois, [])
+    with pytest.raises(ValueError, match="two of scale"):
+        ops.MultiScaleRoIAlign(["p2", "p3"], 2, 2)({"p2": maps["p2"], "p3": maps["p2"]}, rois, IMAGES)
+    with pytest.raises(ValueError, match="`boxes` must have shape"):
+        pool(maps, rois[:, 1:], [])
+    with pytest.raises(ValueError, match="`output_size` must be >= 1, got 0"):
+        ops.MultiScaleRoIAlign(["p2"], 0, 2)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_multiscale_roi_align_compiled(ops, torch, dynamic):
+    pool = ops.MultiScaleRoIAlign(list(MAPS), (2, 3), 2, **OPTIONS)
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    maps = {name: tensor.requires_grad_() for name, tensor in tensors(torch, MAPS).items()}
+    pooled = compiled(maps, tensors(torch, BOXES), IMAGES)
+    compare.close(pooled.detach(), cell_by_cell(list(MAPS)), pooled.detach())
+    got = torch.autograd.grad(pooled.sin().sum(), list(maps.values()))
+    want = torch.autograd.grad(pool(maps, tensors(torch, BOXES), IMAGES).sin().sum(), list(maps.values()))
+    torch.testing.assert_close(got, want)
+    torch._dynamo.reset()
+
+
+# ----------------------------------------------------------------------------------------------------- DeformConv2d
+
+
+def test_deform_conv2d(ops, torch):
+    layer = ops.DeformConv2d(4, 6, 3, padding=1, groups=2)
+    assert repr(layer) == "DeformConv2d(4, 6, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2)"
+    layer.load_state_dict(tensors(torch, {name: DEFORM[name] for name in ("weight", "bias")}))
+    input, offset, mask = tensors(torch, [DEFORM[name] for name in ("input", "offset", "mask")])
+    got = layer(input, offset, mask)
+    compare.close(got.detach(), torch_calls.want("deform_conv2d"), input)
+    got.sum().backward()
+    want = reference_deform.deform_conv2d_backward(np.ones((2, 6, 9, 10), np.float32), **DEFORM, padding=1)
+    np.testing.assert_allclose(layer.weight.grad, want[2], atol=1e-3)
+    np.testing.assert_allclose(layer.bias.grad, want[3], atol=1e-3)
+    assert ops.DeformConv2d(4, 6, (3, 2), bias=False).bias is None
+    with pytest.raises(ValueError, match="`groups` must divide the channels 4 and 6, got 3"):
+        ops.DeformConv2d(4, 6, 3, groups=3)
+
+
+def test_initial_weights(ops, torch):
+    torch.manual_seed(0)
+    layer = ops.DeformConv2d(16, 40, 3)
+    for parameter in layer.parameters():
+        assert 0.9 / 12 < parameter.abs().max() <= 1 / 12
+    network = ops.FeaturePyramidNetwork([16], 40)
+    assert 0.9 < network.inner_blocks[0][0].weight.abs().max() * (16 / 3) ** 0.5 <= 1
+    assert not network.inner_blocks[0][0].bias.any()
+
+
+# --------------------------------------------------------------------------------------------------- feature pyramids
+
+EXTRA = {None: None, "pool": lambda ops: ops.LastLevelMaxPool(), "p6p7": lambda ops: ops.LastLevelP6P7(5, 5)}
+
+
+@pytest.mark.parametrize("extra", EXTRA)
+def test_feature_pyramid_network(ops, torch, extra):
+    torch.manual_seed(0)
+    maps = {"p2": MAP[:, :6], "p3": MAP[:, :7, ::2, ::2], "p4": MAP[:, :8, 1::4, ::4]}
+    network = ops.FeaturePyramidNetwork([6, 7, 8], 5, EXTRA[extra] and EXTRA[extra](ops))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    parameters = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    want = reference_deform.feature_pyramid(maps, parameters, extra)
+    got = network(tensors(torch, maps))
+    assert list(got) == list(want)
+    for name, array in want.items():
+        compare.close(got[name].detach().clone(), array, got[name].detach().clone())
+
+
+def test_an_extra_block_of_ones_own(ops, torch):
+    class Twice(ops.ExtraFPNBlock):
+        def forward(self, results, x, names):
+            return [*results, 2 * results[-1]], [*names, "twice"]
+
+    network = ops.FeaturePyramidNetwork([12], 3, Twice())
+    results = network({"p2": torch.from_numpy(MAP)})
+    assert torch.equal(results["twice"], 2 * results["p2"])
+    with pytest.raises(TypeError, match="`extra_blocks` must be an ExtraFPNBlock or None, got str"):
+        ops.FeaturePyramidNetwork([12], 3, "pool")
+    with pytest.raises(ValueError, match="`maps` must hold 1 maps, got 2"):
+        network({"p2": torch.from_numpy(MAP), "p3": torch.from_numpy(MAP)})
+    with pytest.raises(ValueError, match="`in_channels_list` must be >= 1, got 0"):
+        ops.FeaturePyramidNetwork([0], 3)
+    with pytest.raises(NotImplementedError):
+        ops.ExtraFPNBlock()([], [], [])
+
+
+def test_older_state_dicts(ops, torch):
+    network = ops.FeaturePyramidNetwork([6, 7], 5, ops.LastLevelP6P7(5, 5))
+    state = network.state_dict()
+    older = {re.sub(r"(blocks\.\d)\.0", r"\1", name): tensor + 1 for name, tensor in state.items()}
+    assert "inner_blocks.1.weight" in older
+    network.load_state_dict(older)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, older[re.sub(r"(blocks\.\d)\.0", r"\1", name)])
+
+
+# ------------------------------------------------------------------------------------------------------ torchvision
+
+
+def same_modules(one, other, *args):
+    """The state dict of each goes into the other, strictly; then both give the same."""
+    torch = require("torch")
+    want = copy.deepcopy(one.state_dict())
+    other.load_state_dict(want, strict=True)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    one.load_state_dict(other.state_dict(), strict=True)
+    with torch.no_grad():
+        results = [module.eval()(*args) for module in (one, other)]
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+    return results
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("extra", [None, "LastLevelMaxPool", "LastLevelP6P7"])
+def test_torchvision_has_the_same_feature_pyramid_network(ops, torch, norm, extra):
+    require("torchvision")
+    from torchvision.ops import feature_pyramid_network as peer
+
+    norm_layer = torch.nn.BatchNorm2d if norm else None
+    made = []
+    for module in (ops, peer):
+        block = extra and getattr(module, extra)(*((5, 5) if extra == "LastLevelP6P7" else ()))
+        made.append(module.FeaturePyramidNetwork([12, 12, 12], 5, block, norm_layer))
+    assert list(made[0].state_dict()) == list(made[1].state_dict())
+    results = same_modules(*made, tensors(torch, MAPS))
+    assert type(results[0]) is type(results[1])
+    assert list(results[0]) == list(results[1])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_torchvision_has_the_same_deform_conv2d(ops, torch, bias):
+    peer = require("torchvision").ops
+    arguments = (4, 6, 3, 1, 1, 1, 2, bias)
+    input, offset, mask = tensors(torch, [DEFORM[name] for name in ("input", "offset", "mask")])
+    one, other = ops.DeformConv2d(*arguments), peer.DeformConv2d(*arguments)
+    same_modules(one, other, input, offset, mask)
+    assert repr(one) == repr(other)
+
+
+def test_torchvision_has_the_same_multiscale_roi_align(ops, torch):
+    peer = require("torchvision").ops
+    args = tensors(torch, MAPS), tensors(torch, BOXES), IMAGES
+    one, other = (module.MultiScaleRoIAlign(list(MAPS), 2, 2, **OPTIONS) for module in (ops, peer))
+    torch.testing.assert_close(one(*args), other(*args))
+    assert repr(one) == repr(other)
+
+
+def test_torchvision_has_the_same_signatures(ops, torch):
+    """Its arguments come first, under their names and with their defaults; what is missing here is known."""
+    import inspect
+
+    peer = require("torchvision").ops
+    for name in set(peer.__all__) & set(ops.__all__):
+        here, there = (inspect.signature(getattr(module, name)).parameters for module in (ops, peer))
+        names = [parameter for parameter in there if parameter != "self"]
+        assert list(here)[: len(names)] == names, name
+        for parameter in names:
+            assert here[parameter].default == there[parameter].default, (name, parameter)
+    assert set(peer.__all__) - set(ops.__all__) == {
+        *("StochasticDepth", "stochastic_depth", "FrozenBatchNorm2d", "Conv2dNormActivation", "Conv3dNormActivation"),
+        *("SqueezeExcitation", "MLP", "Permute", "drop_block2d", "DropBlock2d", "drop_block3d", "DropBlock3d"),
+    }
