@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 
 import cvops
-from tests import libraries
+from tests import host_emulation, libraries
 
 # The same examples on every run, so that a failure is a change of the code and not of the dice.
 hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
@@ -40,3 +40,9 @@ def threads():
     before = cvops.get_num_threads()
     yield cvops.set_num_threads
     cvops.set_num_threads(before)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """nms on emulated CUDA in small batches, so that a few thousand boxes are several."""
+    monkeypatch.setattr(host_emulation.nms_module(), "_BATCH", host_emulation.SMALL_BATCH)

@@ -94,16 +94,24 @@ def test_what_is_compiled_names_its_files():
 # -------------------------------------------------------------------------------------------------------- launches
 
 ONE_BLOCK = ["nms_block"]
-CHAIN = ["nms_keys", "order_of_keys", "zeros", "nms_chain", "nms_compact"]
-CHAIN_OF_CLASSES = ["nms_keys", "order_of_keys", "nms_labels", "order_of_keys", "zeros", "nms_chain", "nms_compact"]
+ONE_BATCH = ["zeros", "nms_rank", "nms_place", "nms_mask", "nms_chain", "nms_compact"]
+RANKS, RANKS_OF_CLASSES = ["nms_keys", "order_of_keys"], ["nms_keys", "order_of_keys", "nms_labels", "order_of_keys"]
+SEARCH = ["nms_gather", "nms_mask", "nms_chain"]
+TWO_BATCHES = ["zeros", *SEARCH, "nms_near", *SEARCH, "nms_compact"]
 
 
 @pytest.mark.parametrize(
     ("size", "nms", "batched_nms"),
-    [(1, ONE_BLOCK, ONE_BLOCK), (2048, ONE_BLOCK, ONE_BLOCK), (2049, CHAIN, CHAIN_OF_CLASSES)],
+    [
+        (1, ONE_BLOCK, ONE_BLOCK),
+        (1024, ONE_BLOCK, ONE_BLOCK),
+        (1025, ONE_BATCH, ONE_BATCH),
+        (1536, ONE_BATCH, ONE_BATCH),
+        (1537, RANKS + TWO_BATCHES, RANKS_OF_CLASSES + TWO_BATCHES),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-def test_launches_of_nms(emulated, launches, size, nms, batched_nms, dtype):
+def test_launches_of_nms(emulated, launches, small_batches, size, nms, batched_nms, dtype):
     """And one wait for the device, to read the number of kept boxes: none with padded=True."""
     boxes, scores, idxs = (emulated(array) for array in data.clustered(size))
     boxes = emulated(boxes.values.astype(dtype))
@@ -117,6 +125,15 @@ def test_launches_of_nms(emulated, launches, size, nms, batched_nms, dtype):
         launches.clear()
 
 
+def test_launches_of_nms_whatever_the_threshold(emulated, launches, small_batches):
+    """Where no box is near another one in the grid's sense, there is no launch for it."""
+    boxes, scores, _ = (emulated(array) for array in data.clustered(1700))
+    for threshold, near in ((0.05, []), (0.1, ["nms_near"]), (0.999, ["nms_near"]), (1, [])):
+        cvops.nms(boxes, scores, threshold, padded=True)
+        assert launches == [*RANKS, "zeros", *SEARCH, *near, *SEARCH, "nms_compact"]
+        launches.clear()
+
+
 @pytest.mark.parametrize("name", ["box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"])
 def test_launches_of_box_measures(emulated, launches, name):
     boxes = emulated(data.clustered(300)[0])
@@ -125,7 +142,7 @@ def test_launches_of_box_measures(emulated, launches, name):
     assert launches == ["box_pairs"]
 
 
-def test_warmup_reaches_every_kernel(emulated, launches):
+def test_warmup_reaches_every_kernel(emulated, launches, small_batches):
     for call in _warmup.CALLS.values():
         call("float32", emulated)
     assert {*launches} >= {kernel for file in FILES for kernel in device.kernels(device.sources().source(file))}
@@ -186,8 +203,8 @@ def test_the_emulation_notices_writes_to_inputs_and_wrong_arguments(monkeypatch,
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("name", ["chain", "identical", "dense", "disjoint"])
-def test_no_schedule_changes_nms(emulated, seeds, name, dtype):
-    for size in (300, 2600):
+def test_no_schedule_changes_nms(emulated, seeds, small_batches, name, dtype):
+    for size in (300, 1100, 2600):
         boxes, scores = data.hostile(size)[name].astype(dtype), data.uniform_scores(size)
         idxs = np.arange(size) // 700
         got = cvops.nms(emulated(boxes), emulated(scores), 0.3)
@@ -197,10 +214,7 @@ def test_no_schedule_changes_nms(emulated, seeds, name, dtype):
 
 
 # Barriers without which no test fails, and why they are there.
-UNNOTICED = {
-    "__syncthreads();  // all have written before one tells": "A thread would have to stand still while another block "
-    "passes three barriers. No schedule drawn here lets it; a GPU may.",
-}
+UNNOTICED: dict[str, str] = {}
 
 
 def barriers():

@@ -22,7 +22,7 @@ from tests.libraries import to_numpy
 ROOT = Path(__file__).parent.parent
 DETECTIONS = ("ssd_coco_astronaut", "ssd_coco_coffee", "ssd_coco_chelsea", "picodet_layout_zoo")
 # Around the numbers of boxes at which a vector, a block or another way to sort begins.
-SIZES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000)
+SIZES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1024, 1025, 1536, 1537)
 MANY = libraries.BACKENDS["numpy"]
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99)
 
@@ -34,6 +34,11 @@ APART = np.arange(8, dtype=np.float32)[:, None] * 10 + np.array([0, 0, 1, 1], np
 
 def scores(*values, dtype=np.float32):
     return np.array(values, dtype)
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(small_batches):
+    """So that `ops.many` boxes are several batches on CUDA."""
 
 
 # ------------------------------------------------------------------------------------------- against the reference
@@ -535,7 +540,8 @@ PYTHON = (sys.executable, "-W", "error", "-X", "faulthandler", "-c")
 _RUN = """
 import sys
 import numpy as np
-from tests import libraries
+from tests import host_emulation, libraries
+host_emulation.nms_module()._BATCH = host_emulation.SMALL_BATCH
 ops = libraries.Operators(sys.argv[3])
 with np.load(sys.argv[1]) as inputs:
     results = {}
