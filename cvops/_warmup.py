@@ -37,6 +37,13 @@ def _roi_calls(dtype: str, asarray: Any, forward: Callable[..., Any]) -> None:
     forward(*_images_and_rois(dtype, asarray), 2)
 
 
+def _roi_align_calls(dtype: str, asarray: Any) -> None:
+    images, boxes = _images_and_rois(dtype, asarray)
+    channels_last = asarray(np.zeros((1, 4, 4, 16), dtype).transpose(0, 3, 1, 2))
+    for maps in (images, channels_last):
+        _roi.roi_align(maps, boxes, 2)
+
+
 def _roi_backward_calls(dtype: str, asarray: Any, backward: Callable[..., Any], channels: int = 16) -> None:
     _, boxes = _images_and_rois(dtype, asarray)
     backward(asarray(np.zeros((1, channels, 2, 2), dtype)), boxes, _IMAGES)
@@ -83,7 +90,7 @@ CALLS: dict[str, Callable[[str, Any], None]] = {
     "generalized_box_iou": _box_iou_calls,
     "distance_box_iou": _box_iou_calls,
     "complete_box_iou": _box_iou_calls,
-    "roi_align": functools.partial(_roi_calls, forward=_roi.roi_align),
+    "roi_align": _roi_align_calls,
     "roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.roi_align_backward),
     "roi_pool": functools.partial(_roi_calls, forward=_roi.roi_pool),
     "roi_pool_backward": _roi_pool_backward_calls,

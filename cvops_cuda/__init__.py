@@ -7,6 +7,9 @@ from typing import Any
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._device import asarray, copy, current_gpu, quiet, to_host, use, xp
 from ._nms import batched_nms, nms
+from ._ps_roi import ps_roi_align, ps_roi_align_backward, ps_roi_pool, ps_roi_pool_backward
+from ._roi import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
+from ._roi_pool import roi_pool, roi_pool_backward
 
 __all__ = [
     "asarray",
@@ -17,8 +20,18 @@ __all__ = [
     "current_gpu",
     "distance_box_iou",
     "generalized_box_iou",
+    "multiscale_roi_align",
+    "multiscale_roi_align_backward",
     "nms",
+    "ps_roi_align",
+    "ps_roi_align_backward",
+    "ps_roi_pool",
+    "ps_roi_pool_backward",
     "quiet",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
     "to_host",
     "use",
     "xp",

@@ -93,21 +93,44 @@ CONVERTERS = {
 # A library for each backend -> how many boxes are many there. On the CPU, if a thousand are kept, each is compared only
 # with those near it; on CUDA, one block is not enough. The emulation is slow, and this is what limits its sizes.
 BACKENDS = {"numpy": 7100, "cuda-emulated": 2700}
+# Of at most so many channels and RoIs are the tests of the RoI operators, for the same reason.
+CHANNELS = {"numpy": 1029, "cuda-emulated": 70}
+ROIS = {"numpy": 3000, "cuda-emulated": 300}
 
 
 class Operators:
-    """The functions of cvops for NumPy arrays, computed by one backend: arguments go there and results come back."""
+    """The functions of cvops for NumPy arrays, computed by one backend: arguments go there and results come back.
 
-    def __init__(self, library):
-        self._convert, self.many = CONVERTERS[library], BACKENDS[library]
+    Arrays keep their strides on the way. An operator that is an object is wrapped in the same way.
+    """
+
+    def __init__(self, backend, functions=cvops):
+        self.backend, self._functions = backend, functions
+        self.many, self.channels, self.rois = BACKENDS[backend], CHANNELS[backend], ROIS[backend]
 
     def __getattr__(self, name):
-        def call(*args, **options):
-            args = [self._convert(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
-            result = getattr(cvops, name)(*args, **options)
-            return tuple(map(to_numpy, result)) if isinstance(result, tuple) else to_numpy(result)
+        function = getattr(self._functions, name)
+        return lambda *args, **options: self._back(function(*map(self._convert, args), **options))
 
-        return call
+    def __call__(self, *args, **options):
+        return self._back(self._functions(*map(self._convert, args), **options))
+
+    def _back(self, result):
+        if isinstance(result, tuple):
+            return tuple(map(to_numpy, result))
+        if isinstance(result, dict):
+            return {name: to_numpy(array) for name, array in result.items()}
+        return to_numpy(result) if hasattr(result, "__dlpack__") else Operators(self.backend, result)
+
+    def _convert(self, value):
+        if isinstance(value, dict):
+            return {name: self._convert(array) for name, array in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(map(self._convert, value))
+        if self.backend == "numpy" or not isinstance(value, np.ndarray):
+            return value
+        # No GPU has elements of another byte order, or between addresses.
+        return host_emulation.Array(np.require(value, value.dtype.newbyteorder("="), "A"))
 
 
 def to_numpy(array):

@@ -16,13 +16,13 @@ import pytest
 import cvops
 from benchmarks import data
 from cvops import _arrays, _cpu, _warmup
-from tests import libraries, nvrtc, reference
+from tests import compare, libraries, nvrtc, reference, reference_roi, strategies_roi
 from tests.host_emulation import device, mutant
 
 FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 # Files whose kernels decide something by comparing floats: nothing in them may be flushed to zero.
-DECIDING = ("nms",)
+DECIDING = ("nms", "roi_align", "roi_pool", "ps_roi")
 
 # Modules that exist: (file, type code of its elements).
 MODULES = [(file, dtype) for file in FILES for dtype in ("fd" if file in ("nms", "boxes") else "fdeE")]
@@ -142,6 +142,49 @@ def test_launches_of_box_measures(emulated, launches, name):
     assert launches == ["box_pairs"]
 
 
+MAPS = strategies_roi.normal((2, 5, 20, 30))
+CHANNELS_LAST = np.ascontiguousarray(MAPS.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+GRADIENT = ["roi_align_places", "roi_align_gradients"]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_launches_of_roi_align(emulated, launches, dtype):
+    """One, whatever the RoIs, wherever the maps lie; two for the gradient. Nothing is zeroed."""
+    for rois in (strategies_roi.rois("all", 12, MAPS.shape), np.full((3, 5), np.nan, np.float32)):
+        for maps, kernel in ((MAPS, "roi_align"), (CHANNELS_LAST, "roi_align_last")):
+            cvops.roi_align(emulated(maps.astype(dtype)), emulated(rois), 2)
+            assert launches == [kernel]
+            launches.clear()
+        grad = emulated(np.broadcast_to(np.ones(1, dtype), (len(rois), 5, 2, 3)))
+        cvops.roi_align_backward(grad, emulated(rois), MAPS.shape)
+        assert launches == GRADIENT
+        launches.clear()
+
+
+@pytest.mark.parametrize(("levels", "groups"), [(1, 1), (4, 1), (5, 2), (9, 3)])
+def test_launches_of_a_pyramid(emulated, launches, levels, groups):
+    """One for four maps, two for their gradients."""
+    features = {f"{i}": emulated(strategies_roi.normal((1, 3, 5, 6))) for i in range(levels)}
+    boxes = [emulated(np.array([[0, 0, 30, 40], [0, 0, 1, 1]], np.float32))]
+    pool = cvops.MultiScaleRoIAlign(list(features), 2, 2, scales=[2.0**-i for i in range(levels)])
+    grad = pool(features, boxes, [])
+    assert launches == ["roi_align"] * groups
+    launches.clear()
+    pool.backward(grad, features, boxes, [])
+    assert launches == GRADIENT * groups
+
+
+def test_launches_of_roi_align_without_rois_or_pixels(emulated, launches):
+    """The gradient without RoIs has to be zeros."""
+    none = emulated(np.zeros((0, 5), np.float32))
+    cvops.roi_align(emulated(MAPS), none, 2)
+    cvops.roi_align(emulated(MAPS[:, :0]), emulated(strategies_roi.rois("all", 3, MAPS.shape)), 2)
+    cvops.roi_align_backward(emulated(np.zeros((0, 0, 2, 2), np.float32)), none, (2, 0, 4, 4))
+    assert launches == []
+    cvops.roi_align_backward(emulated(np.zeros((0, 5, 2, 2), np.float32)), none, MAPS.shape)
+    assert launches == ["roi_align_gradients"]
+
+
 def test_warmup_reaches_every_kernel(emulated, launches, small_batches):
     for call in _warmup.CALLS.values():
         call("float32", emulated)
@@ -211,6 +254,31 @@ def test_no_schedule_changes_nms(emulated, seeds, small_batches, name, dtype):
         assert got.tolist() == reference.nms_of_many(boxes, scores, 0.3).tolist()
         got = cvops.batched_nms(emulated(boxes), emulated(scores), emulated(idxs), 0.3)
         assert got.tolist() == reference.batched_nms_of_many(boxes, scores, idxs, 0.3).tolist()
+
+
+@pytest.mark.parametrize("layout", [MAPS, CHANNELS_LAST], ids=["contiguous", "channels-last"])
+def test_no_schedule_changes_roi_align(emulated, seeds, layout):
+    rois = strategies_roi.rois("all", 24, MAPS.shape)
+    for output_size, ratio in (((3, 2), 2), ((2, 20), -1)):
+        got = cvops.roi_align(emulated(layout), emulated(rois), output_size, 1.0, ratio, True)
+        compare.close(got, reference_roi.roi_align(MAPS, rois, output_size, 1.0, ratio, True), got)
+        got = cvops.roi_align_backward(got, emulated(rois), MAPS.shape, 1.0, ratio, True)
+        assert np.isfinite(got.values).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_maps_are_pooled_in_float32(emulated, dtype):
+    """Their results are those of float32 in the same values, rounded once."""
+    narrow = np.dtype(getattr(libraries.require("ml_dtypes"), dtype) if dtype == "bfloat16" else dtype)
+    maps, rois = MAPS.astype(narrow), emulated(strategies_roi.rois("all", 24, MAPS.shape))
+    want = cvops.roi_align(emulated(maps.astype(np.float32)), rois, (2, 3), 0.5)
+    got = cvops.roi_align(emulated(maps), rois, (2, 3), 0.5)
+    assert got.values.dtype == narrow
+    np.testing.assert_array_equal(got.values.astype(np.float32), want.values.astype(narrow).astype(np.float32))
+    want = cvops.roi_align_backward(emulated(got.values.astype(np.float32)), rois, MAPS.shape, 0.5)
+    got = cvops.roi_align_backward(got, rois, MAPS.shape, 0.5)
+    assert got.values.dtype == narrow
+    np.testing.assert_array_equal(got.values.astype(np.float32), want.values.astype(narrow).astype(np.float32))
 
 
 # Barriers without which no test fails, and why they are there.

@@ -42,12 +42,14 @@ def split(boxes, batch):
     return np.split(boxes, [len(boxes) // (i + 2) for i in reversed(range(batch - 1))])
 
 
-def check(features, boxes, names, output_size=(2, 3), ratio=2, image_shapes=(IMAGE,), of_grad=np.asarray, **options):
-    """The result and the gradients against the reference. Give the features in any library."""
+def check(
+    ops, features, boxes, names, output_size=(2, 3), ratio=2, image_shapes=(IMAGE,), of_grad=np.asarray, **options
+):
+    """The result and the gradients against the reference. Give the features in any library to cvops itself as `ops`."""
     in_numpy = {name: to_numpy(features[name]) for name in names}
     inputs = in_numpy, [to_numpy(of_image) for of_image in boxes], list(image_shapes), names
     like = features[names[0]]
-    pool = cvops.MultiScaleRoIAlign(names, output_size, ratio, **options)
+    pool = ops.MultiScaleRoIAlign(names, output_size, ratio, **options)
     want = reference.multiscale_roi_align(*inputs, output_size, ratio, **options)
     compare.close(pool(features, boxes, image_shapes), want, like)
     grad = of_grad(strategies.normal(want.shape, want.dtype, seed=9))
@@ -75,14 +77,15 @@ CASES = strategies.pairwise(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_multiscale_roi_align(case):
+def test_multiscale_roi_align(ops, case):
     dtype, dtype_of_boxes = case["dtypes"].split()
     layout = strategies.LAYOUTS[case["layout"]]
-    image = (100, 140)
-    features = pyramid(*case["levels"], image=image, batch=case["batch"], channels=case["channels"], dtype=dtype)
+    image, channels = (100, 140), min(case["channels"], ops.channels)
+    features = pyramid(*case["levels"], image=image, batch=case["batch"], channels=channels, dtype=dtype)
     features = {name: layout(maps) for name, maps in features.items()}
     boxes = split(boxes_of_all_sizes(case["count"], dtype_of_boxes, image), case["batch"])
     check(
+        ops,
         features,
         boxes,
         list(features),
@@ -104,34 +107,34 @@ def test_multiscale_roi_align(case):
     st.booleans(),
     strategies.ratios,
 )
-def test_any_pyramid(levels, seed, canonical_scale, canonical_level, aligned, ratio):
+def test_any_pyramid(ops, levels, seed, canonical_scale, canonical_level, aligned, ratio):
     image = (48, 36)
     features = pyramid(*levels, image=image, batch=1, channels=2)
     boxes = [boxes_of_all_sizes(10, seed=seed)]
     options = {"canonical_scale": canonical_scale, "canonical_level": canonical_level, "aligned": aligned}
     scales = [2.0**-level for level in levels]  # given: the smallest maps are larger than their scale says
-    check(features, boxes, list(features), 2, ratio, [image], scales=scales, **options)
+    check(ops, features, boxes, list(features), 2, ratio, [image], scales=scales, **options)
 
 
 @given(st.lists(st.floats(1e-3, 3), min_size=1, max_size=5, unique=True), st.integers(0, 2**32))
-def test_any_scales(scales, seed):
+def test_any_scales(ops, scales, seed):
     features = {f"{i}": strategies.normal((1, 2, 9, 7), seed=i) for i in range(len(scales))}
-    check(features, [boxes_of_all_sizes(10, seed=seed)], list(features), scales=scales)
+    check(ops, features, [boxes_of_all_sizes(10, seed=seed)], list(features), scales=scales)
 
 
 def test_arrays_of_any_library(array):
     features = {name: array(maps) for name, maps in pyramid(2, 3, 4).items()}
     boxes = [array(boxes_of_all_sizes(40)), array(boxes_of_all_sizes(7, seed=1))]
-    check(features, boxes, ["p2", "p3", "p4"], of_grad=array)
-    check(features, tuple(boxes), ("p4", "p2"), of_grad=array, aligned=True)
+    check(cvops, features, boxes, ["p2", "p3", "p4"], of_grad=array)
+    check(cvops, features, tuple(boxes), ("p4", "p2"), of_grad=array, aligned=True)
 
 
 def test_arrays_of_two_libraries():
     """The result follows the maps, gradients follow the gradient."""
     features = {name: CONVERTERS["torch"](maps) for name, maps in pyramid(2, 3, 4).items()}
     boxes = [boxes_of_all_sizes(40), boxes_of_all_sizes(7, seed=1)]
-    check(features, boxes, ["p2", "p3", "p4"])
-    check(features, boxes, ["p2", "p3", "p4"], of_grad=CONVERTERS["torch"])
+    check(cvops, features, boxes, ["p2", "p3", "p4"])
+    check(cvops, features, boxes, ["p2", "p3", "p4"], of_grad=CONVERTERS["torch"])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -149,7 +152,7 @@ def test_every_number_of_threads_gives_the_same(threads, dtype):
             compare.same(gradient, want_gradients[name], grad)
 
 
-def test_the_pyramid_of_a_real_detector():
+def test_the_pyramid_of_a_real_detector(ops):
     path = Path(__file__).parent.parent / "examples" / "data" / "nanodet_fpn_astronaut_small.npz"
     with np.load(path) as file:
         features, boxes = {name: file[name] for name in ("p3", "p4", "p5")}, file["rois"]
@@ -157,24 +160,24 @@ def test_the_pyramid_of_a_real_detector():
     levels = [reference.level_of(box, [1 / 8, 1 / 16, 1 / 32], 224, 4, np.float32) for box in boxes]
     assert set(levels) == {0, 1}  # the largest of them is not of level 5
     for options in ({}, {"aligned": True}, {"canonical_level": 5}, {"canonical_scale": 96}):
-        check(features, [boxes], names, 7, 2, shapes, **options)
-        check(features, [boxes], names, 7, -1, shapes, **options)
-    pooled = cvops.MultiScaleRoIAlign(names, 7, 2)(features, [boxes], shapes)
+        check(ops, features, [boxes], names, 7, 2, shapes, **options)
+        check(ops, features, [boxes], names, 7, -1, shapes, **options)
+    pooled = ops.MultiScaleRoIAlign(names, 7, 2)(features, [boxes], shapes)
     for level, name in enumerate(names):
         chosen = np.flatnonzero(np.array(levels) == level)
-        one_map = cvops.roi_align(features[name], [boxes[chosen]], 7, 1 / 8 / 2**level, 2)
+        one_map = ops.roi_align(features[name], [boxes[chosen]], 7, 1 / 8 / 2**level, 2)
         compare.close(one_map, pooled[chosen], boxes)
 
 
 # ---------------------------------------------------------------------------------------------------------- levels
 
 
-def levels_of(boxes, *levels, names=None, **options):
+def levels_of(ops, boxes, *levels, names=None, **options):
     """The level at which each box is pooled; the maps of the pyramid are constant."""
     features = {f"p{level}": np.full((1, 1, 512 >> level, 512 >> level), float(level)) for level in levels}
     dtype = np.asarray(boxes).dtype
     features = {name: maps.astype(dtype) for name, maps in features.items()}
-    pool = cvops.MultiScaleRoIAlign(names or list(features), 1, 1, **options)
+    pool = ops.MultiScaleRoIAlign(names or list(features), 1, 1, **options)
     got = pool(features, [np.asarray(boxes)], [(512, 512)])[:, 0, 0, 0]
     assert (got == got.round()).all()
     return got.astype(int).tolist()
@@ -185,22 +188,22 @@ def squares(*sides, dtype=np.float32):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_levels_by_hand(dtype):
+def test_levels_by_hand(ops, dtype):
     boxes = squares(1, 55, 56, 111, 112, 223, 224, 447, 448, 490, dtype=dtype)
-    assert levels_of(boxes, 2, 3, 4, 5) == [2, 2, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert levels_of(boxes, 3, 4) == [3, 3, 3, 3, 3, 3, 4, 4, 4, 4]
-    assert levels_of(boxes, 4) == [4] * 10
-    assert levels_of(boxes, 1, 2, 3, canonical_level=2) == [1, 1, 1, 1, 1, 1, 2, 2, 3, 3]
-    assert levels_of(boxes, 2, 3, 4, canonical_scale=111) == [2, 2, 3, 4, 4, 4, 4, 4, 4, 4]
+    assert levels_of(ops, boxes, 2, 3, 4, 5) == [2, 2, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert levels_of(ops, boxes, 3, 4) == [3, 3, 3, 3, 3, 3, 4, 4, 4, 4]
+    assert levels_of(ops, boxes, 4) == [4] * 10
+    assert levels_of(ops, boxes, 1, 2, 3, canonical_level=2) == [1, 1, 1, 1, 1, 1, 2, 2, 3, 3]
+    assert levels_of(ops, boxes, 2, 3, 4, canonical_scale=111) == [2, 2, 3, 4, 4, 4, 4, 4, 4, 4]
 
 
-def test_only_the_area_counts():
+def test_only_the_area_counts(ops):
     boxes = [[0, 0, 112, 448], [0, 0, 448, 112], [-60, 200, 164, 424], [0, 0, 112, 447], [110, 0, 333, 224]]
-    assert levels_of(np.array(boxes, np.float32), 2, 3, 4, 5) == [4, 4, 4, 3, 3]
+    assert levels_of(ops, np.array(boxes, np.float32), 2, 3, 4, 5) == [4, 4, 4, 3, 3]
 
 
 @pytest.mark.parametrize("dtypes", ["f4 f4", "f8 f8", "f8 f4", "f4 f8", "f2 f4"])
-def test_areas_around_the_limits_of_levels(dtypes):
+def test_areas_around_the_limits_of_levels(ops, dtypes):
     """Boxes about 30 roundings of float32 to both sides of where a level begins."""
     dtype, dtype_of_boxes = (np.dtype(name).type for name in dtypes.split())
     real = np.float64 if "f8" in dtypes else np.float32
@@ -209,14 +212,14 @@ def test_areas_around_the_limits_of_levels(dtypes):
     boxes = np.zeros((around.size, 4), dtype_of_boxes)
     boxes[:, 2], boxes[:, 3] = around.ravel(), np.repeat(sides, 61)
     features = {f"p{level}": np.full((1, 1, 512 >> level, 512 >> level), level, dtype) for level in (1, 2, 3, 4, 5)}
-    got = cvops.MultiScaleRoIAlign(list(features), 1, 1)(features, [boxes], [(512, 512)])
+    got = ops.MultiScaleRoIAlign(list(features), 1, 1)(features, [boxes], [(512, 512)])
     scales = [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
     want = [1 + reference.level_of(box, scales, 224, 4, real) for box in boxes]
     assert len(set(want)) == 5
     assert got.ravel().tolist() == want
 
 
-def test_boxes_without_area_are_pooled_at_the_finest_level():
+def test_boxes_without_area_are_pooled_at_the_finest_level(ops):
     boxes = [
         [100, 100, 100, 400],
         [100, 100, 400, 100],
@@ -224,65 +227,65 @@ def test_boxes_without_area_are_pooled_at_the_finest_level():
         [100, 400, 400, 100],
         [100, 100, 100, 100],
     ]
-    assert levels_of(np.array(boxes, np.float32), 3, 4, 5) == [3] * 5
-    assert levels_of(np.array(boxes, np.float64), 5, 4, 3) == [3] * 5
+    assert levels_of(ops, np.array(boxes, np.float32), 3, 4, 5) == [3] * 5
+    assert levels_of(ops, np.array(boxes, np.float64), 5, 4, 3) == [3] * 5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_areas_that_overflow(dtype):
+def test_areas_that_overflow(ops, dtype):
     """Infinite: the coarsest level. Infinity times zero is NaN: the finest. What float32 rounds to zero: the finest."""
     most = float(np.finfo(dtype).max) / 2
     tiny = 1e-30 if dtype is np.float32 else 1e-200
     boxes = [[-most, -most, most, most], [-most, 3, most, 3], [3, 3, 3 + tiny, 3 + tiny], [0, 0, tiny, tiny]]
     boxes = np.array(boxes, dtype)
-    assert levels_of(boxes, 2, 3, 4) == [4, 2, 2, 2]
-    assert levels_of(boxes, 4, 3, 2) == [4, 2, 2, 2]
+    assert levels_of(ops, boxes, 2, 3, 4) == [4, 2, 2, 2]
+    assert levels_of(ops, boxes, 4, 3, 2) == [4, 2, 2, 2]
 
 
 @pytest.mark.parametrize("wrong", [[NAN, 9, 400, 400], [9, 9, INF, 400], [-INF, 9, 400, 400], [-INF, -INF, INF, INF]])
-def test_boxes_that_are_not_finite(wrong):
+def test_boxes_that_are_not_finite(ops, wrong):
     features = pyramid(2, 3, 4, batch=1)
     boxes = np.array([wrong, [9, 9, 200, 200], wrong], np.float32)
-    check(features, [boxes], ["p2", "p3", "p4"])
-    pooled = cvops.MultiScaleRoIAlign(["p2", "p3", "p4"], 2, 2)(features, [boxes], [IMAGE])
+    check(ops, features, [boxes], ["p2", "p3", "p4"])
+    pooled = ops.MultiScaleRoIAlign(["p2", "p3", "p4"], 2, 2)(features, [boxes], [IMAGE])
     assert np.isnan(pooled).all((1, 2, 3)).tolist() == [True, False, True]
 
 
-def test_inverted_twice_is_a_positive_area():
-    assert levels_of(np.array([[400, 400, 100, 100], [110, 110, 100, 100]], np.float32), 2, 3, 4) == [4, 2]
+def test_inverted_twice_is_a_positive_area(ops):
+    assert levels_of(ops, np.array([[400, 400, 100, 100], [110, 110, 100, 100]], np.float32), 2, 3, 4) == [4, 2]
 
 
-def test_an_absent_level_is_pooled_at_the_nearest_coarser_one():
+def test_an_absent_level_is_pooled_at_the_nearest_coarser_one(ops):
     """Not by position, which sends boxes to a wrong map, or to none."""
     boxes = squares(60, 112, 224, 448)
-    assert levels_of(boxes, 2, 3, 4, 5) == [2, 3, 4, 5]
-    assert levels_of(boxes, 2, 4, 5) == [2, 4, 4, 5]
-    assert levels_of(boxes, 2, 5) == [2, 5, 5, 5]
-    assert levels_of(boxes, 3, 5) == [3, 3, 5, 5]
-    assert levels_of(boxes, 1, 6) == [6, 6, 6, 6]
+    assert levels_of(ops, boxes, 2, 3, 4, 5) == [2, 3, 4, 5]
+    assert levels_of(ops, boxes, 2, 4, 5) == [2, 4, 4, 5]
+    assert levels_of(ops, boxes, 2, 5) == [2, 5, 5, 5]
+    assert levels_of(ops, boxes, 3, 5) == [3, 3, 5, 5]
+    assert levels_of(ops, boxes, 1, 6) == [6, 6, 6, 6]
 
 
-def test_the_example_of_torchvisions_documentation():
+def test_the_example_of_torchvisions_documentation(ops):
     """Maps "feat1" and "feat3" of three, at scales 1/8 and 1/32: levels 3 and 5, between which no box is lost."""
     features = {f"feat{i + 1}": np.ones((1, 5, 64 >> i, 64 >> i), np.float32) for i in range(3)}
     boxes = np.array([[10, 10, 10 + side, 10 + side] for side in (30, 100, 150, 220, 225, 300, 450)], np.float32)
-    pooled = cvops.MultiScaleRoIAlign(["feat1", "feat3"], 3, 2)(features, [boxes], [(512, 512)])
+    pooled = ops.MultiScaleRoIAlign(["feat1", "feat3"], 3, 2)(features, [boxes], [(512, 512)])
     compare.close(pooled, np.ones((7, 5, 3, 3), np.float32), boxes)
 
 
-def test_neither_the_order_of_the_dict_nor_that_of_the_names_matters():
+def test_neither_the_order_of_the_dict_nor_that_of_the_names_matters(ops):
     features, boxes = pyramid(2, 3, 4, 5), split(boxes_of_all_sizes(40), 2)
     names = ["p2", "p3", "p4", "p5"]
-    want = cvops.MultiScaleRoIAlign(names, 3, 2)(features, boxes, [IMAGE] * 2)
+    want = ops.MultiScaleRoIAlign(names, 3, 2)(features, boxes, [IMAGE] * 2)
     for order in (names[::-1], ["p4", "p2", "p5", "p3"]):
         shuffled = {name: features[name] for name in order}
         for listed in (names, order):
-            compare.same(cvops.MultiScaleRoIAlign(listed, 3, 2)(shuffled, boxes, [IMAGE] * 2), want, want)
+            compare.same(ops.MultiScaleRoIAlign(listed, 3, 2)(shuffled, boxes, [IMAGE] * 2), want, want)
 
 
-def test_maps_that_are_not_named_are_left_alone():
+def test_maps_that_are_not_named_are_left_alone(ops):
     features, boxes = pyramid(2, 3), split(boxes_of_all_sizes(40), 2)
-    pool = cvops.MultiScaleRoIAlign(["p2", "p3"], 3, 2)
+    pool = ops.MultiScaleRoIAlign(["p2", "p3"], 3, 2)
     want = pool(features, boxes, [IMAGE])
     grad = np.ones_like(want)
     more = {"pool": None, **features, "p4": np.ones((7, 7), int)}
@@ -293,9 +296,9 @@ def test_maps_that_are_not_named_are_left_alone():
 # ---------------------------------------------------------------------------------------------------------- scales
 
 
-def test_scales_are_computed_anew_for_every_call():
+def test_scales_are_computed_anew_for_every_call(ops):
     """Of the largest image, whose height decides, to the nearest power of two."""
-    pool = cvops.MultiScaleRoIAlign(["a", "b"], 2, 2)
+    pool = ops.MultiScaleRoIAlign(["a", "b"], 2, 2)
     features = {"a": strategies.normal((1, 3, 32, 40)), "b": strategies.normal((1, 3, 16, 20), seed=1)}
     boxes = [boxes_of_all_sizes(40)]
     results = []
@@ -308,22 +311,22 @@ def test_scales_are_computed_anew_for_every_call():
         ([(8, 8)], 4, 2),
     ]:
         got = pool(features, boxes, shapes)
-        want = cvops.MultiScaleRoIAlign(["a", "b"], 2, 2, scales=[a, b])(features, boxes, [(1, 1)])
+        want = ops.MultiScaleRoIAlign(["a", "b"], 2, 2, scales=[a, b])(features, boxes, [(1, 1)])
         compare.same(got, want, want)
-        check(features, boxes, ["a", "b"], 2, 2, shapes)
+        check(ops, features, boxes, ["a", "b"], 2, 2, shapes)
         results.append(got)
     assert np.array_equal(results[0], results[2], equal_nan=True)
     assert not np.array_equal(results[0], results[1], equal_nan=True)
 
 
-def test_given_scales():
+def test_given_scales(ops):
     """In the order of the names; 1/3 lies between the levels 1 and 2."""
     features = {name: strategies.normal((1, 3, 30, 40), seed=i) for i, name in enumerate("abc")}
     boxes = [boxes_of_all_sizes(40)]
     for scales in ([1 / 16, 1 / 3, 1 / 4], (0.1, 0.2, 0.4), np.array([1, 2, 3]) / 8, [1, 2, 4]):
-        check(features, boxes, ["c", "a", "b"], image_shapes=[(1, 1)], scales=scales)
+        check(ops, features, boxes, ["c", "a", "b"], image_shapes=[(1, 1)], scales=scales)
     # Levels 4, 1.58 and 2; a box of 224 x 224 is of level 3.
-    pool = cvops.MultiScaleRoIAlign(["c", "a", "b"], 1, 1, scales=[1 / 16, 1 / 3, 1 / 4], canonical_level=3)
+    pool = ops.MultiScaleRoIAlign(["c", "a", "b"], 1, 1, scales=[1 / 16, 1 / 3, 1 / 4], canonical_level=3)
     constant = {
         name: np.full((1, 1, 400, 400), value, np.float32) for name, value in zip("abc", (3, 4, 16), strict=True)
     }
@@ -331,30 +334,30 @@ def test_given_scales():
     assert pool(constant, boxes, [(1, 1)]).ravel().tolist() == [3, 3, 4, 4, 16, 16]
 
 
-def test_one_map_takes_all_boxes():
+def test_one_map_takes_all_boxes(ops):
     features, boxes = pyramid(3), [boxes_of_all_sizes(30), boxes_of_all_sizes(10, seed=2)]
-    pooled = cvops.MultiScaleRoIAlign(["p3"], 7, 2, aligned=True)(features, boxes, [IMAGE])
-    compare.close(pooled, cvops.roi_align(features["p3"], boxes, 7, 1 / 8, 2, True), pooled)
+    pooled = ops.MultiScaleRoIAlign(["p3"], 7, 2, aligned=True)(features, boxes, [IMAGE])
+    compare.close(pooled, ops.roi_align(features["p3"], boxes, 7, 1 / 8, 2, True), pooled)
 
 
 # ----------------------------------------------------------------------------------------------- boxes, gradients
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_no_boxes(batch):
+def test_no_boxes(ops, batch):
     features = pyramid(2, 3, batch=batch)
-    check(features, [np.zeros((0, 4), np.float32)] * batch, ["p2", "p3"])
+    check(ops, features, [np.zeros((0, 4), np.float32)] * batch, ["p2", "p3"])
 
 
-def test_images_without_boxes():
+def test_images_without_boxes(ops):
     features = pyramid(2, 3, 4, batch=4)
     none = np.zeros((0, 4), np.float32)
-    check(features, [none, boxes_of_all_sizes(9), none, boxes_of_all_sizes(3)], ["p2", "p3", "p4"])
+    check(ops, features, [none, boxes_of_all_sizes(9), none, boxes_of_all_sizes(3)], ["p2", "p3", "p4"])
 
 
-def test_the_gradient_is_the_transpose():
+def test_the_gradient_is_the_transpose(ops):
     features, boxes = pyramid(2, 3, 4, dtype=np.float64), split(boxes_of_all_sizes(40, np.float64)[:7], 2)
-    pool = cvops.MultiScaleRoIAlign(["p2", "p3", "p4"], (2, 3), -1)
+    pool = ops.MultiScaleRoIAlign(["p2", "p3", "p4"], (2, 3), -1)
     pooled = pool(features, boxes, [IMAGE])
     grad = strategies.normal(pooled.shape, np.float64, seed=5)
     gradients = pool.backward(grad, features, boxes, [IMAGE])
@@ -363,9 +366,9 @@ def test_the_gradient_is_the_transpose():
     np.testing.assert_allclose((pooled * grad).sum(), total, rtol=1e-12)
 
 
-def test_a_map_that_no_box_is_pooled_from_has_a_gradient_of_zeros():
+def test_a_map_that_no_box_is_pooled_from_has_a_gradient_of_zeros(ops):
     features = pyramid(2, 3, 4, batch=1)
-    pool = cvops.MultiScaleRoIAlign(["p2", "p3", "p4"], 2, 2)
+    pool = ops.MultiScaleRoIAlign(["p2", "p3", "p4"], 2, 2)
     got = pool.backward(np.ones((1, 3, 2, 2), np.float32), features, [squares(150)], [IMAGE])
     assert got["p3"].any()
     for name in ("p2", "p4"):
@@ -380,13 +383,13 @@ def test_a_gradient_without_strides(library):
         one = CONVERTERS[library](np.float32([1.5]))
         return np.broadcast_to(one, array.shape) if library == "numpy" else one.expand(array.shape)
 
-    check(features, boxes, ["p2", "p3", "p4"], of_grad=ones)
+    check(cvops, features, boxes, ["p2", "p3", "p4"], of_grad=ones)
 
 
-def test_a_gradient_of_another_dtype():
+def test_a_gradient_of_another_dtype(ops):
     features, boxes = pyramid(2, 3, 4), [boxes_of_all_sizes(10), boxes_of_all_sizes(6)]
     for dtype in (np.float16, np.float64):
-        check(features, boxes, ["p2", "p3", "p4"], of_grad=lambda grad, dtype=dtype: grad.astype(dtype))
+        check(ops, features, boxes, ["p2", "p3", "p4"], of_grad=lambda grad, dtype=dtype: grad.astype(dtype))
 
 
 def test_nothing_is_written_into_inputs():
@@ -493,9 +496,9 @@ def test_image_shapes():
         refused(TypeError, "`image_shapes` must", shapes=shapes)
 
 
-def test_image_shapes_do_not_matter_where_scales_are_given():
+def test_image_shapes_do_not_matter_where_scales_are_given(ops):
     features, boxes = pyramid(2, 3), [squares(10), squares(100, 200)]
-    pool = cvops.MultiScaleRoIAlign(["p2", "p3"], 2, 2, scales=[1 / 4, 1 / 8])
+    pool = ops.MultiScaleRoIAlign(["p2", "p3"], 2, 2, scales=[1 / 4, 1 / 8])
     want = pool(features, boxes, [IMAGE])
     for shapes in ([], [(1, 1)]):
         compare.same(pool(features, boxes, shapes), want, want)
@@ -517,9 +520,9 @@ def test_numbers():
         refused(TypeError, "`canonical_level` must", canonical_level=level)
 
 
-def test_gradients_of_another_shape():
+def test_gradients_of_another_shape(ops):
     features, boxes = pyramid(2, 3), [squares(10), squares(20, 30)]
-    pool = cvops.MultiScaleRoIAlign(["p2", "p3"], 2, 2)
+    pool = ops.MultiScaleRoIAlign(["p2", "p3"], 2, 2)
     for shape in [(3, 3, 2), (2, 3, 2, 2), (3, 4, 2, 2), (3, 3, 0, 2), (3, 3, 2, 2, 1), (3, 3, 3, 2)]:
         with pytest.raises(ValueError, match=r"`grad` must have shape .*, got " + re.escape(str(shape))):
             pool.backward(np.ones(shape, np.float32), features, boxes, [IMAGE])

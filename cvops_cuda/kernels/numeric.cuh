@@ -92,6 +92,12 @@ __device__ __forceinline__ bool less(float a, float b) {
     return yes;
 }
 __device__ __forceinline__ bool less(double a, double b) { return a < b; }
+__device__ __forceinline__ bool is_nan(float a) {
+    int yes;
+    asm("{ .reg .pred p; setp.nan.f32 p, %1, %1; selp.s32 %0, 1, 0, p; }" : "=r"(yes) : "f"(a));
+    return yes;
+}
+__device__ __forceinline__ bool is_nan(double a) { return a != a; }
 
 __device__ __forceinline__ void convert(float a, float& b) { b = a; }
 __device__ __forceinline__ void convert(double a, double& b) { b = a; }
@@ -132,6 +138,7 @@ inline double ceiling_of(double a) { return std::ceil(a); }
 inline float fused(float a, float b, float c) { return a * b + c; }
 inline double fused(double a, double b, double c) { return a * b + c; }
 inline bool less(double a, double b) { return a < b; }
+inline bool is_nan(double a) { return a != a; }
 template <class From, class To>
 void convert(From a, To& b) {
     b = (To)a;
@@ -186,7 +193,7 @@ __device__ __forceinline__ Real floor_of(Real a) { return {floor_of(a.value)}; }
 __device__ __forceinline__ Real ceiling_of(Real a) { return {ceiling_of(a.value)}; }
 // a * b + c, which a GPU rounds once and a test twice: not for decisions.
 __device__ __forceinline__ Real fused(Real a, Real b, Real c) { return {fused(a.value, b.value, c.value)}; }
-__device__ __forceinline__ bool is_nan(Real a) { return !(a < Real{0}) && !(a > Real{-1}); }
+__device__ __forceinline__ bool is_nan(Real a) { return is_nan(a.value); }
 
 // A float or double in working precision.
 template <class From>

@@ -324,6 +324,16 @@ template <class Type>
 Type __shfl_up_sync(unsigned mask, Type value, int distance) {
     return exchange_with(mask, value, int(emulation::current->index.x % 32) - distance);
 }
+// The lanes of `mask` that bring the same value.
+template <class Type>
+unsigned __match_any_sync(unsigned mask, Type value) {
+    uint64_t bits = emulation::bits<uint64_t>(value);
+    const uint64_t* values = emulation::exchange(mask, bits);
+    unsigned result = 0;
+    for (int lane = 0; lane < 32; ++lane)
+        if (mask >> lane & 1) result |= unsigned(values[lane] == bits) << lane;
+    return result;
+}
 inline void __syncwarp(unsigned mask = 0xFFFFFFFF) { emulation::exchange(mask, 0); }
 inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
 inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) == mask; }

@@ -11,10 +11,10 @@ import sys
 import numpy as np
 
 from benchmarks import data
-from tests import host_emulation, reference
+from tests import host_emulation, reference, reference_roi
 from tests.host_emulation import device
 
-BARRIER = re.compile(r"__syncthreads\(\);")
+BARRIER = re.compile(r"__sync(threads|warp)\(\);")
 
 
 def without(text, number):
@@ -42,8 +42,26 @@ def nms_workload(package):
         np.testing.assert_array_equal(package.batched_nms(boxes, scores, idxs, threshold, None, None, False), want)
 
 
+def roi_align_workload(package):
+    """Bins that are pooled in several pieces or windows of taps, and RoIs that a tile takes in several rounds."""
+    random = np.random.default_rng(0)
+    maps = random.standard_normal((1, 9, 5, 600), np.float32)
+    last = np.ascontiguousarray(maps.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    rois = np.float32([[0, 2, 0, 598, 4], [0, 30, 1, 50, 3], [0, 590, 2, 20, 1]])
+    few = np.tile(np.float32([[0, 1, 1, 12, 4], [0, 300, 1, 320, 3], [0, 3, 0, 9, 2]]), (200, 1))
+    for bins, boxes in (((1, 1), rois), ((1, 2), rois[1:]), ((3, 150), rois[:1])):
+        want = reference_roi.roi_align(maps, boxes, bins)
+        for layout in (maps, last):
+            np.testing.assert_allclose(package.roi_align(layout, boxes, bins, 1.0, -1, False), want, atol=1e-4)
+    for bins, boxes in (((1, 1), few), ((2, 40), rois[1:])):
+        grad = random.standard_normal((len(boxes), 9, *bins), np.float32)
+        want = reference_roi.roi_align_backward(grad, boxes, (1, 9, 5, 40))
+        got = package.roi_align_backward(grad, boxes, (1, 9, 5, 40), 1.0, -1, False)
+        np.testing.assert_allclose(got, want, atol=1e-3)
+
+
 # Calls that reach every barrier of a file, with the results they must have.
-WORKLOADS = {"nms": nms_workload}
+WORKLOADS = {"nms": nms_workload, "roi_align": roi_align_workload}
 
 
 def main(file, number):

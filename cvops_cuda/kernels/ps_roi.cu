@@ -1,0 +1,288 @@
+// Position-sensitive RoI operators: bins averaged over bilinear samples [1] or over cells [2], each bin from channels of
+// its own; and their gradients.
+//
+// maps and gradients (images, channels * rows * columns, height, width): the planes of an image in order (channel, bin
+// row, bin column); boxes (K, 5); pooled and grad (K, channels, rows, columns). All contiguous.
+//
+// A plane serves one bin alone, but of all RoIs. So a block owns the planes of one bin of an image for TOGETHER channels:
+// what it knows about a RoI serves all of these, and the planes lie in shared memory, where reading here and there costs
+// little. Bins are sums over taps, pairs of a cell and its weight along each axis: samples on one cell are one tap.
+//
+// Forward: a thread for each RoI. Planes that are too large for shared memory, or of too few RoIs, are read where they
+// are.
+//
+// Gradient: the block sums up a tile of its planes, from the RoIs of the image in order: half of the threads find taps,
+// and each warp adds what falls into its rows, lanes side by side on different cells. No atomics, the same bits on every
+// run, and each pixel is written once, so that nothing has to be zeroed before.
+//
+// [1] Z. Li et al., "Light-Head R-CNN: In Defense of Two-Stage Object Detector", arXiv:1711.07264.
+// [2] J. Dai et al., "R-FCN: Object Detection via Region-based Fully Convolutional Networks", NIPS 2016.
+
+constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // as in _ps_roi.py, like all in capitals below
+constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
+constexpr int TOGETHER = 4;                                      // channels of a block
+constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor, for which there are registers
+
+// Calls take(cell, weight) for each tap of a bin along one axis, cells ascending.
+template <bool SAMPLES, class Take>
+__device__ __forceinline__ void each_tap(Axis axis, long long bin, long long length, Take take) {
+    if constexpr (SAMPLES) {
+        take_taps(axis, bin, length, 0, (int)axis.samples, take);
+    } else {
+        // The last row and column are never read: so it is in torchvision.
+        Window window = window_of(axis, bin, length - 1);
+        Real weight = Real{1} / Real{(T)(window.end - window.begin)};
+        for (int cell = (int)window.begin; cell < (int)window.end; ++cell) take(cell, weight);
+    }
+}
+
+// The bin and the channels of a block.
+struct Place {
+    int image, row, column, first, count;  // the last two: of the channels
+    long long plane;                       // that of the first channel
+};
+
+__device__ Place place_of(long long block, long long channels, long long rows, long long columns) {
+    long long bins = rows * columns, groups = (channels + TOGETHER - 1) / TOGETHER, bin = block % bins;
+    long long first = block / bins % groups * TOGETHER, image = block / bins / groups;
+    return {(int)image, (int)(bin / columns), (int)(bin % columns), (int)first,
+            (int)min((long long)TOGETHER, channels - first), (image * channels + first) * bins + bin};
+}
+
+// ---------------------------------------------------------------------------------------------------------- forward
+
+constexpr int CELLS = 48 * 1024 / sizeof(Element);  // in shared memory
+constexpr int ROIS = 1024;                          // of a block at most
+
+struct Planes {
+    Element of[CELLS];
+};
+
+// In short: roi_of_block is the first RoI of the block; `staged` tells to read the planes into shared memory.
+template <bool SAMPLES>
+__device__ __forceinline__ void pool(Planes& planes, const Element* maps, const void* boxes, long long boxes_dtype,
+                                     long long size, long long images, long long channels, long long height,
+                                     long long width, long long rows, long long columns, double scale, long long ratio,
+                                     long long staged, Element* pooled) {
+    long long parts = (size + ROIS - 1) / ROIS, pixels = height * width, bins = rows * columns;
+    Place place = place_of(blockIdx.x / parts, channels, rows, columns);
+    const Element* source = maps + place.plane * pixels;
+    long long apart = bins * pixels;
+    if (staged) {
+        for (int c = 0; c < place.count; ++c)
+#pragma unroll 4
+            for (int i = threadIdx.x; i < (int)pixels; i += THREADS) planes.of[c * pixels + i] = source[c * apart + i];
+        source = planes.of, apart = pixels;
+        __syncthreads();  // the planes are there
+    }
+    long long begin = blockIdx.x % parts * ROIS, end = min(begin + ROIS, size);
+    for (long long k = begin + threadIdx.x; k < end; k += THREADS) {
+        Row roi = row_of(boxes, k, boxes_dtype);
+        long long image = roi.index(images);
+        // A RoI of no image is left to the first one.
+        if (image != place.image && (image >= 0 || place.image > 0)) continue;
+        Layout layout = SAMPLES ? ALIGN_CENTRES : AVERAGE;
+        Axis y = axis_of(roi.y1, roi.y2, real(scale), layout, rows, ratio);
+        Axis x = axis_of(roi.x1, roi.x2, real(scale), layout, columns, ratio);
+        bool placed = image >= 0 && y.samples >= 0 && x.samples >= 0;
+        Real sums[TOGETHER] = {};
+        if (placed)
+            each_tap<SAMPLES>(y, place.row, height, [&](int row, Real weight_y) {
+                Real of_row[TOGETHER] = {};
+                const Element* line = source + row * width;
+                each_tap<SAMPLES>(x, place.column, width, [&](int column, Real weight_x) {
+#pragma unroll
+                    for (int c = 0; c < TOGETHER; ++c)
+                        if (c < place.count)
+                            of_row[c] = fused(weight_x, widen(line[c * apart + column]), of_row[c]);
+                });
+#pragma unroll
+                for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight_y, of_row[c], sums[c]);
+            });
+        Element* result = pooled + ((k * channels + place.first) * rows + place.row) * columns + place.column;
+#pragma unroll
+        for (int c = 0; c < TOGETHER; ++c)
+            if (c < place.count) result[c * bins] = narrow(placed ? sums[c] : Real{0} / Real{0});
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+ps_roi_align(const Element* maps, const void* boxes, long long boxes_dtype, long long size, long long images,
+             long long channels, long long height, long long width, long long rows, long long columns, double scale,
+             long long ratio, long long staged, Element* pooled) {
+    SHARED(Planes, planes);
+    pool<true>(planes, maps, boxes, boxes_dtype, size, images, channels, height, width, rows, columns, scale, ratio,
+               staged, pooled);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+ps_roi_pool(const Element* maps, const void* boxes, long long boxes_dtype, long long size, long long images,
+            long long channels, long long height, long long width, long long rows, long long columns, double scale,
+            long long ratio, long long staged, Element* pooled) {
+    SHARED(Planes, planes);
+    pool<false>(planes, maps, boxes, boxes_dtype, size, images, channels, height, width, rows, columns, scale, ratio,
+                staged, pooled);
+}
+
+// --------------------------------------------------------------------------------------------------------- gradient
+
+constexpr int SUMS = sizeof(T) == 4 ? 10240 : 4608;  // of a block
+constexpr int MEMBERS = 64;                          // RoIs at a time
+constexpr int TAPS = 8;                              // of a RoI along each axis at a time
+
+struct Sums {
+    T of[SUMS];
+};
+
+// RoIs of the image, in order, of as many as the block has threads.
+struct Found {
+    short rois[THREADS];
+    int counts[WARPS];
+};
+
+// Taps of some RoIs in the tile, at most TAPS of each along y (0) and x (1), of so many in all.
+struct Taps {
+    T weights[2][TAPS][MEMBERS];
+    short cells[2][TAPS][MEMBERS];
+    int numbers[2][MEMBERS];
+};
+
+__device__ __forceinline__ int pieces_of(int number) { return (number + TAPS - 1) / TAPS; }
+
+// The taps of a RoI are taken in pieces of TAPS times TAPS. Which those of one piece are along an axis: the first.
+__device__ __forceinline__ int first_of(const Taps& taps, int member, int piece, bool x) {
+    int across = max(pieces_of(taps.numbers[1][member]), 1);
+    return (x ? piece % across : piece / across) * TAPS;
+}
+
+template <bool SAMPLES>
+__device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, const Element* grad, const void* boxes,
+                                       long long boxes_dtype, long long size, long long images, long long channels,
+                                       long long height, long long width, long long rows, long long columns,
+                                       double scale, long long ratio, long long tile_height, long long tile_width,
+                                       Element* gradients) {
+    long long down = (height + tile_height - 1) / tile_height, across = (width + tile_width - 1) / tile_width;
+    long long tile = blockIdx.x % (down * across), bins = rows * columns;
+    Place place = place_of(blockIdx.x / (down * across), channels, rows, columns);
+    long long top = tile / across * tile_height, left = tile % across * tile_width;
+    int tall = (int)min(tile_height, height - top), wide = (int)min(tile_width, width - left), pixels = tall * wide;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    // The rows of the warp.
+    int begin = tall * warp / WARPS, end = tall * (warp + 1) / WARPS;
+    for (int c = 0; c < place.count; ++c)
+        for (int i = begin * wide + lane; i < end * wide; i += WARP) sums.of[c * pixels + i] = 0;
+
+    for (long long next = 0; next < size; next += THREADS) {
+        bool member = next + threadIdx.x < size &&
+                      Row{load(boxes, 5 * (next + threadIdx.x), boxes_dtype)}.index(images) == place.image;
+        unsigned votes = __ballot_sync(ALL, member);
+        if (lane == 0) list.counts[warp] = __popc(votes);
+        __syncthreads();  // all have counted, and the last RoIs are done
+        int found = 0, at = __popc(votes & ((1u << lane) - 1));
+        for (int i = 0; i < WARPS; ++i) {
+            if (i < warp) at += list.counts[i];
+            found += list.counts[i];
+        }
+        if (member) list.rois[at] = threadIdx.x;
+        for (int from = 0; from < found; from += MEMBERS) {
+            int members = min(MEMBERS, found - from);
+            bool more = true;
+            for (int piece = 0; more; ++piece) {
+                __syncthreads();  // the list is there, and the last taps are used up
+                if (threadIdx.x < 2 * MEMBERS && threadIdx.x % MEMBERS < members) {
+                    int i = threadIdx.x % MEMBERS, number = 0;
+                    bool is_x = threadIdx.x / MEMBERS;
+                    int skipped = piece ? first_of(taps, i, piece, is_x) : 0;
+                    Row roi = row_of(boxes, next + list.rois[from + i], boxes_dtype);
+                    Layout layout = SAMPLES ? ALIGN_CENTRES : AVERAGE;
+                    Axis axis = axis_of(is_x ? roi.x1 : roi.y1, is_x ? roi.x2 : roi.y2, real(scale), layout,
+                                        is_x ? columns : rows, ratio);
+                    int low = is_x ? (int)left : (int)top, length = is_x ? wide : tall;
+                    if (axis.samples > 0)
+                        each_tap<SAMPLES>(axis, is_x ? place.column : place.row, is_x ? width : height,
+                                          [&](int cell, Real weight) {
+                                              int inside = cell - low, slot = number - skipped;
+                                              if (inside < 0 || inside >= length) return;
+                                              ++number;
+                                              if (slot < 0 || slot >= TAPS) return;
+                                              taps.cells[is_x][slot][i] = (short)inside;
+                                              taps.weights[is_x][slot][i] = weight.value;
+                                          });
+                    if (piece == 0) taps.numbers[is_x][i] = number;
+                }
+                __syncthreads();  // the taps are there
+                more = false;
+                for (int group = 0; group < members; group += WARP) {
+                    int own = group + lane, y_taps = 0, x_taps = 0;
+                    bool reaches = false, unfinished = false;
+                    if (own < members) {
+                        int y_number = taps.numbers[0][own], x_number = taps.numbers[1][own];
+                        y_taps = min(y_number - first_of(taps, own, piece, false), TAPS);
+                        x_taps = min(x_number - first_of(taps, own, piece, true), TAPS);
+                        unfinished = piece + 1 < pieces_of(y_number) * pieces_of(x_number);
+                        reaches = y_taps > 0 && x_taps > 0 && taps.cells[0][0][own] < end &&
+                                  taps.cells[0][y_taps - 1][own] >= begin;
+                    }
+                    more |= __any_sync(ALL, unfinished) != 0;
+                    Real values[TOGETHER] = {};
+                    if (reaches) {
+                        long long k = next + list.rois[from + own];
+                        const Element* of_bin = grad + ((k * channels + place.first) * rows + place.row) * columns +
+                                                place.column;
+#pragma unroll
+                        for (int c = 0; c < TOGETHER; ++c)
+                            if (c < place.count) values[c] = widen(of_bin[c * bins]);
+                    }
+                    for (unsigned left_over = __ballot_sync(ALL, reaches); left_over; left_over &= left_over - 1) {
+                        int i = __ffs(left_over) - 1;
+                        int rows_here = __shfl_sync(ALL, y_taps, i), columns_here = __shfl_sync(ALL, x_taps, i);
+                        Real of_roi[TOGETHER];
+#pragma unroll
+                        for (int c = 0; c < TOGETHER; ++c) of_roi[c] = {__shfl_sync(ALL, values[c].value, i)};
+                        int column = lane % TAPS, other = group + i;
+                        for (int row = lane / TAPS; row < rows_here; row += WARP / TAPS) {
+                            int y = taps.cells[0][row][other];
+                            if (column >= columns_here || y < begin || y >= end) continue;
+                            Real weight = Real{taps.weights[0][row][other]} * Real{taps.weights[1][column][other]};
+                            T* sum = sums.of + y * wide + taps.cells[1][column][other];
+#pragma unroll
+                            for (int c = 0; c < TOGETHER; ++c)
+                                if (c < place.count)
+                                    sum[c * pixels] = fused(weight, of_roi[c], Real{sum[c * pixels]}).value;
+                        }
+                        __syncwarp();  // this RoI is added before the next
+                    }
+                }
+            }
+        }
+    }
+    __syncwarp();  // the sums of the warp are there
+    for (int c = 0; c < place.count; ++c) {
+        Element* result = gradients + (place.plane + c * bins) * height * width + left;
+        for (int i = begin * wide + lane; i < end * wide; i += WARP)
+            result[(top + i / wide) * width + i % wide] = narrow({sums.of[c * pixels + i]});
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+ps_roi_align_gradients(const Element* grad, const void* boxes, long long boxes_dtype, long long size, long long images,
+                       long long channels, long long height, long long width, long long rows, long long columns,
+                       double scale, long long ratio, long long tile_height, long long tile_width,
+                       Element* gradients) {
+    SHARED(Sums, sums);
+    SHARED(Found, list);
+    SHARED(Taps, taps);
+    spread<true>(sums, list, taps, grad, boxes, boxes_dtype, size, images, channels, height, width, rows, columns,
+                 scale, ratio, tile_height, tile_width, gradients);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+ps_roi_pool_gradients(const Element* grad, const void* boxes, long long boxes_dtype, long long size, long long images,
+                      long long channels, long long height, long long width, long long rows, long long columns,
+                      double scale, long long ratio, long long tile_height, long long tile_width, Element* gradients) {
+    SHARED(Sums, sums);
+    SHARED(Found, list);
+    SHARED(Taps, taps);
+    spread<false>(sums, list, taps, grad, boxes, boxes_dtype, size, images, channels, height, width, rows, columns,
+                  scale, ratio, tile_height, tile_width, gradients);
+}
