@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import hypothesis
 import pytest
 
@@ -44,5 +46,7 @@ def threads():
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """nms on emulated CUDA in small batches, so that a few thousand boxes are several."""
+    """nms on CUDA, emulated or not, in small batches, so that a few thousand boxes are several."""
     monkeypatch.setattr(host_emulation.nms_module(), "_BATCH", host_emulation.SMALL_BATCH)
+    if importlib.util.find_spec("cupy"):
+        monkeypatch.setattr("cvops_cuda._nms._BATCH", host_emulation.SMALL_BATCH)

@@ -541,8 +541,11 @@ _RUN = """
 import sys
 import numpy as np
 from tests import host_emulation, libraries
-host_emulation.nms_module()._BATCH = host_emulation.SMALL_BATCH
 ops = libraries.Operators(sys.argv[3])
+nms = host_emulation.nms_module()
+if ops.backend == "cupy":
+    from cvops_cuda import _nms as nms
+nms._BATCH = host_emulation.SMALL_BATCH
 with np.load(sys.argv[1]) as inputs:
     results = {}
     for name, boxes in inputs.items():
@@ -560,6 +563,7 @@ np.savez(sys.argv[2], **results)
 )
 def test_dangerous_values_do_not_crash(tmp_path, library, size):
     """In a process of its own, so that a crash or an endless loop is one failure and not the end of all tests."""
+    libraries.CONVERTERS[library]([0.0])
     random = np.random.default_rng(0)
     largest = np.finfo(np.float32).max
     extremes = np.array([0, -0.0, 1, math.nan, math.inf, -math.inf, 1e-45, -1e-45, 1e-20, 1e19, largest, -largest])
