@@ -14,6 +14,20 @@ from tests import host_emulation, libraries
 hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
 hypothesis.settings.load_profile("cvops")
 
+# On a machine with a GPU the suite runs without Numba too: what needs it is skipped.
+_WITHOUT_NUMBA = bool({"cupy", "torch-cuda"} & libraries.required()) and importlib.util.find_spec("numba") is None
+collect_ignore = ["test_jit.py", "test_threads.py"] if _WITHOUT_NUMBA else []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if not _WITHOUT_NUMBA or error.name != "numba":
+            raise
+        pytest.skip("Numba is not installed")
+
 
 def pytest_configure():
     unknown = libraries.required() - {*libraries.OPTIONAL, *libraries.CONVERTERS, "nvrtc"}
