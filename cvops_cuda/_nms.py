@@ -130,14 +130,14 @@ def _in_one_batch(
 ) -> tuple[Array, Array]:
     length = len(scores)
     across, tiles, chunks = (math.ceil(length / step) for step in (_RANK_THREADS, _RANK_TILE, _CHUNK))
-    ticket, states, flags, counts, ranks, positions = _zeros(
-        1, chunks * _WORDS, *_flags_and_counts(length), length, 0 if idxs is None else length
+    count, ticket, states, flags, counts, ranks, positions = _zeros(
+        1, 1, chunks * _WORDS, *_flags_and_counts(length), length, 0 if idxs is None else length
     )
     if idxs is None:
         positions = None
     ranking = scores, dtype_code(scores), idxs, _code(idxs), length, floor
     launch("nms", "nms_rank", dtype, across * tiles, _RANK_THREADS, *ranking, ranks, positions)
-    order, batch = empty((length,), "int64"), _Batch.of(length, dtype)
+    order, batch = empty((length,), "int64"), _Batch.of(length, dtype, count)
     launch(
         "nms",
         "nms_place",
@@ -191,7 +191,7 @@ def _in_batches(
         batches * chunks * _WORDS,
         batches * chunks,
     )
-    batch, dropped = _Batch.of(_BATCH, dtype), empty((_BATCH,), "uint8")
+    batch, dropped = _Batch.of(_BATCH, dtype, empty((1,), "int64")), empty((_BATCH,), "uint8")
     kept = _Kept(
         empty((length * _BOX_BYTES[dtype],), "uint8"),
         heads,
@@ -270,12 +270,12 @@ class _Batch(NamedTuple):
     mask: Array
 
     @staticmethod
-    def of(size: int, dtype: str) -> _Batch:
+    def of(size: int, dtype: str, count: Array) -> _Batch:
         chunks = math.ceil(size / _CHUNK)
         return _Batch(
             empty((size * _BOX_BYTES[dtype],), "uint8"),
             empty((size,), "int64"),
-            empty((1,), "int64"),
+            count,
             empty((chunks * (chunks + 1) // 2 * _CHUNK * _WORDS,), "uint32"),
         )
 

@@ -282,6 +282,12 @@ __device__ void count_before(const Keys& tile, int count, int index, Key key, La
     }
 }
 
+// The class of a box; of those that take no part the last one, so that they come behind all others.
+__device__ Label label_if_ranked(const void* idxs, long long i, long long dtype, Key key) {
+    if (key == NOT_RANKED) return ~(Label)0;
+    return idxs ? label_of(idxs, i, dtype) : 0;
+}
+
 // ranks[i]: how many boxes rank before box i. positions[i], for classes: how many of lesser classes there are, and of
 // its own class before it. Both start as 0. A block compares RANK_THREADS boxes with RANK_TILE others.
 extern "C" __global__ void __launch_bounds__(RANK_THREADS)
@@ -294,12 +300,12 @@ nms_rank(const void* scores, long long score_dtype, const void* idxs, long long 
     Key limit = key_limit(score_threshold);
     for (int j = threadIdx.x; j < count; j += RANK_THREADS) {
         tile.keys[j] = key_above(scores, first + j, score_dtype, limit);
-        tile.labels[j] = idxs ? label_of(idxs, first + j, idx_dtype) : 0;
+        tile.labels[j] = label_if_ranked(idxs, first + j, idx_dtype, tile.keys[j]);
     }
     __syncthreads();
     if (i >= length) return;
     Key key = key_above(scores, i, score_dtype, limit);
-    Label label = idxs ? label_of(idxs, i, idx_dtype) : 0;
+    Label label = label_if_ranked(idxs, i, idx_dtype, key);
     int rank = 0, position = 0;
     if (first > own) count_before<LAST>(tile, count, 0, key, label, idxs, rank, position);
     else if (first + RANK_TILE <= own) count_before<FIRST>(tile, count, 0, key, label, idxs, rank, position);
@@ -308,22 +314,24 @@ nms_rank(const void* scores, long long score_dtype, const void* idxs, long long 
     if (idxs) atomicAdd(positions + i, (Word)position);
 }
 
-// What a batch compares with each other: `count` boxes in the order of their positions, and their ranks, -1 for a box
-// that takes no part.
+// What a batch compares with each other: count[0] boxes in the order of their positions, and their ranks.
 //
-// All boxes as one batch, and order[rank], the index of the box of that rank. positions and idxs may be null.
+// All that take part, as one batch, and order[rank], the index of the box of that rank. positions and idxs may be null;
+// count starts as 0.
 extern "C" __global__ void __launch_bounds__(RANK_THREADS)
 nms_place(const void* boxes, long long box_dtype, const void* scores, long long score_dtype, const void* idxs,
           long long idx_dtype, long long length, double score_threshold, const Word* ranks, const Word* positions,
-          long long* order, Box* candidates, long long* candidate_ranks, long long* count) {
+          long long* order, Box* candidates, long long* candidate_ranks, Word* count) {
     long long i = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
-    if (i == 0) *count = length;
-    if (i >= length) return;
-    long long rank = ranks[i], position = positions ? positions[i] : rank;
-    order[rank] = i;
-    candidates[position] = box_of(boxes, i, box_dtype, idxs ? label_of(idxs, i, idx_dtype) : 0);
-    bool takes_part = key_above(scores, i, score_dtype, key_limit(score_threshold)) != NOT_RANKED;
-    candidate_ranks[position] = takes_part ? rank : -1;
+    bool takes_part = i < length && key_above(scores, i, score_dtype, key_limit(score_threshold)) != NOT_RANKED;
+    if (takes_part) {
+        long long rank = ranks[i], position = positions ? positions[i] : rank;
+        order[rank] = i;
+        candidates[position] = box_of(boxes, i, box_dtype, idxs ? label_of(idxs, i, idx_dtype) : 0);
+        candidate_ranks[position] = rank;
+    }
+    int here = __syncthreads_count(takes_part);
+    if (threadIdx.x == 0) atomicAdd(count, (Word)here);
 }
 
 // ------------------------------------------------------------------------------------- ranking for several batches
@@ -418,6 +426,7 @@ struct Table {
         for (;;) {
             Word next = *(volatile Word*)link;
             if (next > own) {
+                __threadfence();  // what its thread has written is read next
                 link = before + (next - 1);
                 continue;
             }
@@ -633,9 +642,8 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
     long long number = shared.number, first = CHUNK * number, length = *count;
     if (first >= length) return;
     long long position = first + threadIdx.x, last = min(first + CHUNK, length) - 1;
-    long long rank = position <= last ? candidate_ranks[position] : -1;
+    bool alive = position <= last;
     Box box = candidates[min(position, last)];
-    bool alive = rank >= 0;
 
     unsigned rivals[WORDS];
 #pragma unroll
@@ -675,7 +683,11 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
         keep |= settle(shared.words, rivals, candidate);
         if (last_continued) tell(keep);
     }
-    if (keep) flags[rank] = 1, atomicAdd(counts + rank / COMPACT_THREADS, (Word)1);
+    if (keep) {
+        long long rank = candidate_ranks[position];
+        flags[rank] = 1;
+        atomicAdd(counts + rank / COMPACT_THREADS, (Word)1);
+    }
     if (!kept) return;
 
     Ranked ranked = {nullptr, 0, nullptr, nullptr, members, labels};
