@@ -350,7 +350,8 @@ def _grid(iou_threshold: float, dtype: str) -> tuple[float, float, float, int]:
     limits = np.finfo(dtype)
     slack = 64 * float(limits.eps)
     pitch = max(4 * (1 - iou_threshold), 16 * slack)
-    shift = 53 - max(0, math.floor(math.log2(2 / pitch)))  # two octaves in a level from t = 0.5 downwards
+    # Two octaves in a level up to t = 0.3; above, so many levels that pairs of them keep a warp's 32 lanes busy.
+    shift = 53 - max(0, math.ceil(math.log2(2.8 / pitch)))
     return iou_threshold * (1 - slack), pitch, 16 * float(limits.tiny), shift
 
 

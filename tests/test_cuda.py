@@ -205,6 +205,17 @@ print("numba" in sys.modules)
     assert done.stdout == "False\n", done.stderr
 
 
+def test_nms_in_batches_of_their_real_size(emulated, launches):
+    boxes, scores, idxs = data.clustered(16385)
+    got = cvops.nms(emulated(boxes[1:]), emulated(scores[1:]), 0.5)
+    assert launches == [*ONE_BATCH, "read"]
+    assert got.tolist() == reference.nms_of_many(boxes[1:], scores[1:], 0.5).tolist()
+    launches.clear()
+    got = cvops.batched_nms(emulated(boxes), emulated(scores), emulated(idxs % 2), 0.5)
+    assert launches == [*RANKS_OF_CLASSES, *TWO_BATCHES, "read"]
+    assert got.tolist() == reference.batched_nms_of_many(boxes, scores, idxs % 2, 0.5).tolist()
+
+
 # ------------------------------------------------------------------------------------------------- the emulation
 
 FAULTS = {
