@@ -5,8 +5,8 @@ the mask of all pairs, the search and the compaction. Beyond: the keys, a radix 
 second sort), a memset, and for each batch its boxes, mask and search, from the second one on after a look at the boxes
 kept before; then the compaction.
 
-Workspace: about 60 bytes for each box up to `_BATCH` (100 beyond, 150 in float64), a bit for each pair in a batch
-(18 MB at most), and what the sort takes.
+Workspace: about 60 bytes for each box up to `_BATCH` (80 beyond, 100 in float64, 16 more for classes), a bit for each
+pair in a batch (18 MB at most), and what the sorts take.
 
 Without `padded` the host reads how many boxes are kept, which waits for the device; with it nothing is read, and the
 call can be captured in a CUDA graph.
@@ -180,7 +180,7 @@ def _in_batches(
         members = order_of_keys(labels)
     ranked = boxes, dtype_code(boxes), keys, order, members, labels
 
-    batches, chunks, slots = math.ceil(length / _BATCH), _BATCH // _CHUNK, 1 << (length // 2).bit_length()
+    batches, chunks, slots = math.ceil(length / _BATCH), _BATCH // _CHUNK, 1 << length.bit_length()
     flags, counts, heads, occupied, listed_counts, total, tickets, states, found = _zeros(
         *_flags_and_counts(length),
         slots,

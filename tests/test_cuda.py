@@ -128,7 +128,7 @@ def test_launches_of_nms(emulated, launches, small_batches, size, nms, batched_n
 
 
 def test_launches_of_nms_whatever_the_threshold(emulated, launches, small_batches):
-    """Where no box is near another one in the grid's sense, there is no launch for it."""
+    """Below 0.1 kept boxes are not looked for near each box, and from 1 on not at all."""
     boxes, scores, _ = (emulated(array) for array in data.clustered(1700))
     for threshold, near in ((0.05, []), (0.1, ["nms_near"]), (0.999, ["nms_near"]), (1, [])):
         cvops.nms(boxes, scores, threshold, padded=True)
