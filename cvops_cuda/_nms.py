@@ -26,7 +26,7 @@ from ._device import Array, contiguous, dtype_code, empty, launch, order_of_keys
 
 # Boxes that are compared with each other. A multiple of _CHUNK.
 _BATCH = 16384
-# As in kernels/nms.cu.
+# As in kernels/nms.cu and nms.cuh.
 _BLOCK_LIMIT = 1024
 _RANK_THREADS, _RANK_TILE = 256, 1024
 _CHUNK, _WORDS, _RIVALS = 512, 16, 64
@@ -281,7 +281,7 @@ class _Batch(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What later batches need of those before: `Table` in kernels/nms.cu."""
+    """What later batches need of those before: `Table` in kernels/nms.cuh."""
 
     boxes: Array
     heads: Array
@@ -340,7 +340,7 @@ def _compact(order: Array, flags: Array, counts: Array, length: int, dtype: str,
 
 
 def _grid(iou_threshold: float, dtype: str) -> tuple[float, float, float, int]:
-    """The numbers of `Grid` in kernels/nms.cu: t, pitch, least area, bits of a float64 below its size level.
+    """The numbers of `Grid` in kernels/nms.cuh: t, pitch, least area, bits of a float64 below its size level.
 
     t is the threshold less some roundings in working precision, and 0 where all boxes are listed. The pitch, and the
     octaves of size in a level, shrink with 1 - t, as the room between two kept boxes does.
