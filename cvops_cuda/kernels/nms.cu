@@ -9,7 +9,7 @@
 //           no slower than a radix sort, and one launch. `nms_place` then writes the boxes in order. Above, `nms_keys`
 //           (and `nms_labels`), a radix sort, and `nms_gather` for each batch.
 //   near    A box that one kept in an earlier batch suppresses leaves the batch. `nms_near` finds such a one in a hash
-//           table of kept boxes, by size and place (Grid in nms.cuh), so that the time is near-linear in the number of boxes.
+//           table of kept boxes, by size and place (Grid in nms.cuh), so that the time is near-linear.
 //   mask    The pairs left, a bit for each: all multiprocessors, and no more than a few MB, which stay in L2.
 //   chain   Batches are walked through in chunks of one block, which follow each other as each tells the next what it
 //           keeps: a few words of bits. All that can be done before is done by then, so that a link of the chain should
@@ -262,7 +262,7 @@ struct Gathering {
 };
 
 // The boxes at positions begin to end that take part and that none of an earlier batch suppresses: to `candidates`,
-// with their ranks, and their number to count[0]. dropped, kept, listed and listed_counts are null where they tell of none.
+// with their ranks, and their number to count[0]. dropped, kept, listed and listed_counts are null if there is nothing.
 // ticket and found[:blocks] start as 0. Nobody takes part once `limit` boxes are kept, if there is one class.
 extern "C" __global__ void __launch_bounds__(CHUNK, 1)
 nms_gather(const void* boxes, long long dtype, const Key* keys, const long long* order, const long long* members,
@@ -358,8 +358,8 @@ struct Settling {
 };
 
 // Whether this thread's box is kept, if the chunk holds the boxes that are alive. rivals: a bit for each box of the
-// chunk that would suppress it. Each warp settles its own 32 boxes once those before are settled: it keeps who has no kept
-// rival, again and again, until nothing changes.
+// chunk that would suppress it. Each warp settles its own 32 boxes once those before are settled: it keeps who has no
+// kept rival, again and again, until nothing changes.
 __device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (&rivals)[WORDS], bool alive) {
 #pragma unroll  // so that `rivals` lies in registers
     for (int word = 0; word < WORDS; ++word) {

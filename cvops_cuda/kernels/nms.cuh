@@ -100,7 +100,7 @@ struct Tile {
     __device__ Box box(int i) const { return {x1[i], y1[i], x2[i], y2[i], label[i]}; }
 
     // Whether box i overlaps the given one by more than the threshold. The division decides, but it is slow and most
-    // pairs fall to `may_suppress`: a number less than a rounded product is not more than the product itself, and so the
+    // pairs fall to `may_suppress`: a number less than a rounded product is not more than the product itself, so the
     // quotient does not round to more than the threshold.
     __device__ bool suppresses(int i, Box box, Real box_area, Real threshold) const {
         Real inter = common(i, box), both = (area[i] + box_area) - inter;
