@@ -10,16 +10,10 @@ from typing import Any
 
 import cvops
 
-from . import environment, harness, peers, plot
+from . import environment, gpu, harness, peers, plot
 
-SUITES = [
-    "nms",
-    "boxes",
-    "roi",
-    "deform_conv",
-    "pyramid",
-    "torch_ops",
-]  # modules of this package with a function `rows(quick)`
+SUITES = ["nms", "boxes", "roi", "deform_conv", "pyramid", "torch_ops"]  # modules with a function `rows(quick)`
+ON_GPU = "gpu"  # such a module too, but only where it is asked for
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,6 +22,8 @@ def main() -> None:
     environment.restart_with_kept_memory()
     peers.set_threads(options.threads)
     surroundings = environment.describe()
+    if ON_GPU in options.suites:
+        surroundings |= gpu.describe()
     settings = {"threads": options.threads, "repeats": options.repeats}
     print(f"{surroundings['cpu']}, {surroundings['cpus']} CPUs, threads: {options.threads}, repeats: {options.repeats}")
     print(", ".join(f"{package} {version}" for package, version in surroundings["versions"].items()))
@@ -56,14 +52,16 @@ def parse_options() -> argparse.Namespace:
         description="Time cvops beside its peers: same inputs, one process, equal thread counts, equal answers.",
     )
     add = parser.add_argument
-    add("suites", nargs="*", metavar="suite", help=f"any of: {', '.join(SUITES)} (default: all)")
+    add("suites", nargs="*", metavar="suite", help=f"any of: {', '.join(SUITES)} (default: these), {ON_GPU}")
     add("--threads", type=positive, help="threads of every side (default: those that cvops uses by default)")
     add("--repeats", type=positive, help="timings of every side in a row of a table (default: 21; with --quick 3)")
     add("--quick", action="store_true", help="only small inputs, and no results unless --out is given")
     add("--out", type=Path, help="folder for the results, JSON and PNG (default: benchmarks/results)")
     options = parser.parse_args()
-    if unknown := set(options.suites) - set(SUITES):
+    if unknown := set(options.suites) - {*SUITES, ON_GPU}:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
+    if ON_GPU in options.suites and (missing := gpu.missing()):
+        parser.error(f"the suite {ON_GPU} needs a GPU, CuPy, torch and torchvision: {missing}")
     options.suites = options.suites or SUITES
     options.threads = options.threads or cvops.get_num_threads()
     options.repeats = options.repeats or (3 if options.quick else 21)

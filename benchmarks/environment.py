@@ -16,6 +16,7 @@ import cvops
 
 PACKAGES = [
     "numpy", "numba", "torch", "torchvision", "onnxruntime", "opencv-python", "opencv-python-headless", "lsnms",
+    "cupy-cuda12x", "cupy-cuda13x",
 ]  # fmt: skip
 
 # glibc gives large blocks back to the system when they are freed. Fresh pages can cost tens of milliseconds at random

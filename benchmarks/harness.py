@@ -29,6 +29,11 @@ LEAST_REPEATS = 3
 WARM_UP_SECONDS = 0.1
 
 
+def wall_seconds(call: Call, number: int) -> float:
+    """Seconds that `number` calls take."""
+    return timeit(call, number=number)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One row of a table: sides to be timed against the first of them."""
@@ -42,6 +47,7 @@ class Row:
     check: Callable[[Any, Any], str] | None
     size: int | None = None  # where rows of a table differ by a size alone: the plot's horizontal axis
     left_out: dict[str, str] = field(default_factory=dict)  # side -> reason
+    clock: Callable[[Call, int], float] = wall_seconds  # seconds of so many calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +126,8 @@ def run(rows: Iterable[Row | Figure], repeats: int) -> Iterator[dict[str, Any]]:
 
 def measured(row: Row, repeats: int) -> dict[str, Any]:
     remarks, left_out = compare_answers(row)
-    times, ratios = paired_times({side: call for side, call in row.sides.items() if side not in left_out}, repeats)
+    sides = {side: call for side, call in row.sides.items() if side not in left_out}
+    times, ratios = paired_times(sides, repeats, row.clock)
     return {
         "table": row.table,
         "name": row.name,
@@ -148,7 +155,9 @@ def compare_answers(row: Row) -> tuple[dict[str, str], dict[str, str]]:
     return {side: remark for side, remark in remarks.items() if remark}, left_out
 
 
-def paired_times(sides: dict[str, Call], repeats: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def paired_times(
+    sides: dict[str, Call], repeats: int, clock: Callable[[Call, int], float]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of one call, side by side: (side -> times, side -> their ratios to the first side, pair by pair).
 
     Each repetition times every side once, beginning with another one each time, so that what disturbs the machine for
@@ -156,7 +165,7 @@ def paired_times(sides: dict[str, Call], repeats: int) -> tuple[dict[str, list[f
     """
     calls, warm_up_calls, repeats_of = {}, {}, {}
     for side, call in sides.items():
-        calls[side], seconds = calls_per_timing(call)
+        calls[side], seconds = calls_per_timing(call, clock)
         warm_up_calls[side] = max(1, int(WARM_UP_SECONDS / seconds * calls[side]))
         repeats_of[side] = min(repeats, max(LEAST_REPEATS, int(SECONDS_PER_SIDE / seconds)))
     times: dict[str, list[float]] = {side: [] for side in sides}
@@ -164,8 +173,8 @@ def paired_times(sides: dict[str, Call], repeats: int) -> tuple[dict[str, list[f
     for repeat in range(repeats):
         for side in order:
             if repeat < repeats_of[side]:
-                timeit(sides[side], number=warm_up_calls[side])
-                times[side].append(timeit(sides[side], number=calls[side]) / calls[side])
+                clock(sides[side], warm_up_calls[side])
+                times[side].append(clock(sides[side], calls[side]) / calls[side])
         order = order[1:] + order[:1]
     first, *others = sides
     # A side of fewer repeats took part in the first ones: the pairs end there.
@@ -173,10 +182,10 @@ def paired_times(sides: dict[str, Call], repeats: int) -> tuple[dict[str, list[f
     return times, ratios
 
 
-def calls_per_timing(call: Call) -> tuple[int, float]:
+def calls_per_timing(call: Call, clock: Callable[[Call, int], float]) -> tuple[int, float]:
     """(how many calls make a timing long enough, how many seconds those take)."""
     number = 1
-    while (seconds := timeit(call, number=number)) < SECONDS_PER_TIMING:
+    while (seconds := clock(call, number)) < SECONDS_PER_TIMING:
         number *= 2
     return number, seconds
 

@@ -67,8 +67,9 @@ def nms(
 
     On a GPU the call waits for the device once, to read how many boxes are kept; with ``padded=True`` nothing is read,
     and the call can be captured in a CUDA graph. All launches are on the current stream (torch's for torch tensors),
-    and their number does not depend on the data: one up to 2 048 boxes; beyond, three, a radix sort and a memset (for
-    classes, one more and a second sort). There each box is compared with all kept ones of better score.
+    and their number depends on L alone (below a threshold of 0.1 and from 1 on, on that too): one up to 1 024 boxes;
+    five and a memset up to 16 384; beyond, four and a memset, a radix sort, and three or four more for each further
+    16 384 boxes (for classes, one more and a second sort). Workspace: about 100 bytes for each box, and 18 MB at most.
 
     References
     ----------

@@ -17,13 +17,13 @@ _IMAGES = 1, 16, 4, 4  # shape
 
 
 def _nms_calls(dtype: str, asarray: Any) -> None:
-    for length in (8, 512, 8192):  # CPU: one dispatch, all pairs, looking near; CUDA: one block, many
+    for length in (8, 512, 8192, 20000):  # CPU: one dispatch, all pairs, looking near; CUDA: one block, a batch, two
         boxes, scores = _detections(length, dtype, asarray)
         _nms.nms(boxes, scores, 0.5)
 
 
 def _batched_nms_calls(dtype: str, asarray: Any) -> None:
-    for length in (512, 8192):
+    for length in (512, 8192, 20000):
         boxes, scores = _detections(length, dtype, asarray)
         _nms.batched_nms(boxes, scores, asarray(np.zeros(length, np.int64)), 0.5)
 

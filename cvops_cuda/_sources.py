@@ -16,7 +16,7 @@ DTYPE_CODES = {
 }  # fmt: skip
 KERNELS = Path(__file__).parent / "kernels"
 # Text that several files start with, after numeric.cuh.
-SHARED = {"roi_align": ("roi.cuh",), "roi_pool": ("roi.cuh",), "ps_roi": ("roi.cuh",)}
+SHARED = {"nms": ("nms.cuh",), "roi_align": ("roi.cuh",), "roi_pool": ("roi.cuh",), "ps_roi": ("roi.cuh",)}
 
 
 def source(file: str) -> str:

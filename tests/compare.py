@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.libraries import dtype_in, to_numpy
+from tests.libraries import dtype_in, layout, to_numpy
 
 # Bound of max|got - want| / max(1, max|want|), by dtype.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "float16": 4e-3, "bfloat16": 4e-3}
@@ -35,8 +35,9 @@ def _of_one_form(got, want, like):
     values, dtype = to_numpy(got), dtype_in(like, want.dtype)
     _require(values.dtype == dtype, "dtype", values.dtype, dtype)
     _require(values.shape == want.shape, "shape", values.shape, want.shape)
-    aligned = values.size == 0 or values.ctypes.data % 64 == 0
-    _require(values.flags.c_contiguous and aligned, "layout", values.flags, "C-contiguous from a multiple of 64 bytes")
+    address, contiguous = layout(got)
+    aligned = values.size == 0 or address % 64 == 0
+    _require(contiguous and aligned, "layout", (address, contiguous), "C-contiguous from a multiple of 64 bytes")
     return values, want.astype(dtype)
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import hypothesis
 import pytest
 
 import cvops
-from tests import libraries
+from tests import host_emulation, libraries
 from tests.host_emulation import device
 
 # The same examples on every run, so that a failure is a change of the code and not of the dice.
 hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
 hypothesis.settings.load_profile("cvops")
+
+# On a machine with a GPU the suite runs without Numba too: what needs it is skipped.
+_WITHOUT_NUMBA = bool({"cupy", "torch-cuda"} & libraries.required()) and importlib.util.find_spec("numba") is None
+collect_ignore = ["test_jit.py", "test_threads.py"] if _WITHOUT_NUMBA else []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if not _WITHOUT_NUMBA or error.name != "numba":
+            raise
+        pytest.skip("Numba is not installed")
 
 
 def pytest_configure():
@@ -61,3 +77,11 @@ def launches(emulated):
 def seeds(monkeypatch):
     """Five schedules for every launch."""
     monkeypatch.setattr(device, "seeds", [1, 2, 3, 4, 5])
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """nms on CUDA, emulated or not, in small batches, so that a few thousand boxes are several."""
+    monkeypatch.setattr(host_emulation.nms_module(), "_BATCH", host_emulation.SMALL_BATCH)
+    if importlib.util.find_spec("cupy"):
+        monkeypatch.setattr("cvops_cuda._nms._BATCH", host_emulation.SMALL_BATCH)

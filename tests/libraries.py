@@ -14,6 +14,7 @@ from tests import host_emulation
 # Modules that tests ask for with `require`; CI lists in CVOPS_REQUIRE those that have to be there.
 OPTIONAL = (
     "array_api_strict",
+    "cupy",
     "torch",
     "jax",
     "torchvision",
@@ -30,13 +31,16 @@ def required():
     return {name for name in os.environ.get("CVOPS_REQUIRE", "").replace(" ", "").split(",") if name}
 
 
-def require(name):
-    """Import the module `name`. Where it is missing: skip the test, or fail it if CVOPS_REQUIRE lists `name`."""
+def require(name, listed=None):
+    """Import the module `name`. Where it is missing: skip the test, or fail it if CVOPS_REQUIRE lists `name`.
+
+    Or `listed`, which stands for more than one module.
+    """
     assert name in OPTIONAL, f"add {name!r} to OPTIONAL"
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name or name in required():
+        if error.name != name or (listed or name) in required():
             raise
         pytest.skip(f"{name} is not installed")
 
@@ -80,6 +84,25 @@ def _cuda_emulated(values):
     return host_emulation.Array(np.array(values))
 
 
+def _cupy(values):
+    cupy = require("cupy")
+    _require_gpu(cupy.cuda.is_available(), "cupy")
+    return cupy.asarray(np.array(values))
+
+
+def _torch_cuda(values):
+    require("cupy", "torch-cuda")  # the backend
+    torch = require("torch", "torch-cuda")
+    _require_gpu(torch.cuda.is_available(), "torch-cuda")
+    return torch.from_numpy(np.array(values)).cuda()
+
+
+def _require_gpu(available, library):
+    if not available:
+        assert library not in required(), f"CVOPS_REQUIRE lists {library}, which finds no GPU"
+        pytest.skip(f"{library} finds no GPU")
+
+
 # Name of the parameter of the fixture `array` -> converter from a NumPy array.
 CONVERTERS = {
     "numpy": _numpy,
@@ -89,13 +112,17 @@ CONVERTERS = {
     "torch": _torch,
     "jax": _jax,
     "cuda-emulated": _cuda_emulated,
+    "cupy": _cupy,
+    "torch-cuda": _torch_cuda,
 }
+# Those whose arrays the CUDA backend takes.
+CUDA = ("cuda-emulated", "cupy", "torch-cuda")
 # A library for each backend -> how many boxes are many there. On the CPU, if a thousand are kept, each is compared only
 # with those near it; on CUDA, one block is not enough. The emulation is slow, and this is what limits its sizes.
-BACKENDS = {"numpy": 7100, "cuda-emulated": 2700}
+BACKENDS = {"numpy": 7100, "cuda-emulated": 2700, "cupy": 2700}
 # Of at most so many channels and RoIs are the tests of the RoI operators, for the same reason.
-CHANNELS = {"numpy": 1029, "cuda-emulated": 70}
-ROIS = {"numpy": 3000, "cuda-emulated": 300}
+CHANNELS = {"numpy": 1029, "cuda-emulated": 70, "cupy": 1029}
+ROIS = {"numpy": 3000, "cuda-emulated": 300, "cupy": 3000}
 
 
 class Operators:
@@ -131,13 +158,32 @@ class Operators:
         if self.backend == "numpy" or not isinstance(value, np.ndarray):
             return value
         # No GPU has elements of another byte order, or between addresses.
-        return host_emulation.Array(np.require(value, value.dtype.newbyteorder("="), "A"))
+        value = np.require(value, value.dtype.newbyteorder("="), "A")
+        if self.backend == "cuda-emulated":
+            return host_emulation.Array(value)
+        # CuPy copies to C or Fortran order: axes from the outermost to the innermost and back, so that layouts stay.
+        axes = np.argsort([-abs(stride) for stride in value.strides], kind="stable")
+        return CONVERTERS[self.backend](value.transpose(axes)).transpose(*np.argsort(axes).tolist())
 
 
 def to_numpy(array):
     if isinstance(array, host_emulation.Array):  # bfloat16 included, which NumPy does not share
         return array.values
-    return array if array is None or isinstance(array, np.ndarray) else np.from_dlpack(array)
+    if array is None or isinstance(array, np.ndarray):
+        return array
+    if array.__dlpack_device__()[0] == 1:
+        return np.from_dlpack(array)
+    return array.get() if hasattr(array, "get") else array.cpu().numpy()
+
+
+def layout(array):
+    """(address of the first element, whether the elements lie in C order)."""
+    if hasattr(array, "data_ptr"):  # torch
+        return array.data_ptr(), array.is_contiguous()
+    if hasattr(array, "__cuda_array_interface__"):  # CuPy
+        return array.data.ptr, array.flags.c_contiguous
+    values = to_numpy(array)
+    return values.ctypes.data, values.flags.c_contiguous
 
 
 def dtype_in(array, dtype):

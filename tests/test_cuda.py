@@ -15,7 +15,7 @@ import pytest
 
 import cvops
 from benchmarks import data
-from cvops import _arrays, _cpu, _warmup
+from cvops import _arrays, _warmup
 from tests import compare, libraries, nvrtc, reference, reference_roi, strategies_roi
 from tests.host_emulation import device, mutant
 
@@ -36,6 +36,8 @@ def parameters(function):
 
 
 def test_both_backends_have_functions_of_the_same_signatures(emulated):
+    from cvops import _cpu  # imports Numba
+
     backend = device.load()
     names = set(backend.__all__) - {"use"}  # a CPU is in use already
     assert names == set(_cpu.__all__)
@@ -69,22 +71,30 @@ def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkey
 
 def test_what_is_compiled_names_its_files():
     text = device.sources().source("nms")
-    assert re.findall(r'^#line 1 "(.*)"$', text, re.MULTILINE) == ["numeric.cuh", "nms.cu"]
+    assert re.findall(r'^#line 1 "(.*)"$', text, re.MULTILINE) == ["numeric.cuh", "nms.cuh", "nms.cu"]
 
 
 # -------------------------------------------------------------------------------------------------------- launches
 
 ONE_BLOCK = ["nms_block"]
-CHAIN = ["nms_keys", "order_of_keys", "zeros", "nms_chain", "nms_compact"]
-CHAIN_OF_CLASSES = ["nms_keys", "order_of_keys", "nms_labels", "order_of_keys", "zeros", "nms_chain", "nms_compact"]
+ONE_BATCH = ["zeros", "nms_rank", "nms_place", "nms_mask", "nms_chain", "nms_compact"]
+RANKS, RANKS_OF_CLASSES = ["nms_keys", "order_of_keys"], ["nms_keys", "order_of_keys", "nms_labels", "order_of_keys"]
+SEARCH = ["nms_gather", "nms_mask", "nms_chain"]
+TWO_BATCHES = ["zeros", *SEARCH, "nms_near", *SEARCH, "nms_compact"]
 
 
 @pytest.mark.parametrize(
     ("size", "nms", "batched_nms"),
-    [(1, ONE_BLOCK, ONE_BLOCK), (2048, ONE_BLOCK, ONE_BLOCK), (2049, CHAIN, CHAIN_OF_CLASSES)],
+    [
+        (1, ONE_BLOCK, ONE_BLOCK),
+        (1024, ONE_BLOCK, ONE_BLOCK),
+        (1025, ONE_BATCH, ONE_BATCH),
+        (1536, ONE_BATCH, ONE_BATCH),
+        (1537, RANKS + TWO_BATCHES, RANKS_OF_CLASSES + TWO_BATCHES),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-def test_launches_of_nms(emulated, launches, size, nms, batched_nms, dtype):
+def test_launches_of_nms(emulated, launches, small_batches, size, nms, batched_nms, dtype):
     """And one wait for the device, to read the number of kept boxes: none with padded=True."""
     boxes, scores, idxs = (emulated(array) for array in data.clustered(size))
     boxes = emulated(boxes.values.astype(dtype))
@@ -95,6 +105,15 @@ def test_launches_of_nms(emulated, launches, size, nms, batched_nms, dtype):
         launches.clear()
         cvops.batched_nms(boxes, scores, idxs, 0.5, padded=padded)
         assert launches == batched_nms + read
+        launches.clear()
+
+
+def test_launches_of_nms_whatever_the_threshold(emulated, launches, small_batches):
+    """Below 0.1 kept boxes are not looked for near each box, and from 1 on not at all."""
+    boxes, scores, _ = (emulated(array) for array in data.clustered(1700))
+    for threshold, near in ((0.05, []), (0.1, ["nms_near"]), (0.999, ["nms_near"]), (1, [])):
+        cvops.nms(boxes, scores, threshold, padded=True)
+        assert launches == [*RANKS, "zeros", *SEARCH, *near, *SEARCH, "nms_compact"]
         launches.clear()
 
 
@@ -223,7 +242,7 @@ def test_shapes_of_pooling(emulated, operator, shape, dtype):
         compare.close(got, want, emulated(rois))
 
 
-def test_warmup_reaches_every_file(emulated, launches):
+def test_warmup_reaches_every_file(emulated, launches, small_batches):
     """The kernels of a file are compiled together."""
     for call in _warmup.CALLS.values():
         call("float32", emulated)
@@ -241,6 +260,17 @@ print("numba" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=device.ROOT, capture_output=True, text=True, timeout=100)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_nms_in_batches_of_their_real_size(emulated, launches):
+    boxes, scores, idxs = data.clustered(16385)
+    got = cvops.nms(emulated(boxes[1:]), emulated(scores[1:]), 0.5)
+    assert launches == [*ONE_BATCH, "read"]
+    assert got.tolist() == reference.nms_of_many(boxes[1:], scores[1:], 0.5).tolist()
+    launches.clear()
+    got = cvops.batched_nms(emulated(boxes), emulated(scores), emulated(idxs % 2), 0.5)
+    assert launches == [*RANKS_OF_CLASSES, *TWO_BATCHES, "read"]
+    assert got.tolist() == reference.batched_nms_of_many(boxes, scores, idxs % 2, 0.5).tolist()
 
 
 # ------------------------------------------------------------------------------------------------- the emulation
@@ -280,8 +310,8 @@ def test_the_emulation_notices_writes_to_inputs_and_wrong_arguments(monkeypatch,
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("name", ["chain", "identical", "dense", "disjoint"])
-def test_no_schedule_changes_nms(emulated, seeds, name, dtype):
-    for size in (300, 2600):
+def test_no_schedule_changes_nms(emulated, seeds, small_batches, name, dtype):
+    for size in (300, 1100, 2600):
         boxes, scores = data.hostile(size)[name].astype(dtype), data.uniform_scores(size)
         idxs = np.arange(size) // 700
         got = cvops.nms(emulated(boxes), emulated(scores), 0.3)
@@ -348,10 +378,7 @@ def test_no_schedule_changes_pooling(emulated, seeds, operator, dtype):
 
 
 # Barriers without which no test fails, and why they are there.
-UNNOTICED = {
-    "__syncthreads();  // all have written before one tells": "A thread would have to stand still while another block "
-    "passes three barriers. No schedule drawn here lets it; a GPU may.",
-}
+UNNOTICED: dict[str, str] = {}
 
 
 def barriers():

@@ -1,387 +1,473 @@
 // Greedy non-maximum suppression [1]: in rank order, a box is kept unless a kept one of better rank overlaps it by more
 // than a threshold. Exactly the CPU backend's boxes: every decision is taken on `Real`.
 //
-// Boxes are taken in chunks of one block, in rank order. A chunk is compared with the boxes kept before it, then settled
-// within itself. Up to BLOCK_LIMIT boxes, `nms_block` does everything, the sort included, in one launch. Beyond, after
-// `nms_keys` (and `nms_labels`) and a radix sort, `nms_chain` runs all chunks at once: each publishes what it has kept
-// and the next ones wait for it, while they compare with what is published already. So only the last step of each chunk
-// is serial, memory is O(L), and no launch depends on the data. A square mask of all pairs, as torchvision's, would read
-// and write L^2 / 8 bytes and still be walked through serially. `nms_compact` then writes the kept indices in rank order.
+// Up to BLOCK_THREADS boxes, `nms_block` does everything, the sort included, in one launch: a thread owns a box, and
+// those that stay are compared with the kept ones, a few dozen at a time.
 //
-// Classes are segments: boxes with equal labels lie together, in rank order, and only those are compared.
+// Beyond, boxes are taken in batches, in rank order, and what a batch costs does not depend on those before it:
+//   ranks   `nms_rank` counts, for each box, those before it, on all multiprocessors: up to some 16 000 boxes that is
+//           no slower than a radix sort, and one launch. `nms_place` then writes the boxes in order. Above, `nms_keys`
+//           (and `nms_labels`), a radix sort, and `nms_gather` for each batch.
+//   near    A box that one kept in an earlier batch suppresses leaves the batch. `nms_near` finds such a one in a hash
+//           table of kept boxes, by size and place (Grid in nms.cuh), so that the time is near-linear.
+//   mask    The pairs left, a bit for each: all multiprocessors, and no more than a few MB, which stay in L2.
+//   chain   Batches are walked through in chunks of one block, which follow each other as each tells the next what it
+//           keeps: a few words of bits. All that can be done before is done by then, so that a link of the chain should
+//           take some two microseconds. One block that does it all, as torchvision's, reads the whole mask by itself.
+// `nms_compact` writes the kept indices in rank order. No launch depends on the data.
+//
+// Classes are segments: boxes with equal labels lie together, in rank order, and only those are compared. A chunk waits
+// for another one only if a class spans both.
 //
 // [1] A. Neubeck and L. Van Gool, "Efficient Non-Maximum Suppression", ICPR 2006.
 
-constexpr int BLOCK_THREADS = 256, BLOCK_LIMIT = 2048, CHAIN_THREADS = 512, COMPACT_THREADS = 1024;
-constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
-
-using Key = decltype(bits_of(T()));
-using Label = unsigned long long;
-
-struct Box {
-    Real x1, y1, x2, y2;
-    Label label;
-};
-
-// ------------------------------------------------------------------------------------------------------------ ranks
-
-constexpr Key NOT_RANKED = ~(Key)0;  // behind everything
-
-// Smaller for a larger score; 0.0 and -0.0 are equal and NaN comes last. On integers, because floats would be flushed.
-__device__ Key key_of(Real score) {
-    constexpr Key HALF = ~(Key)0 >> 1, INFINITE = (Key)(sizeof(Key) == 4 ? 0x7F800000 : 0x7FF0000000000000);
-    Key bits = bits_of(score.value), magnitude = bits & HALF;
-    if (magnitude > INFINITE) return NOT_RANKED - 1;
-    return bits > HALF ? HALF + magnitude : HALF - magnitude;
-}
-
-// The key that a box needs to be below in order to take part: that of the largest score that does not.
-__device__ Key key_limit(double floor) { return floor != floor ? NOT_RANKED : key_of(real(floor)); }
-
-__device__ Key key_above(const void* scores, long long i, long long dtype, Key limit) {
-    Key key = key_of(load(scores, i, dtype));
-    return key < limit ? key : NOT_RANKED;
-}
-
-// Equal for equal classes only; float classes hold integers.
-__device__ Label label_of(const void* idxs, long long i, long long dtype) {
-    switch (dtype) {
-        case FLOAT64:
-        case FLOAT32:
-        case FLOAT16:
-        case BFLOAT16: {
-            double value;
-            unsigned short bits16 = dtype == FLOAT16 || dtype == BFLOAT16 ? ((const unsigned short*)idxs)[i] : 0;
-            if (dtype == FLOAT64) value = ((const double*)idxs)[i];
-            else if (dtype == FLOAT32) convert(((const float*)idxs)[i], value);
-            else convert(dtype == FLOAT16 ? from_float16(bits16) : from_bfloat16(bits16), value);
-            Label bits = bits_of(value);
-            return bits << 1 ? bits : 0;  // -0.0 is 0.0
-        }
-        case INT8: return (long long)((const signed char*)idxs)[i];
-        case INT16: return (long long)((const short*)idxs)[i];
-        case INT32: return (long long)((const int*)idxs)[i];
-        case UINT8: return ((const unsigned char*)idxs)[i];
-        case UINT16: return ((const unsigned short*)idxs)[i];
-        case UINT32: return ((const unsigned*)idxs)[i];
-        default: return ((const Label*)idxs)[i];
-    }
-}
-
-__device__ Box box_of(const void* boxes, long long i, long long dtype, Label label) {
-    return {load(boxes, 4 * i, dtype), load(boxes, 4 * i + 1, dtype), load(boxes, 4 * i + 2, dtype),
-            load(boxes, 4 * i + 3, dtype), label};
-}
-
-// ------------------------------------------------------------------------------------------------------ suppression
-
-// Boxes in shared memory, coordinate by coordinate.
-template <int SIZE>
-struct Tile {
-    Real x1[SIZE], y1[SIZE], x2[SIZE], y2[SIZE], area[SIZE];
-    Label label[SIZE];
-
-    __device__ void put(int i, Box box) {
-        x1[i] = box.x1, y1[i] = box.y1, x2[i] = box.x2, y2[i] = box.y2, label[i] = box.label;
-        area[i] = (box.x2 - box.x1) * (box.y2 - box.y1);
-    }
-
-    // Whether box i overlaps the given one by more than the threshold. The division decides, but it is slow and most pairs
-    // fall to `may_suppress`: a number less than a rounded product is not more than the product itself, and so the
-    // quotient does not round to more than the threshold.
-    __device__ bool suppresses(int i, Box box, Real box_area, Real threshold) const {
-        Real inter = common(i, box), both = (area[i] + box_area) - inter;
-        return may_suppress(i, box, box_area, threshold) && inter / both > threshold;
-    }
-
-    __device__ __forceinline__ bool may_suppress(int i, Box box, Real box_area, Real threshold) const {
-        Real inter = common(i, box), both = (area[i] + box_area) - inter;
-        return inter > Real{0} && !(inter < threshold * both) && label[i] == box.label;
-    }
-
-    __device__ __forceinline__ Real common(int i, Box box) const {
-        Real width = maximum(minimum(x2[i], box.x2) - maximum(x1[i], box.x1), Real{0});
-        Real height = maximum(minimum(y2[i], box.y2) - maximum(y1[i], box.y1), Real{0});
-        return width * height;
-    }
-};
-
-// What the threads of a block share while they settle a chunk.
-template <int THREADS>
-struct Chunk {
-    Tile<THREADS> tile;
-    unsigned words[THREADS / 32];  // a bit for each thread
-    long long number, start;
-};
-
-__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ int warp() { return threadIdx.x / 32; }
-
-// `alive`, unless one of kept[begin:end] suppresses the box.
-template <int THREADS>
-__device__ bool survives(Chunk<THREADS>& chunk, const Box* kept, long long begin, long long end, Box box, Real area,
-                         Real threshold, bool alive) {
-    for (long long first = begin; first < end; first += THREADS) {
-        int count = (int)min((long long)THREADS, end - first);
-        __syncthreads();  // the tile may still be read, and kept boxes be written
-        if (threadIdx.x < count) chunk.tile.put(threadIdx.x, kept[first + threadIdx.x]);
-        __syncthreads();
-        for (int i = 0; alive && i < count; ++i) alive = !chunk.tile.suppresses(i, box, area, threshold);
-    }
-    return alive;
-}
-
-// The boxes of better rank in the chunk that would suppress this thread's box: a bit for each.
-template <int THREADS>
-struct Rivals {
-    unsigned words[THREADS / 32];
-
-    __device__ __forceinline__ Rivals(Chunk<THREADS>& chunk, Box box, Real area, Real threshold) {
-        __syncthreads();  // the tile may still be read
-        chunk.tile.put(threadIdx.x, box);
-        __syncthreads();
-#pragma unroll  // so that `words` lies in registers
-        for (int word = 0; word < THREADS / 32; ++word) {
-            words[word] = 0;
-            if (word > warp()) continue;
-#pragma unroll 4
-            for (int bit = 0; bit < 32; ++bit) {
-                int i = 32 * word + bit;
-                if (i < threadIdx.x && chunk.tile.may_suppress(i, box, area, threshold)) words[word] |= 1u << bit;
-            }
-            for (unsigned rest = words[word]; rest; rest &= rest - 1) {
-                unsigned lowest = rest & -rest;
-                int i = 32 * word + __popc(lowest - 1);
-                if (!chunk.tile.suppresses(i, box, area, threshold)) words[word] ^= lowest;
-            }
-        }
-    }
-
-    // Whether this thread's box is kept, if the chunk holds the boxes that are alive. Each warp settles its own 32 boxes
-    // once those before are settled: it keeps who has no kept rival, again and again, until nothing changes. The first
-    // n boxes are right after n rounds at most, so this ends, and it is the greedy answer.
-    __device__ __forceinline__ bool settle(Chunk<THREADS>& chunk, bool alive) const {
-#pragma unroll
-        for (int word = 0; word < THREADS / 32; ++word) {
-            if (word == warp()) {
-                unsigned keep = __ballot_sync(ALL, alive), before;
-                do {
-                    before = keep;
-                    keep = __ballot_sync(ALL, alive && !(words[word] & keep));
-                } while (keep != before);
-                alive = keep >> lane() & 1;
-                if (lane() == 0) chunk.words[word] = keep;
-            }
-            __syncthreads();
-            if (word < warp() && words[word] & chunk.words[word]) alive = false;
-        }
-        return alive;
-    }
-};
-
-// How many threads before this one, and how many in all, have `flag` set.
-template <int WARPS>
-__device__ int position_among(unsigned (&words)[WARPS], bool flag, int& total) {
-    unsigned word = __ballot_sync(ALL, flag);
-    if (lane() == 0) words[warp()] = word;
-    __syncthreads();
-    int before = __popc(word & ((1u << lane()) - 1));
-    total = 0;
-    for (int i = 0; i < WARPS; ++i) {
-        if (i == warp()) before += total;
-        total += __popc(words[i]);
-    }
-    return before;
-}
+constexpr int BLOCK_THREADS = 1024;
+constexpr int RANK_THREADS = 256, RANK_TILE = 1024;
+constexpr int RIVALS = 64;  // boxes with which a block of nms_mask compares a chunk
+constexpr int NEAR_THREADS = 256, COMPACT_THREADS = 1024;
 
 // ------------------------------------------------------------------------------------------- one block does it all
 
 struct Sorted {
-    Key keys[BLOCK_LIMIT];
-    int indices[BLOCK_LIMIT];
+    Key keys[BLOCK_THREADS];
+    int indices[BLOCK_THREADS];
 };
 
-// Bitonic sort by (key, index) of the first `size` entries, a power of two.
-__device__ void sort(Sorted& sorted, int size) {
+// Bitonic sort by (key, index) of an entry for each thread; their number is a power of two.
+__device__ void sort(Sorted& sorted) {
+    int size = blockDim.x;
     for (int length = 2; length <= size; length *= 2) {
         for (int stride = length / 2; stride > 0; stride /= 2) {
             __syncthreads();
-            for (int pair = threadIdx.x; pair < size / 2; pair += BLOCK_THREADS) {
-                int i = 2 * pair - pair % stride, j = i + stride;
-                Key a = sorted.keys[i], b = sorted.keys[j];
-                int index_a = sorted.indices[i], index_b = sorted.indices[j];
-                bool descending = i & length, behind = a > b || (a == b && index_a > index_b);
-                if (behind != descending) {
-                    sorted.keys[i] = b, sorted.keys[j] = a;
-                    sorted.indices[i] = index_b, sorted.indices[j] = index_a;
-                }
+            if (threadIdx.x >= size / 2) continue;
+            int i = 2 * threadIdx.x - threadIdx.x % stride, j = i + stride;
+            Key a = sorted.keys[i], b = sorted.keys[j];
+            int index_a = sorted.indices[i], index_b = sorted.indices[j];
+            bool descending = i & length, behind = a > b || (a == b && index_a > index_b);
+            if (behind != descending) {
+                sorted.keys[i] = b, sorted.keys[j] = a;
+                sorted.indices[i] = index_b, sorted.indices[j] = index_a;
             }
         }
     }
     __syncthreads();
 }
 
-// All of nms for length <= BLOCK_LIMIT boxes: indices in rank order to keep[:size], then -1; their number to count[0].
-// idxs may be null. `kept` has room for `length` boxes.
+// The best boxes that are undecided, as many as a warp has lanes.
+struct Leaders {
+    Tile<32> tile;
+    unsigned rivals[32];  // of each: the leaders that would suppress it
+    unsigned words[BLOCK_THREADS / 32];
+};
+
+// All of nms for length <= blockDim.x boxes: indices in rank order to keep[:size], then -1; their number to count[0].
+// idxs may be null. blockDim.x is a power of two from 32 on.
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1)
 nms_block(const void* boxes, long long box_dtype, const void* scores, long long score_dtype, const void* idxs,
-          long long idx_dtype, long long length, double iou_threshold, double score_threshold, Box* kept,
-          long long* keep, long long size, long long* count) {
+          long long idx_dtype, long long length, double iou_threshold, double score_threshold, long long* keep,
+          long long size, long long* count) {
     SHARED(Sorted, sorted);
-    SHARED(Chunk<BLOCK_THREADS>, chunk);
+    SHARED(Leaders, leaders);
     Real threshold = real(iou_threshold);
-    int room = 1;
-    while (room < length) room *= 2;
-    Key limit = key_limit(score_threshold);
-    for (int i = threadIdx.x; i < room; i += BLOCK_THREADS) {
-        sorted.keys[i] = i < length ? key_above(scores, i, score_dtype, limit) : NOT_RANKED;
-        sorted.indices[i] = i;
-    }
-    sort(sorted, room);
+    int rank = threadIdx.x, warps = blockDim.x / 32;
+    sorted.keys[rank] = rank < length ? key_above(scores, rank, score_dtype, key_limit(score_threshold)) : NOT_RANKED;
+    sorted.indices[rank] = rank;
+    sort(sorted);
+    bool alive = sorted.keys[rank] != NOT_RANKED;
+    long long index = alive ? sorted.indices[rank] : 0;
+    Box box = box_of(boxes, index, box_dtype, idxs ? label_of(idxs, index, idx_dtype) : 0);
+    Real area = area_of(box);
+
     long long found = 0;
-    for (int first = 0; first < length && found < size; first += BLOCK_THREADS) {
-        int rank = first + threadIdx.x;
-        bool alive = rank < length && sorted.keys[rank] != NOT_RANKED;
-        long long index = alive ? sorted.indices[rank] : 0;
-        Box box = box_of(boxes, index, box_dtype, idxs ? label_of(idxs, index, idx_dtype) : 0);
-        Real area = (box.x2 - box.x1) * (box.y2 - box.y1);
-        alive = survives(chunk, kept, 0, found, box, area, threshold, alive);
-        alive = Rivals<BLOCK_THREADS>(chunk, box, area, threshold).settle(chunk, alive);
-        int total, position = position_among(chunk.words, alive, total);
-        if (alive) kept[found + position] = box;
-        if (alive && found + position < size) keep[found + position] = index;
-        found += total;
+    while (found < size) {
+        unsigned word = __ballot_sync(ALL, alive);
+        if (lane() == 0) leaders.words[warp()] = word;
+        __syncthreads();
+        // The number of boxes alive up to each warp: a sum over the lanes.
+        int up_to = lane() < warps ? __popc(leaders.words[lane()]) : 0;
+        for (int distance = 1; distance < 32; distance *= 2) {
+            int others = __shfl_up_sync(ALL, up_to, distance);
+            if (lane() >= distance) up_to += others;
+        }
+        int left = __shfl_sync(ALL, up_to, 31), leading = min(left, 32);
+        int before = __shfl_sync(ALL, up_to, warp()) - __popc(word & ~lower_lanes());  // alive boxes of better rank
+        if (left == 0) break;
+        bool leads = alive && before < leading;
+        if (leads) leaders.tile.put(before, box);
+        __syncthreads();
+        for (int i = warp(); i < leading; i += warps) {
+            Box leader = leaders.tile.box(i);
+            bool rival = lane() < i && leaders.tile.suppresses(lane(), leader, leaders.tile.area[i], threshold);
+            unsigned rivals = __ballot_sync(ALL, rival);
+            if (lane() == 0) leaders.rivals[i] = rivals;
+        }
+        __syncthreads();
+        // Who has no kept rival is kept, again and again, until nothing changes. The first n leaders are right after n
+        // rounds at most, so this ends, and it is the greedy answer.
+        bool leader = lane() < leading;
+        unsigned rivals = leader ? leaders.rivals[lane()] : 0, kept = __ballot_sync(ALL, leader), previous;
+        do {
+            previous = kept;
+            kept = __ballot_sync(ALL, leader && !(rivals & kept));
+        } while (kept != previous);
+        if (leads && kept >> before & 1) {
+            long long place = found + __popc(kept & ((1u << before) - 1));
+            if (place < size) keep[place] = index;
+        }
+        alive = alive && !leads;
+        for (unsigned rest = kept; alive && rest; rest &= rest - 1)
+            alive = !leaders.tile.suppresses(__ffs(rest) - 1, box, area, threshold);
+        found += __popc(kept);
     }
     found = min(found, size);
-    for (long long i = found + threadIdx.x; i < size; i += BLOCK_THREADS) keep[i] = -1;
+    for (long long i = found + threadIdx.x; i < size; i += blockDim.x) keep[i] = -1;
     if (threadIdx.x == 0) *count = found;
 }
 
-// ------------------------------------------------------------------------------------------------- many blocks
+// ----------------------------------------------------------------------------------------- ranking up to one batch
+
+struct Keys {
+    Key keys[RANK_TILE];
+    Label labels[RANK_TILE];
+};
+
+enum Ties { FIRST, LAST, BY_INDEX };  // how equal keys of a tile rank against the own one
+
+// How many of the boxes in a tile rank before the own one, and, where there are classes, how many are of a lesser class
+// or rank before it in its own.
+template <Ties TIES>
+__device__ void count_before(const Keys& tile, int count, int index, Key key, Label label, bool classes, int& ranks,
+                             int& positions) {
+    for (int j = 0; j < count; ++j) {
+        Key other = tile.keys[j];
+        bool before = TIES == FIRST ? other <= key : other < key || (TIES == BY_INDEX && other == key && j < index);
+        ranks += before;
+        if (classes) positions += tile.labels[j] < label || (tile.labels[j] == label && before);
+    }
+}
+
+// The class of a box; of those that take no part the last one, so that they come behind all others.
+__device__ Label label_if_ranked(const void* idxs, long long i, long long dtype, Key key) {
+    if (key == NOT_RANKED) return ~(Label)0;
+    return idxs ? label_of(idxs, i, dtype) : 0;
+}
+
+// ranks[i]: how many boxes rank before box i. positions[i], for classes: how many of lesser classes there are, and of
+// its own class before it. Both start as 0. A block compares RANK_THREADS boxes with RANK_TILE others.
+extern "C" __global__ void __launch_bounds__(RANK_THREADS)
+nms_rank(const void* scores, long long score_dtype, const void* idxs, long long idx_dtype, long long length,
+         double score_threshold, Word* ranks, Word* positions) {
+    SHARED(Keys, tile);
+    int across = (length + RANK_THREADS - 1) / RANK_THREADS;
+    int own = blockIdx.x % across * RANK_THREADS, first = blockIdx.x / across * RANK_TILE;
+    int i = own + threadIdx.x, count = min(RANK_TILE, (int)length - first);
+    Key limit = key_limit(score_threshold);
+    for (int j = threadIdx.x; j < count; j += RANK_THREADS) {
+        tile.keys[j] = key_above(scores, first + j, score_dtype, limit);
+        tile.labels[j] = label_if_ranked(idxs, first + j, idx_dtype, tile.keys[j]);
+    }
+    __syncthreads();
+    if (i >= length) return;
+    Key key = key_above(scores, i, score_dtype, limit);
+    Label label = label_if_ranked(idxs, i, idx_dtype, key);
+    int rank = 0, position = 0;
+    if (first > own) count_before<LAST>(tile, count, 0, key, label, idxs, rank, position);
+    else if (first + RANK_TILE <= own) count_before<FIRST>(tile, count, 0, key, label, idxs, rank, position);
+    else count_before<BY_INDEX>(tile, count, i - first, key, label, idxs, rank, position);
+    atomicAdd(ranks + i, (Word)rank);
+    if (idxs) atomicAdd(positions + i, (Word)position);
+}
+
+// What a batch compares with each other: count[0] boxes in the order of their positions, and their ranks.
+//
+// All that take part, as one batch, and order[rank], the index of the box of that rank. positions and idxs may be null;
+// count starts as 0.
+extern "C" __global__ void __launch_bounds__(RANK_THREADS)
+nms_place(const void* boxes, long long box_dtype, const void* scores, long long score_dtype, const void* idxs,
+          long long idx_dtype, long long length, double score_threshold, const Word* ranks, const Word* positions,
+          long long* order, Box* candidates, long long* candidate_ranks, Word* count) {
+    long long i = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
+    bool takes_part = i < length && key_above(scores, i, score_dtype, key_limit(score_threshold)) != NOT_RANKED;
+    if (takes_part) {
+        long long rank = ranks[i], position = positions ? positions[i] : rank;
+        order[rank] = i;
+        candidates[position] = box_of(boxes, i, box_dtype, idxs ? label_of(idxs, i, idx_dtype) : 0);
+        candidate_ranks[position] = rank;
+    }
+    int here = __syncthreads_count(takes_part);
+    if (threadIdx.x == 0) atomicAdd(count, (Word)here);
+}
+
+// ------------------------------------------------------------------------------------- ranking for several batches
 
 // keys[i]: where box i ranks.
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
+extern "C" __global__ void __launch_bounds__(RANK_THREADS)
 nms_keys(const void* scores, long long dtype, long long length, double score_threshold, Key* keys) {
-    long long i = (long long)blockIdx.x * BLOCK_THREADS + threadIdx.x;
+    long long i = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
     if (i < length) keys[i] = key_above(scores, i, dtype, key_limit(score_threshold));
 }
 
 // labels[rank]: the class of the box of that rank.
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
+extern "C" __global__ void __launch_bounds__(RANK_THREADS)
 nms_labels(const void* idxs, long long dtype, const long long* order, long long length, Label* labels) {
-    long long rank = (long long)blockIdx.x * BLOCK_THREADS + threadIdx.x;
+    long long rank = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
     if (rank < length) labels[rank] = label_of(idxs, order[rank], dtype);
 }
 
-// What one chunk tells the next: 1 + the number of boxes kept so far in its last segment; 0 until it is known.
-__device__ long long told(const long long* states, long long chunk) { return ((const volatile long long*)states)[chunk]; }
+// -------------------------------------------------------------------------------------- boxes kept in earlier batches
 
-// The boxes with their ranks: order[rank] is the index of a box. For classes, members[position] is a rank, labels[rank]
-// the class, and positions of one class follow each other; both are null where there is one class.
-struct Ranked {
-    const void* boxes;
-    long long dtype;
-    const long long *order, *members;
-    const Label* labels;
-
-    __device__ long long rank(long long position) const { return members ? members[position] : position; }
-    __device__ Label label(long long position) const { return labels ? labels[rank(position)] : 0; }
-
-    // The first position with a label that is not less than the given one, at most `end`.
-    __device__ long long start_of(Label label_, long long end) const {
-        long long begin = 0;
-        while (begin < end) {
-            long long middle = begin + (end - begin) / 2;
-            if (label(middle) < label_) begin = middle + 1;
-            else end = middle;
+// dropped[i]: whether a box in the table suppresses the one at position begin + i. A warp for each, with a lane for
+// each pair of levels: what takes time is to wait for one box of a chain after the other.
+extern "C" __global__ void __launch_bounds__(NEAR_THREADS, 2)
+nms_near(const void* boxes, long long dtype, const Key* keys, const long long* order, const long long* members,
+         const Label* labels, long long begin, long long end, double iou_threshold, double t, double pitch,
+         double least_area, long long shift, Box* kept, Word* heads, Word* before, unsigned char* occupied,
+         long long slots, unsigned char* dropped) {
+    Ranked ranked = {boxes, dtype, keys, order, members, labels};
+    Table table = {kept, heads, before, occupied, slots};
+    Grid grid = {t, pitch, least_area, shift};
+    long long position = begin + (long long)blockIdx.x * (NEAR_THREADS / 32) + warp();
+    if (position >= end) return;
+    bool suppressed = false;
+    if (ranked.takes_part(position) && ranked.meets_earlier(position, begin)) {
+        Box box = ranked.box(position);
+        Role role(box, grid);
+        if (role.hashed) {
+            long long a = grid.level(role.width * t), c = grid.level(role.height * t);
+            long long across = grid.level(role.width / t) - a + 1, down = grid.level(role.height / t) - c + 1;
+            for (long long first = 0; first < across * down && !suppressed; first += 32) {
+                long long pair = first + lane();
+                bool hit = pair < across * down && table.suppresses(box, role, a + pair / down, c + pair % down, grid,
+                                                                    real(iou_threshold));
+                suppressed = __any_sync(ALL, hit);
+            }
         }
-        return begin;
     }
+    if (lane() == 0) dropped[position - begin] = suppressed;
+}
+
+// ----------------------------------------------------------------------------------------------------- one batch
+
+// What another block tells, which is 0 before: a word for each lane of a warp, once all are there.
+__device__ Word wait_for(const Word* word) {
+    Word value;
+    while (!__all_sync(ALL, (value = *(const volatile Word*)word) != 0)) PAUSE();
+    return value;
+}
+
+struct Gathering {
+    Tile<CHUNK> tile;
+    unsigned words[WORDS];
+    Word number, before;
 };
 
-// Sets flags[rank] to whether the box of that rank is kept, and adds the kept ones to counts[rank / COMPACT_THREADS].
-// A segment stops being searched once `limit` of its boxes are kept. ticket and states start as 0. `kept` has room for
-// `length` boxes: a segment lists those it keeps from its own start on.
-extern "C" __global__ void __launch_bounds__(CHAIN_THREADS, sizeof(T) == 4 ? 2 : 1)
-nms_chain(const void* boxes, long long dtype, const Key* keys, const long long* order, const long long* members,
-          const Label* labels, long long length, double iou_threshold, long long limit, unsigned long long* ticket,
-          long long* states, Box* kept, unsigned char* flags, unsigned long long* counts) {
-    SHARED(Chunk<CHAIN_THREADS>, chunk);
-    Ranked ranked = {boxes, dtype, order, members, labels};
+// The boxes at positions begin to end that take part and that none of an earlier batch suppresses: to `candidates`,
+// with their ranks, and their number to count[0]. dropped, kept, listed and listed_counts are null if there is nothing.
+// ticket and found[:blocks] start as 0. Nobody takes part once `limit` boxes are kept, if there is one class.
+extern "C" __global__ void __launch_bounds__(CHUNK, 1)
+nms_gather(const void* boxes, long long dtype, const Key* keys, const long long* order, const long long* members,
+           const Label* labels, long long begin, long long end, double iou_threshold, long long limit, double t,
+           double pitch, double least_area, long long shift, const unsigned char* dropped, const Box* kept,
+           const long long* listed, const Word* listed_counts, const Word* total, Word* ticket, Word* found,
+           Box* candidates, long long* candidate_ranks, long long* count) {
+    SHARED(Gathering, shared);
+    Ranked ranked = {boxes, dtype, keys, order, members, labels};
+    Grid grid = {t, pitch, least_area, shift};
     Real threshold = real(iou_threshold);
     // Chunks are numbered as blocks start, so that those a block waits for have started before it.
-    if (threadIdx.x == 0) chunk.number = atomicAdd(ticket, 1ull);
+    if (threadIdx.x == 0) shared.number = atomicAdd(ticket, (Word)1), shared.before = 0;
     __syncthreads();
-    long long number = chunk.number, first = number * CHAIN_THREADS;
-    long long position = first + threadIdx.x, end = min(first + CHAIN_THREADS, length);
+    long long number = shared.number, position = begin + CHUNK * number + threadIdx.x;
+    bool alive = position < end && ranked.takes_part(position) && (labels || *total < limit);
+    if (alive && dropped && dropped[position - begin]) alive = false;
+    Box box = ranked.box(min(position, end - 1));
+    Real area = area_of(box);
 
-    bool present = position < length, keep = false;
-    long long rank = present ? ranked.rank(position) : 0, index = ranked.order[rank];
-    bool alive = present && keys[index] != NOT_RANKED;
-    Label first_label = ranked.label(first), last_label = ranked.label(end - 1);
-    Box box = box_of(boxes, index, dtype, present ? ranked.label(position) : last_label);
-    Real area = (box.x2 - box.x1) * (box.y2 - box.y1);
-    Rivals<CHAIN_THREADS> rivals(chunk, box, area, threshold);
+    bool compares = alive && listed && Role(box, grid).listed && ranked.meets_earlier(position, begin);
+    long long chunks = listed && __syncthreads_or(compares) ? (begin + CHUNK - 1) / CHUNK : 0;
+    for (long long some = 0; some < chunks; some += CHUNK) {
+        if (!__syncthreads_or(some + threadIdx.x < chunks && listed_counts[some + threadIdx.x])) continue;
+        for (long long chunk = some; chunk < min(some + CHUNK, chunks); ++chunk) {
+            int here = listed_counts[chunk];
+            if (here == 0) continue;
+            __syncthreads();  // the tile may still be read
+            if (threadIdx.x < here) shared.tile.put(threadIdx.x, kept[listed[CHUNK * chunk + threadIdx.x]]);
+            __syncthreads();
+            for (int i = 0; compares && i < here; ++i)
+                if (shared.tile.suppresses(i, box, area, threshold)) alive = compares = false;
+        }
+    }
 
-    bool continued = number > 0 && ranked.label(first - 1) == first_label;  // the first segment began before
+    int here, place = position_among(shared.words, alive, here);
+    if (threadIdx.x == 0) *(volatile Word*)(found + number) = 1 + here;
+    for (long long earlier = 0; warp() == 0 && earlier < number; earlier += 32) {
+        Word told_count = wait_for(found + min(earlier + lane(), number - 1)) - 1;
+        if (earlier + lane() < number) atomicAdd(&shared.before, told_count);
+    }
+    __syncthreads();
+    long long start = shared.before;
+    if (alive) candidates[start + place] = box, candidate_ranks[start + place] = ranked.rank(position);
+    if (threadIdx.x == 0 && number == gridDim.x - 1) *count = start + here;
+}
+
+// Whether boxes of two chunks of a batch, earlier <= chunk, can be of one class.
+__device__ bool share_a_class(const Box* candidates, long long earlier, long long chunk) {
+    return earlier == chunk || candidates[CHUNK * (earlier + 1) - 1].label == candidates[CHUNK * chunk].label;
+}
+
+// Where the mask holds the bits of two chunks, earlier <= chunk: WORDS words for each box of the later, word by word.
+__device__ long long words_of(long long earlier, long long chunk) {
+    return (chunk * (chunk + 1) / 2 + earlier) * WORDS * CHUNK;
+}
+
+// The mask: for each box of a batch, those before it in the batch that would suppress it. Nothing is written for chunks
+// that share no class.
+extern "C" __global__ void __launch_bounds__(CHUNK, 1)
+nms_mask(const Box* candidates, const long long* count, double iou_threshold, unsigned* mask) {
+    SHARED(Tile<RIVALS>, rivals);
+    constexpr int PARTS = CHUNK / RIVALS;
+    long long length = *count, part = blockIdx.x % PARTS, earlier = blockIdx.x / PARTS, chunk = 0;
+    while (earlier > chunk) earlier -= ++chunk;
+    long long first = CHUNK * earlier + RIVALS * part, position = CHUNK * chunk + threadIdx.x;
+    if (CHUNK * chunk >= length || !share_a_class(candidates, earlier, chunk)) return;
+    Real threshold = real(iou_threshold);
+    if (threadIdx.x < RIVALS) rivals.put(threadIdx.x, candidates[min(first + threadIdx.x, length - 1)]);
+    __syncthreads();
+    Box box = candidates[min(position, length - 1)];
+    Real area = area_of(box);
+    for (int word = 0; word < RIVALS / 32; ++word) {
+        long long before = position - first - 32 * word;  // rivals in this word that rank before the box
+        unsigned bits = 0;
+        if (before > 0) {
+#pragma unroll 8
+            for (int bit = 0; bit < 32; ++bit)
+                if (rivals.may_suppress(32 * word + bit, box, area, threshold)) bits |= 1u << bit;
+            if (before < 32) bits &= (1u << before) - 1;
+            for (unsigned rest = bits; rest; rest &= rest - 1) {
+                int bit = __ffs(rest) - 1;
+                if (!rivals.suppresses(32 * word + bit, box, area, threshold)) bits ^= 1u << bit;
+            }
+        }
+        mask[words_of(earlier, chunk) + (RIVALS / 32 * part + word) * CHUNK + threadIdx.x] = bits;
+    }
+}
+
+struct Settling {
+    unsigned words[WORDS], told[2][WORDS];  // told: by turns, so that a barrier for each is enough
+    Word number;
+};
+
+// Whether this thread's box is kept, if the chunk holds the boxes that are alive. rivals: a bit for each box of the
+// chunk that would suppress it. Each warp settles its own 32 boxes once those before are settled: it keeps who has no
+// kept rival, again and again, until nothing changes.
+__device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (&rivals)[WORDS], bool alive) {
+#pragma unroll  // so that `rivals` lies in registers
+    for (int word = 0; word < WORDS; ++word) {
+        if (word == warp()) {
+            unsigned keep = __ballot_sync(ALL, alive), previous;
+            do {
+                previous = keep;
+                keep = __ballot_sync(ALL, alive && !(rivals[word] & keep));
+            } while (keep != previous);
+            alive = keep >> lane() & 1;
+            if (lane() == 0) kept[word] = keep;
+        }
+        __syncthreads();
+        if (word < warp() && rivals[word] & kept[word]) alive = false;
+    }
+    return alive;
+}
+
+// Sets flags[rank] where the box of that rank is kept, adds the kept ones to counts[rank / COMPACT_THREADS] and to
+// total[0], and hands those that later batches can meet to the table, if `kept` is not null: positions begin + i for
+// candidates[i], the next batch beginning at `end`. ticket, states[:WORDS * blocks], flags and counts start as 0.
+extern "C" __global__ void __launch_bounds__(CHUNK, 1)
+nms_chain(const Box* candidates, const long long* candidate_ranks, const long long* count, const unsigned* mask,
+          Word* ticket, Word* states, unsigned char* flags, Word* counts, const long long* members,
+          const Label* labels, long long begin, long long end, double t, double pitch, double least_area,
+          long long shift, Box* kept, Word* heads, Word* before, unsigned char* occupied, long long slots,
+          long long* listed, Word* listed_counts, Word* total) {
+    SHARED(Settling, shared);
+    if (threadIdx.x == 0) shared.number = atomicAdd(ticket, (Word)1);
+    __syncthreads();
+    long long number = shared.number, first = CHUNK * number, length = *count;
+    if (first >= length) return;
+    long long position = first + threadIdx.x, last = min(first + CHUNK, length) - 1;
+    bool alive = position <= last;
+    Box box = candidates[min(position, last)];
+
+    unsigned rivals[WORDS];
+#pragma unroll
+    for (int word = 0; word < WORDS; ++word)
+        rivals[word] = word <= warp() ? mask[words_of(number, number) + word * CHUNK + threadIdx.x] : 0;
+    Label first_label = candidates[first].label, last_label = candidates[last].label;
+    bool continued = number > 0 && candidates[first - 1].label == first_label;  // the first class began before
     bool last_continued = continued && first_label == last_label;
     bool waits = continued && box.label == first_label;
-    long long taken = 0;  // boxes that the first segment has kept before
 
-    // Writes the boxes that the last segment keeps behind `before` others, and tells the next chunk.
-    auto publish = [&](long long start, long long before) {
-        bool listed = keep && box.label == last_label;
-        int total, place = position_among(chunk.words, listed, total);
-        if (listed) kept[start + before + place] = box;
-        __syncthreads();  // all have written before one tells
-        if (threadIdx.x == 0) {
-            __threadfence();
-            ((volatile long long*)states)[number] = 1 + before + total;
-        }
+    // A word of a state holds the bits of 32 boxes and, above them, that it is told: one read of it says everything.
+    // All is told of the last class of the chunk, perhaps not of others: nobody asks for them.
+    auto tell = [&](bool keep) {
+        unsigned word = __ballot_sync(ALL, keep);
+        if (lane() == 0) *(volatile Word*)(states + WORDS * number + warp()) = 1ull << 32 | word;
     };
 
-    keep = rivals.settle(chunk, alive && !waits);
-    if (!last_continued) publish(first + __syncthreads_count(present && box.label != last_label), 0);
+    bool keep = false;
+    if (__syncthreads_or(alive && !waits)) keep = settle(shared.words, rivals, alive && !waits);
+    if (!last_continued) tell(keep);
     if (continued) {
-        if (threadIdx.x == 0) chunk.start = ranked.start_of(first_label, first);
-        __syncthreads();
-        long long start = chunk.start;
         bool candidate = alive && waits;
-        for (long long done = start / CHAIN_THREADS; done < number;) {
-            // Chunks publish in order, so as many as are seen to be published are the next ones.
-            long long next = done + threadIdx.x;
-            bool seen = next < number && told(states, next) != 0;
-            if (seen) __threadfence();  // what it tells of is read behind the barrier
-            int ready = __syncthreads_count(seen);
-            if (ready == 0) {
-                PAUSE();
-                continue;
-            }
-            done += ready;
-            long long available = told(states, done - 1) - 1;
-            candidate = survives(chunk, kept + start, taken, min(available, limit), box, area, threshold, candidate);
-            taken = available;
+        int turn = 0;
+        for (long long earlier = 0; earlier < number; ++earlier) {
+            if (!share_a_class(candidates, earlier, number)) continue;
+            unsigned words[WORDS], hit = 0;
+#pragma unroll
+            for (int word = 0; word < WORDS; ++word)
+                words[word] = mask[words_of(earlier, number) + word * CHUNK + threadIdx.x];
+            unsigned* told_words = shared.told[turn ^= 1];
+            if (warp() == 0) told_words[lane() % WORDS] = wait_for(states + WORDS * earlier + lane() % WORDS);
+            __syncthreads();
+#pragma unroll
+            for (int word = 0; word < WORDS; ++word) hit |= words[word] & told_words[word];
+            if (hit) candidate = false;
         }
-        keep |= rivals.settle(chunk, candidate && taken < limit);
-        if (last_continued) publish(start, taken);
+        keep |= settle(shared.words, rivals, candidate);
+        if (last_continued) tell(keep);
     }
-    if (present) flags[rank] = keep;
-    if (keep) atomicAdd(counts + rank / COMPACT_THREADS, 1ull);
+    if (keep) {
+        long long rank = candidate_ranks[position];
+        flags[rank] = 1;
+        atomicAdd(counts + rank / COMPACT_THREADS, (Word)1);
+    }
+    if (!kept) return;
+
+    Ranked ranked = {nullptr, 0, nullptr, nullptr, members, labels};
+    Grid grid = {t, pitch, least_area, shift};
+    Table table = {kept, heads, before, occupied, slots};
+    Role role(box, grid);
+    bool met = keep && ranked.label(end) == box.label;
+    position += begin;
+    if (met) kept[position] = box;
+    if (met && role.hashed) table.insert(box, role, position, grid);
+    int here, place = position_among(shared.words, met && role.listed, here);
+    long long chunk = begin / CHUNK + number;
+    if (met && role.listed) listed[CHUNK * chunk + place] = position;
+    int all = __syncthreads_count(keep);
+    if (threadIdx.x == 0) listed_counts[chunk] = here, atomicAdd(total, (Word)all);
 }
 
 using Words = unsigned[COMPACT_THREADS / 32];
-using Count = unsigned long long;
 
 // Indices of the flagged boxes in rank order to keep[:size], then -1; their number to count[0].
 extern "C" __global__ void __launch_bounds__(COMPACT_THREADS)
-nms_compact(const long long* order, const unsigned char* flags, const unsigned long long* counts, long long length,
-            long long* keep, long long size, long long* count) {
+nms_compact(const long long* order, const unsigned char* flags, const Word* counts, long long length, long long* keep,
+            long long size, long long* count) {
     SHARED(Words, words);
-    SHARED(Count, before);
-    SHARED(Count, all);
+    SHARED(Word, before);
+    SHARED(Word, all);
     if (threadIdx.x == 0) before = all = 0;
     __syncthreads();
-    Count mine = 0, total = 0;
+    Word mine = 0, total = 0;
     for (long long i = threadIdx.x; i < (length + COMPACT_THREADS - 1) / COMPACT_THREADS; i += COMPACT_THREADS) {
         total += counts[i];
         if (i < blockIdx.x) mine += counts[i];

@@ -114,6 +114,7 @@ __device__ __forceinline__ unsigned short to_float16(float a) {
     return bits;
 }
 __device__ __forceinline__ float with_bits(unsigned bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ double with_bits(unsigned long long bits) { return __longlong_as_double(bits); }
 __device__ __forceinline__ unsigned bits_of(float a) { return __float_as_uint(a); }
 __device__ __forceinline__ unsigned long long bits_of(double a) { return __double_as_longlong(a); }
 
@@ -126,8 +127,8 @@ BINARY(add, a + b)
 BINARY(subtract, a - b)
 BINARY(multiply, a * b)
 BINARY(divide, a / b)
-BINARY(minimum_of, std::fmin(a, b))
-BINARY(maximum_of, std::fmax(a, b))
+BINARY(minimum_of, b < a || a != a ? b : a)
+BINARY(maximum_of, b > a || a != a ? b : a)
 #undef BINARY
 inline long long integer_of(double a) { return (long long)a; }
 inline float floor_of(float a) { return std::floor(a); }
@@ -158,6 +159,7 @@ inline unsigned short to_float16(float a) {
     return sign | (unsigned)std::min(units + 1024 * (exponent + 14), 0x1p10 * 31);
 }
 inline float with_bits(unsigned bits) { return emulation::bits<float>(bits); }
+inline double with_bits(unsigned long long bits) { return emulation::bits<double>(bits); }
 inline unsigned bits_of(float a) { return emulation::bits<unsigned>(a); }
 inline unsigned long long bits_of(double a) { return emulation::bits<unsigned long long>(a); }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 
 import numpy as np
@@ -16,6 +17,16 @@ _arrays._BACKENDS[_EMULATED] = device.PACKAGE
 
 def _to_numpy(exporter):
     return exporter if isinstance(exporter, np.ndarray) else np.from_dlpack(exporter)
+
+
+# Boxes in a batch of nms, three chunks, where tests want several batches.
+SMALL_BATCH = 1536
+
+
+def nms_module():
+    """The launchers of nms, whose `_BATCH` a test may lower."""
+    device.load()
+    return importlib.import_module(f"{device.PACKAGE}._nms")
 
 
 class Array:

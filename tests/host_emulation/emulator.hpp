@@ -96,7 +96,6 @@ inline void pause() {
 }
 
 inline void wake(Meeting& meeting) {
-    idle_switches = 0;
     for (Thread* thread : meeting.waiting) (draw() % 16 ? ready : held_back).push_back(thread);
     meeting.waiting.clear();
 }
@@ -111,6 +110,7 @@ inline Thread* take(std::vector<Thread*>& threads) {
 inline void open_if_complete(Block& block) {
     if ((int)block.barrier.waiting.size() < block.unfinished) return;
     block.barrier.result = std::exchange(block.barrier.count, 0);
+    idle_switches = 0;
     wake(block.barrier);
 }
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from benchmarks import data
-from tests import reference, reference_deform, reference_roi, strategies_deform, strategies_roi
+from tests import host_emulation, reference, reference_deform, reference_roi, strategies_deform, strategies_roi
 from tests.host_emulation import device
 
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
@@ -24,17 +24,22 @@ def without(text, number):
 
 
 def nms_workload(package):
-    from cvops_cuda_emulated import _nms  # made by device.load()
-
-    for name, size in (("chain", 1100), ("identical", 300), ("dense", 1300)):
+    host_emulation.nms_module()._BATCH = host_emulation.SMALL_BATCH
+    for name, size, threshold in (
+        ("chain", 1000, 0.3),
+        ("dense", 300, 0.3),
+        ("chain", 1100, 0.3),
+        ("dense", 1300, 0.3),
+        ("identical", 1100, 0.3),
+        ("chain", 3300, 0.3),
+        ("chain", 2200, 0.05),
+    ):
         boxes, scores = data.hostile(size)[name], data.uniform_scores(size)
-        idxs = np.arange(size) // 400
-        want = reference.nms_of_many(boxes, scores, 0.3)
-        np.testing.assert_array_equal(package.nms(boxes, scores, 0.3, None, None, False), want)
-        for labels in (None, idxs):
-            keep, count = _nms._in_a_chain(boxes, scores, labels, "f", _nms._round_down(0.3, "f"), np.nan, size)
-            want = reference.batched_nms_of_many(boxes, scores, idxs * (labels is not None), 0.3)
-            np.testing.assert_array_equal(keep[: int(count)], want)
+        idxs = np.arange(size) // 600
+        want = reference.nms_of_many(boxes, scores, threshold)
+        np.testing.assert_array_equal(package.nms(boxes, scores, threshold, None, None, False), want)
+        want = reference.batched_nms_of_many(boxes, scores, idxs, threshold)
+        np.testing.assert_array_equal(package.batched_nms(boxes, scores, idxs, threshold, None, None, False), want)
 
 
 def roi_pool_workload(package):
