@@ -212,7 +212,11 @@ def roi_pool(
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
     rois = rois_of(boxes, input)
-    recorded = torch.is_grad_enabled() and input.requires_grad  # else the places of the maxima need not be written
+    recorded = input.requires_grad
+    if not torch.jit.is_scripting():
+        recorded = recorded or _checks.in_transform()  # where a tensor may hide one that requires grad
+    # Else the places of the maxima need not be written.
+    recorded = recorded and torch.is_grad_enabled()
     pooled, _ = torch.ops.cvops.roi_pool(input, rois, output_size, spatial_scale, recorded)
     return pooled
 
