@@ -560,7 +560,7 @@ BAD_CALLS = {
     "batched_nms": [(BOXES, SCORES, IDXS[:3], 0.5), (BOXES, SCORES, IDXS > 0, 0.5), (BOXES, SCORES, IDXS / 2, 0.5)],
     "roi_align": [(MAP[0], ROIS, 2), (MAP, ROIS[:, 1:], 2), (MAP, ROIS, 0), (MAP, ROIS, (2, 2, 2)), (MAP, ROIS, 2, 0.0),
                   (MAP, ROIS, 2, "x"), (MAP, ROIS, 2, 1.0, 1.5), (MAP.astype(int), ROIS, 2), (MAP, ROIS + 2, 2),
-                  (MAP, [ROIS[:, 1:]], 2), (MAP, [ROIS, ROIS], 2)],
+                  (MAP, [ROIS[:, 1:]], 2), (MAP, [ROIS, ROIS], 2), (MAP[0], [ROIS[:, 1:]], 2)],
     "roi_pool": [(MAP, ROIS, None), (MAP, ROIS[:, 1:], 2)],
     "ps_roi_align": [(MAP, ROIS, 5)],
     "ps_roi_pool": [(MAP, ROIS, 5)],

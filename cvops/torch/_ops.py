@@ -382,6 +382,8 @@ def rois_of(boxes: Tensor | list[Tensor], input: Tensor) -> Tensor:
         _checks.check_boxes(boxes)
     if isinstance(boxes, Tensor):
         return boxes
+    if input.dim() != 4:
+        raise ValueError(f"`input` must have shape (N, C, H, W) with H and W >= 1, got {shape_text(input)}")
     if len(boxes) != input.shape[0]:
         raise ValueError(f"`boxes` must be a list of one array for each image, {input.shape[0]}, got {len(boxes)}")
     if len(boxes) == 0:
