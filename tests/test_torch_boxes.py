@@ -87,6 +87,9 @@ def test_torch_func(ops, torch, name):
     (want,) = torch.autograd.grad(total(boxes.requires_grad_()), boxes)
     boxes = boxes.detach()
     torch.testing.assert_close(torch.func.grad(total)(boxes), want)
+    compiled = torch.compile(lambda boxes: torch.func.grad(total)(boxes), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(boxes), want)
+    torch._dynamo.reset()
     if name != "complete_box_iou":
         torch.testing.assert_close(torch.func.jacfwd(total)(boxes), want)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -355,6 +356,7 @@ def detect(ops, maps, boxes, scores):
     return ops.roi_align(maps[:1].relu(), [boxes[keep]], 2, 0.1), scores[keep]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles C++")
 def test_compile_by_the_default_compiler(ops, torch):
     args = [torch.from_numpy(array) for array in (MAP, BOXES, SCORES)]
     pooled, scores = torch.compile(lambda *args: detect(ops, *args), fullgraph=True)(*args)
@@ -416,6 +418,21 @@ def test_vmap_over_one_argument_or_another_axis(ops, torch):
     got = torch.func.vmap(lambda maps: ops.roi_align(maps, *args[1:]), in_dims=3)(maps)
     check("roi_align", got[0].clone())
     check("roi_align", got[1] / 2)
+
+
+@pytest.mark.parametrize("name", POOLING)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_through_vmap(ops, torch, name, compiled):
+    """Of tensors outside, which autograd records; only torch.func's own gradients are not to be had."""
+    args = torch_calls.tensors(name)
+    stacked = torch.stack([args[0], args[0] * 2]).requires_grad_()
+    want = torch.autograd.grad(sum(getattr(ops, name)(one, *args[1:]).sin().sum() for one in stacked), stacked)
+
+    def mapped(stacked):
+        return torch.func.vmap(lambda maps: getattr(ops, name)(maps, *args[1:]))(stacked)
+
+    function = torch.compile(mapped, fullgraph=True, backend="aot_eager") if compiled else mapped
+    torch.testing.assert_close(torch.autograd.grad(function(stacked).sin().sum(), stacked), want)
 
 
 def test_vmap_of_padded_nms(ops, torch):
@@ -543,7 +560,7 @@ BAD_CALLS = {
     "batched_nms": [(BOXES, SCORES, IDXS[:3], 0.5), (BOXES, SCORES, IDXS > 0, 0.5), (BOXES, SCORES, IDXS / 2, 0.5)],
     "roi_align": [(MAP[0], ROIS, 2), (MAP, ROIS[:, 1:], 2), (MAP, ROIS, 0), (MAP, ROIS, (2, 2, 2)), (MAP, ROIS, 2, 0.0),
                   (MAP, ROIS, 2, "x"), (MAP, ROIS, 2, 1.0, 1.5), (MAP.astype(int), ROIS, 2), (MAP, ROIS + 2, 2),
-                  (MAP, [ROIS[:, 1:]], 2), (MAP, [ROIS, ROIS], 2)],
+                  (MAP, [ROIS[:, 1:]], 2), (MAP, [ROIS, ROIS], 2), (MAP[0], [ROIS[:, 1:]], 2)],
     "roi_pool": [(MAP, ROIS, None), (MAP, ROIS[:, 1:], 2)],
     "ps_roi_align": [(MAP, ROIS, 5)],
     "ps_roi_pool": [(MAP, ROIS, 5)],

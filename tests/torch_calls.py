@@ -12,6 +12,7 @@ from tests import reference, reference_deform, reference_roi
 # Marks of tests in which torch warns of itself.
 quiet = [
     pytest.mark.filterwarnings("ignore:.*torch.jit"),  # deprecated
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # read by opcheck
     pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
 ]
 

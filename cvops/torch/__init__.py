@@ -6,6 +6,15 @@
 >>> ops.roi_align(maps, [torch.tensor([[0.0, 0, 2, 2]])], output_size=1, sampling_ratio=1).sum().backward()
 >>> maps.grad[0, 0, 1, 1]
 tensor(1.)
+
+Functions and modules work under autograd, autocast, torch.compile (as one graph), torch.export, TorchScript and
+torch.func.vmap, on the CPU and on CUDA devices, in float64, float32, float16 and bfloat16. The operators are registered
+as torch.ops.cvops; a process that loads a scripted or exported program has to import this module first.
+
+PyTorch gives registered operators neither second nor forward-mode derivatives nor those of torch.func (grad, jacrev),
+and vmap has no tensors of different lengths, such as the results of nms without ``padded=True``: NotImplementedError
+says so. The box functions and losses have them all. What differs from torchvision on bad and degenerate input is what
+differs in cvops; errors are TypeError and ValueError.
 """
 
 from ._boxes import (

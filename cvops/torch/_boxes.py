@@ -364,7 +364,7 @@ def _by_formula(boxes1: Tensor, boxes2: Tensor) -> bool:
     """Whether PyTorch has to compute a measure, since it records or transforms the call."""
     if not torch.jit.is_scripting():
         transformed = _checks.in_transform() or forward_ad._current_level >= 0
-        if transformed and not torch.compiler.is_compiling():
+        if transformed:
             return True
     return torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
 

@@ -212,7 +212,11 @@ def roi_pool(
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
     rois = rois_of(boxes, input)
-    recorded = torch.is_grad_enabled() and input.requires_grad  # else the places of the maxima need not be written
+    recorded = input.requires_grad
+    if not torch.jit.is_scripting():
+        recorded = recorded or _checks.in_transform()  # where a tensor may hide one that requires grad
+    # Else the places of the maxima need not be written.
+    recorded = recorded and torch.is_grad_enabled()
     pooled, _ = torch.ops.cvops.roi_pool(input, rois, output_size, spatial_scale, recorded)
     return pooled
 
@@ -378,6 +382,8 @@ def rois_of(boxes: Tensor | list[Tensor], input: Tensor) -> Tensor:
         _checks.check_boxes(boxes)
     if isinstance(boxes, Tensor):
         return boxes
+    if input.dim() != 4:
+        raise ValueError(f"`input` must have shape (N, C, H, W) with H and W >= 1, got {shape_text(input)}")
     if len(boxes) != input.shape[0]:
         raise ValueError(f"`boxes` must be a list of one array for each image, {input.shape[0]}, got {len(boxes)}")
     if len(boxes) == 0:
