@@ -31,9 +31,9 @@ def roi_align(
 
     Parameters
     ----------
-    input : array of shape (N, C, H, W), float64 | float32 | float16
+    input : array of shape (N, C, H, W), float64 | float32 | float16, on a GPU also bfloat16
         Feature maps. Contiguous and channels-last layouts are both read where they lie.
-    boxes : array of shape (K, 5), float64 | float32 | float16, or list of N arrays of shape (L_i, 4)
+    boxes : array of shape (K, 5), float64 | float32 | float16 | bfloat16, or list of N arrays of shape (L_i, 4)
         Rows ``image index, x1, y1, x2, y2`` in pixels of the image, or the corners alone, one array for each image.
     output_size : int >= 1 or (int, int)
         Height and width of the output, in bins.
@@ -55,7 +55,8 @@ def roi_align(
     TypeError
         An argument is not an array or a number as above, or has another dtype.
     ValueError
-        A shape or number does not fit, an image index is not an integer in [0, N), or arrays are on different devices.
+        A shape or number does not fit, an image index is not an integer in [0, N) (on a GPU, where no values are read
+        back, such a RoI is NaN), or arrays are on different devices.
 
     See Also
     --------
@@ -70,6 +71,8 @@ def roi_align(
 
     Coordinates, weights and sums are float64 if an argument is float64, else float32. The result is the same for any
     number of threads.
+
+    On a GPU: one launch, no workspace, no wait. Maps that are neither contiguous nor channels-last are copied.
 
     References
     ----------
@@ -103,7 +106,7 @@ def roi_align_backward(
 
     Parameters
     ----------
-    grad : array of shape (K, C, PH, PW), float64 | float32 | float16
+    grad : array of shape (K, C, PH, PW), float64 | float32 | float16, on a GPU also bfloat16
         Gradient with respect to the output of `roi_align`, of any strides; its shape tells the output size.
     boxes, spatial_scale, sampling_ratio, aligned
         As given to `roi_align`.
@@ -123,7 +126,7 @@ def roi_align_backward(
     Notes
     -----
     A RoI that `roi_align` makes NaN contributes nothing. There is no gradient for boxes. Deterministic: the same bits
-    in every run and for any number of threads.
+    in every run and for any number of threads. On a GPU: two launches, no wait, about 50 bytes of workspace for each RoI.
 
     Examples
     --------
@@ -176,7 +179,7 @@ def roi_pool(
     Corners are multiplied by the scale and rounded to whole cells, halves away from zero; the last cell is inside.
     Neighbouring bins share a cell where the size does not divide. A bin without cells is 0. A bin with a NaN is NaN,
     and its argmax the first NaN. A RoI with a corner that is NaN or infinite is NaN. The result is the same for any
-    number of threads.
+    number of threads. On a GPU: one launch, no workspace, no wait.
 
     References
     ----------
@@ -211,7 +214,7 @@ def roi_pool_backward(
 
     Parameters
     ----------
-    grad : array of shape (K, C, PH, PW), float64 | float32 | float16
+    grad : array of shape (K, C, PH, PW), float64 | float32 | float16, on a GPU also bfloat16
         Gradient with respect to the output of `roi_pool`, of any strides.
     boxes, spatial_scale
         As given to `roi_pool`.
@@ -233,7 +236,8 @@ def roi_pool_backward(
     Notes
     -----
     The gradient of a bin goes to its maximum alone; an `argmax` outside the map, as -1, takes none. Deterministic: the
-    same bits in every run and for any number of threads.
+    same bits in every run and for any number of threads. On a GPU: one launch, or two where maps are large; no wait, at
+    most 8 bytes of workspace for each RoI.
 
     Examples
     --------
@@ -266,7 +270,7 @@ def ps_roi_align(
 
     Parameters
     ----------
-    input : array of shape (N, C * PH * PW, H, W), float64 | float32 | float16
+    input : array of shape (N, C * PH * PW, H, W), float64 | float32 | float16, on a GPU also bfloat16
         Feature maps, channels in order (output channel, bin row, bin column).
     boxes, output_size, spatial_scale, sampling_ratio
         As in `roi_align`.
@@ -284,7 +288,7 @@ def ps_roi_align(
     Notes
     -----
     Output (k, c, ph, pw) is what `roi_align` with ``aligned=True`` makes of channel ``(c * PH + ph) * PW + pw``, to the
-    last edge: a RoI without size and with adaptive sampling is 0.
+    last edge: a RoI without size and with adaptive sampling is 0. On a GPU: one launch, no workspace, no wait.
 
     References
     ----------
@@ -318,7 +322,7 @@ def ps_roi_align_backward(
 
     Parameters
     ----------
-    grad : array of shape (K, C, PH, PW), float64 | float32 | float16
+    grad : array of shape (K, C, PH, PW), float64 | float32 | float16, on a GPU also bfloat16
         Gradient with respect to the output of `ps_roi_align`, of any strides.
     boxes, spatial_scale, sampling_ratio
         As given to `ps_roi_align`.
@@ -337,7 +341,7 @@ def ps_roi_align_backward(
 
     Notes
     -----
-    As for `roi_align_backward`.
+    As for `roi_align_backward`, but in one launch on a GPU, without workspace.
 
     Examples
     --------
@@ -359,7 +363,7 @@ def ps_roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spat
 
     Parameters
     ----------
-    input : array of shape (N, C * PH * PW, H, W), float64 | float32 | float16
+    input : array of shape (N, C * PH * PW, H, W), float64 | float32 | float16, on a GPU also bfloat16
         Feature maps, channels in order (output channel, bin row, bin column).
     boxes, output_size, spatial_scale
         As in `roi_align`.
@@ -379,7 +383,7 @@ def ps_roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spat
     Corners are multiplied by the scale and rounded to whole cells, halves away from zero; the last cell is outside. A
     bin without cells is 0. The last row and the last column of a map are never read: so it is in torchvision, whose
     results this keeps. A RoI with a corner that is NaN or infinite is NaN. The result is the same for any number of
-    threads.
+    threads. On a GPU: one launch, no workspace, no wait.
 
     References
     ----------
@@ -408,7 +412,7 @@ def ps_roi_pool_backward(
 
     Parameters
     ----------
-    grad : array of shape (K, C, PH, PW), float64 | float32 | float16
+    grad : array of shape (K, C, PH, PW), float64 | float32 | float16, on a GPU also bfloat16
         Gradient with respect to the output of `ps_roi_pool`, of any strides.
     boxes, spatial_scale
         As given to `ps_roi_pool`.
@@ -429,6 +433,7 @@ def ps_roi_pool_backward(
     -----
     The gradient of what `ps_roi_pool` computes: the last row and column take none. (torchvision spreads the gradient
     over pixels that its forward has not read.) Deterministic: the same bits in every run and for any number of threads.
+    On a GPU: one launch, no workspace, no wait.
 
     Examples
     --------
