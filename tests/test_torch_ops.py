@@ -109,6 +109,12 @@ def test_lists_of_boxes(ops, torch, name):
     assert getattr(ops, name)(torch.zeros(2, 4, 3, 3), [none, none], 2).shape[0] == 0
 
 
+def test_lists_of_more_images_than_16_bits_count(ops, torch):
+    maps = torch.arange(2051.0).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    pooled = ops.roi_align(maps, [torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float16)] * 2051, 1)
+    assert torch.equal(pooled.flatten(), torch.arange(2051.0))
+
+
 def test_layouts_and_views(ops, torch):
     """Whatever strides, signs and histories tensors have."""
     maps = torch.from_numpy(MAP).to(memory_format=torch.channels_last)
@@ -314,6 +320,9 @@ def test_opcheck_without_what_is_optional(ops, torch):
     *tensors, _, _, _, _, _ = registered_calls(torch)["deform_conv2d"]
     tensors[1] = tensors[1].detach()[..., 1:-1, 1:-1].contiguous().requires_grad_()
     torch.library.opcheck(torch.ops.cvops.deform_conv2d.default, tensors)
+    grad, input, offset, *others = registered_calls(torch)["deform_conv2d_backward"]
+    mixed = [grad, input, offset.double(), *others[:-1], [True, True, False, False, True]]
+    torch.library.opcheck(torch.ops.cvops.deform_conv2d_backward.default, mixed)
     no_argmax = [torch.from_numpy(MAP), torch.from_numpy(ROIS), [2, 3], 0.5, False]
     torch.library.opcheck(torch.ops.cvops.roi_pool.default, no_argmax)
 
