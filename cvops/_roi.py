@@ -126,7 +126,7 @@ def roi_align_backward(
     Notes
     -----
     A RoI that `roi_align` makes NaN contributes nothing. There is no gradient for boxes. Deterministic: the same bits
-    in every run and for any number of threads. On a GPU: two launches, no wait, about 50 bytes of workspace for each RoI.
+    in every run and for any number of threads. On a GPU: two launches, no wait, 50 bytes of workspace for each RoI.
 
     Examples
     --------
