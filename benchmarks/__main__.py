@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import cvops
 
-from . import environment, gpu, harness, peers, plot
+from . import environment, gpu, harness, peers
 
 SUITES = ["nms", "boxes", "roi", "deform_conv", "pyramid", "torch_ops"]  # modules with a function `rows(quick)`
 ON_GPU = "gpu"  # such a module too, but only where it is asked for
@@ -42,8 +43,11 @@ def write(file: Path, results: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwrote {file}")
-    if picture := plot.draw(file):
-        print(f"wrote {picture}")
+    if find_spec("matplotlib"):  # a machine with a GPU may have none
+        from . import plot
+
+        if picture := plot.draw(file):
+            print(f"wrote {picture}")
 
 
 def parse_options() -> argparse.Namespace:
