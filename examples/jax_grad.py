@@ -15,11 +15,12 @@ import argparse
 import io
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from detect import OneLineParser, picture_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -32,13 +33,6 @@ RATE = 0.3  # pixels by which Adam moves an offset in a step, about
 BEND = 1e-6  # what it costs that neighbouring offsets differ, so that the whole moves before the details
 ARROWS = 10  # pixels from one arrow to the next in the picture
 SCALE = 2  # of the picture
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser that reports an error in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:  # noqa: D102
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def main() -> None:
@@ -64,13 +58,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
     return value
-
-
-def picture_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in (".png", ".jpg"):
-        raise argparse.ArgumentTypeError(f"must end in .png or .jpg, got {text!r}")
-    return path
 
 
 def read_photograph() -> jax.Array:
