@@ -78,7 +78,7 @@ def test_launches_whatever_the_values(emulated, launches, offsets, dtype):
         (["bias"], {*BACKWARD} - {"deform_bias"}),
         ([], {*BACKWARD}),
     ],
-    ids=str,
+    ids=["input", "weight", "offset and mask", "bias", "nothing"],
 )
 def test_no_launches_for_what_is_not_wanted(emulated, launches, wanted, missing):
     arguments, grad = on_device(Case(dtype="float32"), emulated)
