@@ -137,6 +137,8 @@ class Operators:
 
     def __getattr__(self, name):
         function = getattr(self._functions, name)
+        if isinstance(function, type):  # what makes an operator that is an object stays on the host
+            return lambda *args, **options: self._back(function(*args, **options))
         return lambda *args, **options: self._back(function(*map(self.array, args), **self.array(options)))
 
     def __call__(self, *args, **options):
