@@ -15,7 +15,7 @@ import cvops
 from . import peers
 from .data import Array, pyramid_boxes, rois, uniform
 from .fresh import in_fresh_process
-from .harness import Call, Figure, Row, all_close
+from .harness import Call, Figure, Row, all_close, all_close_to_largest
 
 PYRAMID = Path(__file__).parent.parent / "examples" / "data" / "nanodet_fpn_astronaut_small.npz"
 
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     samples: int = 0  # along each axis of a bin; 0: as many as fit
 
     def __str__(self) -> str:
-        return f"{self.shape[1:]}, {self.rois} RoIs, {self.bins} x {self.bins}"
+        return f"{self.shape[1:]}, {self.rois} RoI{'s' if self.rois > 1 else ''}, {self.bins} x {self.bins}"
 
     @property
     def inputs(self) -> str:
@@ -238,5 +238,5 @@ def form_rows(cases: list[Case]) -> Iterator[Row]:
                     form: partial(getattr(cvops, operator), *arrays, case.bins, case.scale, *options)
                     for form, arrays in forms.items()
                 },
-                check=all_close,
+                check=all_close_to_largest,  # float64 puts samples elsewhere by what float32 rounds
             )
