@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ._device import Array, dtype_code, empty, launch, zeros
-from ._roi_inputs import cast, in_working_precision
+from ._device import Array, converted, dtype_code, empty, launch, zeros
+from ._roi_inputs import in_working_precision
 
 # As in kernels/ps_roi.cu.
 _THREADS, _WARP, _TOGETHER, _ROIS, _PLANE_BYTES = 256, 32, 4, 1024, 48 * 1024
@@ -64,7 +64,7 @@ def _pool(kernel: str, features: Array, rois: Array, bins: tuple[int, int], scal
             int(staged and images > 0),
             pooled,
         )
-    return cast(pooled, features)
+    return converted(pooled, features.dtype)
 
 
 def _spread(kernel: str, grad: Array, rois: Array, shape: tuple[int, int, int, int], scale: float, ratio: int) -> Array:
@@ -99,7 +99,7 @@ def _spread(kernel: str, grad: Array, rois: Array, shape: tuple[int, int, int, i
             tile_width,
             gradient,
         )
-    return cast(gradient, grad)
+    return converted(gradient, grad.dtype)
 
 
 def _blocks(channels: int, bins: tuple[int, ...] | list[int]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from ._device import Array, contiguous, dtype_code, empty, launch
-from ._roi_inputs import cast, in_working_precision
+from ._device import Array, contiguous, converted, dtype_code, empty, launch
+from ._roi_inputs import in_working_precision
 
 Shape = tuple[int, int, int, int]
 
@@ -64,7 +64,7 @@ def multiscale_roi_align(
                 "roi_align", kernel, storage.char, blocks, _POOL_THREADS, *_filled_up(maps[some]), *levels, rois,
                 dtype_code(rois), images, channels, *output_size, sampling_ratio, int(aligned), share, pooled,
             )  # fmt: skip
-    return cast(pooled, features[0])
+    return converted(pooled, features[0].dtype)
 
 
 def multiscale_roi_align_backward(
@@ -96,7 +96,7 @@ def multiscale_roi_align_backward(
             "roi_align", "roi_align_gradients", storage.char, blocks, _THREADS, values, workspace, size, images,
             channels, *bins, *levels[: 2 * _LEVELS], *_filled_up(gradients[some]),
         )  # fmt: skip
-    return [cast(gradient, grad) for gradient in gradients]
+    return [converted(gradient, grad.dtype) for gradient in gradients]
 
 
 def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[Array], str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ._device import Array, contiguous, dtype_code, empty, launch, zeros
-from ._roi_inputs import cast, in_working_precision
+from ._device import Array, contiguous, converted, dtype_code, empty, launch, zeros
+from ._roi_inputs import in_working_precision
 
 # As in kernels/roi_pool.cu.
 _THREADS, _TOGETHER = 448, 4
@@ -46,7 +46,7 @@ def roi_pool(
             pooled,
             argmax,
         )
-    pooled = cast(pooled, features)
+    pooled = converted(pooled, features.dtype)
     return pooled if argmax is None else (pooled, argmax)
 
 
@@ -87,4 +87,4 @@ def roi_pool_backward(
             extents,
             gradient,
         )
-    return cast(gradient, grad)
+    return converted(gradient, grad.dtype)
