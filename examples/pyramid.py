@@ -10,12 +10,12 @@ and is smoothed. data/NOTICE.md says what a file of maps holds.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+from detect import OneLineParser, picture_path, read_arrays
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,13 +30,6 @@ GAP = 12
 COLOURS = np.array([[13, 8, 60], [84, 22, 120], [190, 55, 85], [245, 140, 40], [252, 253, 190]], np.float64)
 
 Array = NDArray[Any]
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser that reports an error in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:  # noqa: D102
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def main() -> None:
@@ -65,22 +58,9 @@ def main() -> None:
     print(f"\n{len(rois)} boxes, {size} each; pyramid and boxes in {milliseconds:.2f} ms; picture: {options.out}")
 
 
-def picture_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in (".png", ".jpg"):
-        raise argparse.ArgumentTypeError(f"must end in .png or .jpg, got {text!r}")
-    return path
-
-
 def read(path: Path) -> tuple[dict[str, Array], Array]:
     """Read maps and boxes; ValueError says what is wrong with them, save for what cvops checks."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(member) for name, member in archive.items()}
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from error
-    except Exception as error:  # a damaged file makes zipfile, zlib or NumPy raise whatever they stumble over
-        raise ValueError("not an .npz file of plain arrays, or a damaged one") from error
+    arrays = read_arrays(path)
     missing = [name for name in (*LEVELS, "rois") if name not in arrays]
     if missing:
         raise ValueError(f"not a file of maps, lacks {', '.join(missing)} (it holds {', '.join(arrays)})")
