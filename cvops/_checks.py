@@ -55,6 +55,12 @@ def check_rois(array: Any, name: str, columns: int) -> None:
     check_dtype(array, name, FLOATS)
 
 
+def check_boxes_of_images(boxes: Sequence[Any], images: int) -> None:
+    """Raise ValueError unless the list `boxes` has one array for each image."""
+    if len(boxes) != images:
+        raise ValueError(f"`boxes` must be a list of one array for each image, {images}, got {len(boxes)}")
+
+
 def check_grad(array: Any, name: str, rois: int, channels: float, size: tuple[int, int] | None = None) -> None:
     """Raise unless `array` has shape (rois, channels, *size), by default of any size, and a dtype that images have."""
     bins = array.shape[2:]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ._arrays import backend_of, to_caller
 from ._checks import (
+    check_boxes_of_images,
     check_grad,
     check_images,
     check_rois,
@@ -563,8 +564,7 @@ def rois_of(boxes: Any, images: int, like: Any, backend: Any) -> Any:
         rois = backend.asarray(boxes, "boxes")
         check_rois(rois, "boxes", 5)
         return rois
-    if len(boxes) != images:
-        raise ValueError(f"`boxes` must be a list of one array for each image, {images}, got {len(boxes)}")
+    check_boxes_of_images(boxes, images)
     natives = [backend.asarray(array, name) for name, array in named_boxes(boxes).items()]
     for i, native in enumerate(natives):
         check_rois(native, f"boxes[{i}]", 4)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 import cvops
 
-from .._checks import pair, ratio
+from .._checks import check_boxes_of_images, pair, ratio
 from ._ffi import call
-from ._roi import check_number_of_boxes, joined
+from ._roi import joined
 from ._traced import TRACED, array_of, result_of
 
 
@@ -71,7 +71,8 @@ class MultiScaleRoIAlign:
         pool = cvops.MultiScaleRoIAlign(**options)
         given, rois = pool._maps(features), joined(boxes)
         pyramid = pool._pyramid(given, rois, image_shapes, TRACED)
-        check_number_of_boxes(boxes, len(pyramid.maps[0]))
+        if isinstance(boxes, (list, tuple)):
+            check_boxes_of_images(boxes, len(pyramid.maps[0]))
         # The scales were found just now; the host needs no image shapes.
         found = dict(zip(pyramid.names, pyramid.scales, strict=True))
         options["scales"] = [found[name] for name in self.featmap_names]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _roi
-from .._checks import check_rois, pair, positive, ratio
+from .._checks import check_boxes_of_images, check_rois, pair, positive, ratio
 from ._ffi import call
 from ._traced import TRACED, array_of, result_of
 
@@ -145,7 +145,8 @@ def ps_roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spat
 
 def _pool(operator: str, input: Any, boxes: Any, output_size: Any, spatial_scale: Any, options: dict[str, Any]) -> Any:
     features, rois = _roi._features_and_rois(input, joined(boxes), TRACED)
-    check_number_of_boxes(boxes, len(features))
+    if isinstance(boxes, (list, tuple)):
+        check_boxes_of_images(boxes, len(features))
     size = pair(output_size, "output_size")
     if operator.startswith("ps_"):
         _roi._check_channels(features, size)
@@ -167,11 +168,6 @@ def joined(boxes: Any) -> Any:
         for image, array in enumerate(arrays)
     ]
     return jnp.concatenate([jnp.zeros((0, 5), dtype), *rows])
-
-
-def check_number_of_boxes(boxes: Any, images: int) -> None:
-    if isinstance(boxes, (list, tuple)) and len(boxes) != images:
-        raise ValueError(f"`boxes` must be a list of one array for each image, {images}, got {len(boxes)}")
 
 
 # JSON, because what is not differentiated must be hashable.
