@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ._arrays import backend_of, to_caller
-from ._checks import BOX_DTYPES, INTEGERS, check_batched_boxes, check_boxes, check_dtype, number, working_dtype
+from ._checks import (
+    BOX_DTYPES,
+    INTEGERS,
+    check_batched_boxes,
+    check_boxes,
+    check_dtype,
+    image_limits,
+    number,
+    working_dtype,
+)
 
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 _ROTATED_FORMATS = ("xywhr", "cxcywhr", "xyxyxyxy")
+_BLOCK = 1 << 14  # boxes that are converted at a time
 
 
 def box_area(boxes: Any, fmt: str = "xyxy") -> Any:
@@ -209,7 +220,8 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
     Returns
     -------
     converted : array of shape (..., 4)
-        A new array of the dtype of `boxes`. Halves that centres bring into integers are dropped towards zero.
+        A new array. Floats keep the dtype, and so do integers between xyxy and xywh; where centres would bring halves
+        into integers, the result is float64 for those of 32 and 64 bits, else float32.
 
     Raises
     ------
@@ -220,8 +232,8 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
     --------
     >>> import numpy as np
     >>> import cvops
-    >>> cvops.box_convert(np.array([[10, 20, 30, 60]]), "xyxy", "cxcywh")
-    array([[20, 40, 20, 40]])
+    >>> cvops.box_convert(np.array([[10, 20, 31, 60]]), "xyxy", "cxcywh")
+    array([[20.5, 40. , 21. , 40. ]])
     """
     with backend_of(boxes=boxes) as backend:
         return to_caller(_converted(backend.asarray(boxes, "boxes"), in_fmt, out_fmt, backend), boxes)
@@ -332,36 +344,60 @@ def masks_to_boxes(masks: Any) -> Any:
 
 def _converted(native: Any, in_fmt: str, out_fmt: str, backend: Any) -> Any:
     """`box_convert` of a native array."""
+    working, result_dtype = _dtypes_of_conversion(native, in_fmt, out_fmt)
+    if in_fmt == out_fmt:
+        return backend.copy(native)
+    result = backend.empty(native.shape, result_dtype)
+    # On the CPU a block of boxes at a time, so that next to nothing but the result is allocated.
+    longest = max(range(native.ndim - 1), key=native.shape.__getitem__, default=0)
+    boxes, into = (
+        backend.xp.moveaxis(array, longest, 0) if array.ndim > 1 else array[None] for array in (native, result)
+    )
+    on_cpu = backend.current_gpu() is None
+    step = max(_BLOCK * len(boxes) // max(boxes.size // 4, 1), 1) if on_cpu else max(len(boxes), 1)
+    with backend.quiet():
+        for begin in range(0, len(boxes), step):
+            some = boxes[begin : begin + step].astype(working, copy=False)
+            for k, column in enumerate(_columns(some, in_fmt, out_fmt)):
+                into[begin : begin + step, ..., k] = column
+    return result
+
+
+def _dtypes_of_conversion(native: Any, in_fmt: str, out_fmt: str) -> tuple[Any, Any]:
+    """The dtypes in which `box_convert` computes and which its result has, when its arguments fit."""
     _check_format(in_fmt, "in_fmt")
     _check_format(out_fmt, "out_fmt")
     check_batched_boxes(native, "boxes")
-    if in_fmt == out_fmt:
-        return backend.copy(native)
-    halves = native.dtype.char in INTEGERS and "cxcywh" in (in_fmt, out_fmt)
-    converted = _corners(native.astype(working_dtype(native)) if halves else native, in_fmt, backend)
-    if out_fmt != "xyxy":
-        x1, y1, x2, y2 = (converted[..., k] for k in range(4))
-        with backend.quiet():
-            first = (x1, y1) if out_fmt == "xywh" else ((x1 + x2) / 2, (y1 + y2) / 2)
-            converted = backend.xp.stack([*first, x2 - x1, y2 - y1], -1)
-    return backend.copy(converted.astype(native.dtype))
+    working = working_dtype(native)
+    if native.dtype.char not in INTEGERS:
+        return working, native.dtype
+    halves = in_fmt != out_fmt and "cxcywh" in (in_fmt, out_fmt)
+    return (working, working) if halves else (native.dtype, native.dtype)
+
+
+def _columns(boxes: Any, in_fmt: str, out_fmt: str) -> Iterator[Any]:
+    """The columns of boxes in another format."""
+    axes = [_corners_of_axis(boxes[..., axis], boxes[..., axis + 2], in_fmt) for axis in (0, 1)]
+    if out_fmt == "cxcywh":
+        yield from ((low + high) / 2 for low, high in axes)
+    else:
+        yield from (low for low, _ in axes)
+    if out_fmt == "xyxy":
+        yield from (high for _, high in axes)
+    else:
+        yield from (high - low for low, high in axes)
 
 
 def _clipped(native: Any, size: Any, backend: Any) -> Any:
     """`clip_boxes_to_image` of a native array."""
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size` must be (height, width), got {size!r}")
-    height, width = (number(side, "size", 0.0) for side in size)
     check_batched_boxes(native, "boxes")
     import numpy as np
 
     xp = backend.xp
-    if native.dtype.char in INTEGERS:
-        largest = np.iinfo(native.dtype).max
-        width, height = (min(int(min(side, 2.0**64)), largest) for side in (width, height))
-    with np.errstate(over="ignore"):
+    height, width = image_limits(size, int(np.iinfo(native.dtype).max) if native.dtype.char in INTEGERS else None)
+    with np.errstate(all="ignore"):
         limits = xp.asarray(np.asarray([width, height, width, height]).astype(native.dtype))
-    return backend.copy(xp.minimum(xp.maximum(native, native.dtype.type(0)), limits))
+        return backend.copy(xp.minimum(xp.maximum(native, native.dtype.type(0)), limits))
 
 
 def _boxes_of(masks: Any, backend: Any) -> Any:
@@ -416,12 +452,17 @@ def _pair(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, A
 def _corners(boxes: Any, fmt: str, backend: Any) -> Any:
     if fmt == "xyxy":
         return boxes
-    x, y, width, height = (boxes[..., k] for k in range(4))
     with backend.quiet():
-        if fmt == "xywh":
-            return backend.xp.stack([x, y, x + width, y + height], -1)
-        half_width, half_height = width / 2, height / 2
-        return backend.xp.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
+        return backend.xp.stack([*_columns(boxes, fmt, "xyxy")], -1)
+
+
+def _corners_of_axis(first: Any, second: Any, fmt: str) -> tuple[Any, Any]:
+    if fmt == "xyxy":
+        return first, second
+    if fmt == "xywh":
+        return first, first + second
+    half = second / 2
+    return first - half, first + half
 
 
 def _area(boxes: Any, fmt: str, backend: Any) -> Any:

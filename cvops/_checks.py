@@ -133,6 +133,18 @@ def image_size(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     return count(height, name, minimum), count(width, name, minimum)
 
 
+def image_limits(size: Any, largest: int | None = None) -> tuple[Any, Any]:
+    """`size`, two numbers, as (height, width): floats, or, for boxes of integers, integers of at most `largest`."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"`size` must be (height, width), got {size!r}")
+    height, width = (number(side, "size", 0.0) for side in size)
+    if largest is None:
+        return height, width
+    # Not through a float, which has no neighbouring integers beyond 2**53.
+    height, width = (side if isinstance(side, Integral) or side < largest else largest for side in size)
+    return min(int(height), largest), min(int(width), largest)
+
+
 def image_shape(value: Any, name: str) -> tuple[int, int, int, int]:
     """`value` as the shape (N, C, H, W) of images, with at least one pixel in a plane."""
     images, channels, height, width = _integers(value, name, "(N, C, H, W)")

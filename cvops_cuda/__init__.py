@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
-from ._device import asarray, copy, current_gpu, quiet, to_host, use, xp
+from ._device import asarray, copy, current_gpu, empty, quiet, to_host, use, xp
 from ._nms import batched_nms, nms
 from ._ps_roi import ps_roi_align, ps_roi_align_backward, ps_roi_pool, ps_roi_pool_backward
 from ._roi import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
@@ -22,6 +22,7 @@ __all__ = [
     "deform_conv2d",
     "deform_conv2d_backward",
     "distance_box_iou",
+    "empty",
     "generalized_box_iou",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",

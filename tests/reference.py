@@ -159,7 +159,7 @@ def complete_box_iou(boxes1, boxes2, eps=1e-7, fmt="xyxy"):
     """Distance IoU less a penalty for unequal aspect ratios."""
 
     def measure(a, b, inter, union):
-        angle_a, angle_b = np.arctan((a[2] - a[0]) / (a[3] - a[1])), np.arctan((b[2] - b[0]) / (b[3] - b[1]))
+        angle_a, angle_b = np.arctan2(a[2] - a[0], a[3] - a[1]), np.arctan2(b[2] - b[0], b[3] - b[1])
         v = 4 / math.pi**2 * (angle_a - angle_b) ** 2
         alpha = v / (1 - inter / union + v + eps)
         return _distance_iou(a, b, inter, union, eps) - alpha * v
@@ -181,9 +181,13 @@ def _distance_iou(a, b, inter, union, eps):
 
 @_quiet
 def box_convert(boxes, in_fmt, out_fmt):
-    """Boxes (..., 4) in another format, of the same dtype."""
-    (values,) = working(boxes)
-    result = np.empty_like(boxes)
+    """Boxes (..., 4) in another format, of the same dtype; floats where centres bring halves into integers."""
+    if boxes.dtype.kind in "iu" and "cxcywh" not in (in_fmt, out_fmt):
+        values, result = boxes, np.empty_like(boxes)
+    else:
+        (values,) = working(boxes)
+        keeps = boxes.dtype.kind == "f" or in_fmt == out_fmt
+        result = np.empty(boxes.shape, boxes.dtype if keeps else values.dtype)
     for i in np.ndindex(boxes.shape[:-1]):
         x1, y1, x2, y2 = corners(values[i], in_fmt)
         if in_fmt == out_fmt:

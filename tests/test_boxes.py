@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -209,9 +211,55 @@ def test_box_convert_keeps_the_dtype(ops, dtype, in_fmt, out_fmt):
     check("box_convert", some_boxes(20).astype(dtype), in_fmt, out_fmt, on=ops)
 
 
-def test_integer_centres_lose_their_halves_towards_zero(ops):
-    boxes = np.array([[0, 0, 3, 5], [-3, -5, 0, 0]])
-    compare.same(ops.box_convert(boxes, "xyxy", "cxcywh"), np.array([[1, 2, 3, 5], [-1, -2, 3, 5]]), boxes)
+@pytest.mark.parametrize(("in_fmt", "out_fmt"), [(a, b) for a in FORMATS for b in FORMATS if a != b])
+@pytest.mark.parametrize("dtype", strategies.INTEGERS)
+def test_integers_become_floats_where_a_conversion_halves(array, dtype, in_fmt, out_fmt):
+    """Odd sizes give halves, and centres near the edge of the image corners left of it."""
+    boxes = np.array([[3, 3, 20, 21], [50, 51, 21, 31], [10, 10, 31, 41], [0, 1, 1, 0], [127, 127, 127, 127]], dtype)
+    given = array(boxes)
+    got, want = cvops.box_convert(given, in_fmt, out_fmt), reference.box_convert(to_numpy(given), in_fmt, out_fmt)
+    compare.same(got, want, given)
+    if want.dtype.kind == "f":
+        assert "cxcywh" in (in_fmt, out_fmt)
+
+
+def test_halves_of_integers_by_hand(ops):
+    boxes = np.array([[3, 3, 20, 20], [50, 50, 21, 31]], np.uint8)
+    got = ops.box_convert(boxes, "cxcywh", "xyxy")
+    compare.same(got, np.array([[-7, -7, 13, 13], [39.5, 34.5, 60.5, 65.5]], np.float32), boxes)
+    got = ops.box_convert(boxes.astype(np.int32), "xyxy", "cxcywh")
+    compare.same(got, np.array([[11.5, 11.5, 17, 17], [35.5, 40.5, -29, -19]]), boxes)
+    large = np.array([[2**62, 0, 2**62 + 2**40, 1]])
+    assert ops.box_convert(large, "xyxy", "cxcywh").tolist() == [[2.0**62 + 2**39, 0.5, 2.0**40, 1]]
+
+
+@pytest.mark.parametrize("dtype", strategies.INTEGERS)
+def test_integers_between_corners_and_sizes_are_exact(ops, dtype):
+    largest = np.iinfo(dtype).max
+    boxes = np.array([[1, 2, largest, largest - 1]], dtype)
+    assert ops.box_convert(boxes, "xyxy", "xywh").tolist() == [[1, 2, largest - 1, largest - 3]]
+
+
+def test_float16_is_converted_in_float32(ops):
+    boxes = np.array([[60000, 2047, 60032, 2048], [-3, 0.1, 8, 0.3]], np.float16)
+    centres = np.array([[60016, 2047.5, 32, 1], *reference.box_convert(boxes[1:].astype("f4"), "xyxy", "cxcywh")])
+    compare.same(ops.box_convert(boxes, "xyxy", "cxcywh"), centres.astype(np.float16), boxes)
+    sizes = np.array([[2049, 0, 2.5, 1]], np.float16)  # 2048 - 1.25, not rounded on the way
+    got = ops.box_convert(sizes, "cxcywh", "xywh")
+    compare.same(got, reference.box_convert(sizes.astype("f4"), "cxcywh", "xywh").astype("f2"), sizes)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "u1", "i8"])
+@pytest.mark.parametrize("shape", [(200_000,), (2, 100_000), (100_000, 2), (1, 200_000)])
+@pytest.mark.parametrize(("in_fmt", "out_fmt"), [("xyxy", "cxcywh"), ("cxcywh", "xyxy"), ("cxcywh", "xywh")])
+def test_box_convert_allocates_little_but_its_result(in_fmt, out_fmt, shape, dtype):
+    boxes = np.ones((*shape, 4), dtype)
+    cvops.box_convert(boxes[:1], in_fmt, out_fmt)
+    tracemalloc.start()
+    result = cvops.box_convert(boxes, in_fmt, out_fmt)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.2 * result.nbytes + 2**20
 
 
 # --------------------------------------------------------------------------------- clip_boxes_to_image
@@ -294,6 +342,60 @@ def test_nonzero_is_inside(ops):
     masks[:, 1, 2] = [-1, 0.25, math.nan, math.inf, 1e-45, -0.0, 0]
     want = np.array([[2, 1, 2, 1]] * 5 + [[0, 0, 0, 0]] * 2, np.float32)
     compare.same(ops.masks_to_boxes(masks), want, masks)
+
+
+# -------------------------------------------------------------------------------------------------- unusual numbers
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", *strategies.INTEGERS])
+@pytest.mark.parametrize("length", [1, 7])
+def test_no_box_function_warns(ops, dtype, length):
+    """Infinities, NaN and what overflows are ordinary values; one box alone is computed on NumPy's scalars."""
+    info = np.finfo(dtype) if dtype[0] == "f" else np.iinfo(dtype)
+    extremes = [info.min, info.max, 0, 1]
+    if dtype[0] == "f":
+        extremes += [math.nan, math.inf, -math.inf, info.tiny, info.smallest_subnormal]
+    boxes = np.array([extremes[i % len(extremes)] for i in range(4 * length)], dtype).reshape(length, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for some in (boxes, boxes[:, ::-1], boxes[0]):
+            for fmt in FORMATS:
+                ops.box_area(some, fmt)
+                for out_fmt in FORMATS:
+                    ops.box_convert(some, fmt, out_fmt)
+            for size in ((0, 0), (1e300, math.inf), (5, 70000)):
+                ops.clip_boxes_to_image(some, size)
+        for min_size in (0, 1e300, -1e300, math.inf, math.nan):
+            if not math.isnan(min_size):
+                ops.remove_small_boxes(boxes, min_size)
+        for fmt in FORMATS:
+            ops.box_iou(boxes, boxes, fmt)
+            ops.generalized_box_iou(boxes, boxes, fmt=fmt)
+            for eps in (0, 1e-300, 1e300, math.inf):
+                ops.distance_box_iou(boxes, boxes, eps, fmt=fmt)
+                ops.complete_box_iou(boxes, boxes, eps, fmt=fmt)
+        if dtype[0] == "f":
+            ops.masks_to_boxes(np.resize(boxes, (2, 3, 4)))
+
+
+COLLAPSED = np.array(
+    [[12, 20, 28, 20], [12, 20, 12, 40], [12, 20, 12, 20], [0, 0, 1e-40, 1e-41], [28, 40, 12, 20], [12, 40, 28, 20]]
+)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_complete_iou_of_collapsed_and_inverted_boxes(ops, dtype):
+    """The angle is atan2(width, height): 90 degrees without height, 0 without width, 0 for a point."""
+    target = np.array([[10, 10, 30, 50]], dtype)
+    boxes = COLLAPSED.astype(dtype)
+    got = ops.complete_box_iou(boxes, target)
+    assert np.isfinite(got).all()
+    check("complete_box_iou", boxes, target, on=ops)
+    check("complete_box_iou", target, boxes, on=ops)
+    difference = math.pi / 2 - math.atan(1 / 2)
+    v = 4 / math.pi**2 * difference**2
+    apart = 10**2 / (20**2 + 40**2)  # centres, over the diagonal
+    assert got[0, 0] == pytest.approx(-apart - v / (1 + v) * v, rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------- refused inputs

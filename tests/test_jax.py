@@ -431,3 +431,43 @@ def test_the_example_reports_wrong_arguments_in_one_line(ops, tmp_path, argument
     assert done.returncode == 2
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------------------------- numbers of boxes
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"])
+def test_integer_boxes_become_floats_where_a_conversion_halves(ops, dtype, x64):
+    values = np.array([[3, 3, 20, 21], [50, 51, 21, 31], [10, 10, 31, 41]], dtype)
+    with jax.enable_x64(x64):
+        boxes = jax.numpy.asarray(values)
+        for in_fmt in ("xyxy", "xywh", "cxcywh"):
+            for out_fmt in ("xyxy", "xywh", "cxcywh"):
+                want = reference.box_convert(np.asarray(boxes), in_fmt, out_fmt)
+                got = jax.jit(lambda boxes, a=in_fmt, b=out_fmt: ops.box_convert(boxes, a, b))(boxes)
+                assert got.dtype == jax.dtypes.canonicalize_dtype(want.dtype)
+                np.testing.assert_array_equal(np.asarray(got), want)
+
+
+def test_float16_boxes_are_converted_in_float32(ops):
+    values = np.array([[60000, 2047, 60032, 2048], [-3, 0.1, 8, 0.3]], np.float16)
+    for in_fmt in ("xyxy", "xywh", "cxcywh"):
+        for out_fmt in ("xyxy", "xywh", "cxcywh"):
+            got = ops.box_convert(jax.numpy.asarray(values), in_fmt, out_fmt)
+            want = reference.box_convert(values.astype("f4"), in_fmt, out_fmt)
+            with np.errstate(over="ignore"):
+                np.testing.assert_array_equal(np.asarray(got), want.astype(np.float16))
+
+
+@pytest.mark.parametrize("name", ["generalized_box_iou", "distance_box_iou", "complete_box_iou"])
+def test_gradients_of_collapsed_boxes_are_finite(ops, name):
+    boxes = jax.numpy.asarray(
+        [[12, 20, 28, 20], [12, 20, 12, 40], [12, 20, 12, 20], [0, 0, 1e-30, 0], [28, 40, 12, 20], [0, 0, 0, 0.0]]
+    )
+    target = jax.numpy.asarray([[10.0, 10, 30, 50]])
+    value, gradient = jax.value_and_grad(lambda boxes: getattr(ops, name)(boxes, target).sum())(boxes)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    want = getattr(reference, name)(np.asarray(boxes), np.asarray(target))
+    np.testing.assert_allclose(np.asarray(getattr(ops, name)(boxes, target)), want, rtol=1e-5, atol=1e-6)

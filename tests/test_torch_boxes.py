@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -94,11 +96,64 @@ def test_torch_func(ops, torch, name):
         torch.testing.assert_close(torch.func.jacfwd(total)(boxes), want)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+INTEGERS = "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"
+every_integer = pytest.mark.parametrize("dtype", INTEGERS)
+FORMATS = "xyxy", "xywh", "cxcywh"
+
+
+@every_integer
 def test_clip_boxes_of_integers(ops, torch, dtype):
-    boxes = (BOXES * 2).astype(dtype)
-    got = ops.clip_boxes_to_image(torch.from_numpy(boxes), (300, 100.5))
-    compare.same(got.clone(), reference.clip_boxes_to_image(boxes, (300, 100)), got.clone())
+    info = np.iinfo(dtype)
+    boxes = np.concatenate([(BOXES % 100).astype(dtype), np.array([[info.min, info.max, info.max, info.min]], dtype)])
+    for size in ((30, 50.5), (1e300, 0), (info.max, info.max - 1)):
+        got = ops.clip_boxes_to_image(torch.from_numpy(boxes), size)
+        want = reference.clip_boxes_to_image(boxes, [int(side) for side in size])
+        compare.same(got.clone(), want, got.clone())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_clip_boxes_to_an_image_beyond_the_dtype(ops, torch, dtype):
+    boxes = np.array([[-np.inf, -5, np.inf, np.nan], [1, 2, 3, 4]], dtype)
+    for size in ((1e300, 1e5), (np.inf, 10.5)):
+        got = ops.clip_boxes_to_image(torch.from_numpy(boxes), size)
+        with np.errstate(over="ignore"):
+            want = reference.clip_boxes_to_image(boxes, [np.dtype(dtype).type(side) for side in size])
+        compare.same(got, want, got)
+
+
+@every_integer
+def test_integers_become_floats_where_a_conversion_halves(ops, torch, dtype):
+    boxes = np.array([[3, 3, 20, 21], [50, 51, 21, 31], [10, 10, 31, 41]], dtype)
+    given = torch.from_numpy(boxes)
+    for in_fmt in FORMATS:
+        for out_fmt in FORMATS:
+            got = ops.box_convert(given, in_fmt, out_fmt)
+            compare.same(got.clone(), reference.box_convert(boxes, in_fmt, out_fmt), given)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_boxes_are_converted_in_float32(ops, torch, dtype):
+    boxes = torch.tensor([[60000, 2047, 60032, 2048], [-3, 0.1, 8, 0.3]]).to(getattr(torch, dtype))
+    for in_fmt in FORMATS:
+        for out_fmt in FORMATS:
+            want = reference.box_convert(boxes.float().numpy(), in_fmt, out_fmt)
+            assert torch.equal(ops.box_convert(boxes, in_fmt, out_fmt), torch.from_numpy(want).to(boxes.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", *INTEGERS])
+def test_one_dtype_of_areas_and_measures(ops, torch, dtype):
+    """The one that the plain functions have, also where torch.compile asks for it."""
+    boxes = torch.tensor([[1, 2, 5, 9], [2, 3, 6, 8]], dtype=torch.float32).to(getattr(torch, dtype))
+    wide = dtype.removeprefix("u") in ("float64", "int32", "int64")
+    assert ops.box_area(boxes).dtype == (torch.float64 if wide else torch.float32)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(boxes)
+        for name in MEASURES:
+            assert getattr(ops, name)(fake, fake).dtype == (torch.float64 if wide else torch.float32)
+    for name in MEASURES:
+        got = getattr(ops, name)(boxes, boxes)
+        assert got.dtype == (torch.float64 if wide else torch.float32)
+        assert torch.equal(got, getattr(ops, name)(boxes.double(), boxes.double()).to(got.dtype)) or not wide
 
 
 def test_conversions_are_copies(ops, torch):
@@ -150,6 +205,75 @@ def test_gradients_of_box_losses(ops, torch, name):
     inputs = boxes.requires_grad_(), boxes.detach().roll(1, 0).requires_grad_()
     assert torch.autograd.gradcheck(getattr(ops, name), inputs)
     assert torch.autograd.gradgradcheck(getattr(ops, name), [x[:2].detach().requires_grad_() for x in inputs])
+
+
+LOSSES = "generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"
+# Without height, without width, points, subnormal, inverted, far away, and the target itself; none may end a training.
+DEGENERATE = [
+    [12, 20, 28, 20], [12, 20, 12, 40], [12, 20, 12, 20], [10, 10, 10, 10], [0, 0, 0, 0], [0, 0, 1e-30, 0],
+    [0, 0, 1e-30, 1e-30], [28, 40, 12, 20], [12, 40, 28, 20], [30, 50, 60, 90], [1e4, 1e4, 2e4, 2e4], [10, 10, 30, 50],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_degenerate_boxes_are_finite(ops, torch, name, dtype):
+    boxes = torch.tensor(DEGENERATE, dtype=getattr(torch, dtype))
+    for other in (boxes[-1:].expand(len(boxes), 4), boxes, boxes.roll(1, 0), boxes.roll(3, 0)):
+        for reduction in ("none", "sum", "mean"):
+            one, two = boxes.clone().requires_grad_(), other.clone().requires_grad_()
+            # 1 / eps is a factor of gradients, and float16 ends at 65504.
+            loss = getattr(ops, name)(one, two, reduction, 1e-2 if dtype == "float16" else 1e-7)
+            assert loss.isfinite().all()
+            loss.sum().backward()
+            assert one.grad.isfinite().all()
+            assert two.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["generalized_box_iou", "distance_box_iou", "complete_box_iou"])
+def test_gradients_of_measures_with_a_collapsed_box_are_finite(ops, torch, name):
+    target = torch.tensor([[10.0, 10, 30, 50]])
+    boxes = torch.tensor(DEGENERATE, requires_grad=True)
+    getattr(ops, name)(boxes, target).sum().backward()
+    assert boxes.grad.isfinite().all()
+    gradient = torch.func.grad(lambda boxes: getattr(ops, name)(boxes, target).sum())(boxes.detach())
+    torch.testing.assert_close(gradient, boxes.grad)
+
+
+def test_the_angle_of_complete_iou_is_differentiated(ops, torch):
+    """With its weight held constant, against finite differences; also where there is no height."""
+    target = torch.tensor([[10.0, 10, 30, 50]], dtype=torch.float64)
+    for box in ([12.0, 20, 28, 20], [12.0, 20, 12, 40], [12.0, 20, 28, 30]):
+        boxes = torch.tensor([box], dtype=torch.float64, requires_grad=True)
+        angle = ops._boxes._angle
+        (got,) = torch.autograd.grad(angle(boxes).sum(), boxes)
+        step = 1e-6 * torch.eye(4, dtype=torch.float64)
+        want = [((angle(boxes + row) - angle(boxes - row)) / 2e-6).item() for row in step]
+        torch.testing.assert_close(got[0], torch.tensor(want, dtype=torch.float64), atol=1e-8, rtol=1e-8)
+    points = torch.zeros(1, 4, requires_grad=True)
+    ops._boxes._angle(points).sum().backward()
+    assert points.grad.tolist() == [[0, 0, 0, 0]]
+    assert ops.complete_box_iou(target, target).item() == 1
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("gamma", [0, 0.25, 0.5, 1, 1.5, 2, 5])
+@pytest.mark.parametrize("alpha", [0.25, 0, 1, -1])
+def test_gradients_of_saturated_logits_are_finite(ops, torch, dtype, gamma, alpha):
+    """Where the right class is certain, up to infinity, the loss and its gradient are 0."""
+    dtype = getattr(torch, dtype)
+    sizes = torch.tensor([8, 17, 30, 89, 104, 200, 800, 6e4, math.inf], dtype=torch.float64).to(dtype)
+    for sign, target in ((1, 1), (-1, 0)):
+        logits = (sign * sizes).requires_grad_()
+        loss = ops.sigmoid_focal_loss(logits, torch.full_like(logits, target), alpha, gamma)
+        loss.sum().backward()
+        assert loss.isfinite().all()
+        assert logits.grad.isfinite().all()
+        assert loss[-3:].tolist() == [0, 0, 0]
+        assert logits.grad[-3:].tolist() == [0, 0, 0]
+    wrong = torch.tensor([-30.0, 30], dtype=dtype, requires_grad=True)
+    ops.sigmoid_focal_loss(wrong, torch.tensor([1, 0], dtype=dtype), 0.5, gamma).sum().backward()
+    torch.testing.assert_close(wrong.grad, torch.tensor([-0.5, 0.5], dtype=dtype))
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2), (0.7, 1.5), (-1, 2), (0, 0)])

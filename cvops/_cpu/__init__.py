@@ -12,7 +12,7 @@ from .._arrays import share
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
-from ._memory import copy
+from ._memory import copy, empty
 from ._memory import copy as to_host
 from ._nms import batched_nms, nms
 from ._roi import (
@@ -39,6 +39,7 @@ __all__ = [
     "deform_conv2d",
     "deform_conv2d_backward",
     "distance_box_iou",
+    "empty",
     "generalized_box_iou",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",

@@ -36,7 +36,8 @@ def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array
     n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
     dtype = boxes1.dtype.char
     result = empty((*batch, n, m), dtype)
-
+    with np.errstate(over="ignore"):
+        eps = boxes1.dtype.type(eps)
     _threads.run(
         _pairs,
         size * n,
@@ -45,7 +46,7 @@ def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array
         _of_batches(area1, batch, (n,)),
         _of_batches(boxes2, batch, (m, 4)),
         _of_batches(area2, batch, (m,)),
-        boxes1.dtype.type(eps),
+        eps,
         result.reshape(size, n, m),
         nanoseconds=0.15 * size * n * m,
     )
@@ -84,7 +85,7 @@ def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, eps, result):
                 X2[j], Y2[j] = boxes2[batch, left + j, 2], boxes2[batch, left + j, 3]
                 areas[j] = area2[batch, left + j]
                 if kind == _COMPLETE:
-                    angles[j] = math.atan((X2[j] - X1[j]) / (Y2[j] - Y1[j]))
+                    angles[j] = math.atan2(X2[j] - X1[j], Y2[j] - Y1[j])
             for i in range(first, last):
                 x1, y1, x2, y2 = boxes1[batch, i, 0], boxes1[batch, i, 1], boxes1[batch, i, 2], boxes1[batch, i, 3]
                 area = area1[batch, i]
@@ -99,7 +100,7 @@ def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, eps, result):
                         hull = max(max(x2, X2[j]) - min(x1, X1[j]), zero) * max(max(y2, Y2[j]) - min(y1, Y1[j]), zero)
                         out[j] -= (hull - union) / hull
                 if kind == _COMPLETE:
-                    angle, scale = math.atan((x2 - x1) / (y2 - y1)), result.dtype.type(4 / math.pi**2)
+                    angle, scale = math.atan2(x2 - x1, y2 - y1), result.dtype.type(4 / math.pi**2)
                     for j in range(width):
                         v = scale * (angle - angles[j]) * (angle - angles[j])
                         out[j] -= v / (one - out[j] + v + eps) * v

@@ -154,8 +154,7 @@ def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = 
     """
     eps = number(eps, "eps", 0.0)
     one, two, iou, _ = _overlaps(boxes1, boxes2, fmt)
-    angles = [jnp.arctan((boxes[..., 2] - boxes[..., 0]) / (boxes[..., 3] - boxes[..., 1])) for boxes in (one, two)]
-    v = 4 / np.pi**2 * (angles[0] - angles[1]) ** 2
+    v = 4 / np.pi**2 * (_angle(one) - _angle(two)) ** 2
     alpha = jax.lax.stop_gradient(v / (1 - iou + v + eps))  # as the loss is defined, and as torchvision has it
     return iou - _distance(one, two, eps) - alpha * v
 
@@ -170,7 +169,8 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
 
     Returns
     -------
-    converted : array of shape (..., 4), dtype of `boxes`
+    converted : array of shape (..., 4)
+        Of the dtype of `boxes`; float64 or float32 where centres would bring halves into integers.
 
     Raises
     ------
@@ -181,12 +181,15 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
     --------
     >>> import jax.numpy as jnp
     >>> import cvops.jax
-    >>> cvops.jax.box_convert(jnp.array([[10, 20, 30, 60]]), "xyxy", "cxcywh").tolist()
-    [[20, 40, 20, 40]]
+    >>> cvops.jax.box_convert(jnp.array([[10, 20, 31, 60]]), "xyxy", "cxcywh").tolist()
+    [[20.5, 40.0, 21.0, 40.0]]
     """
     native = array_of(boxes, "boxes")
-    real = _real(native) if native.dtype.char in INTEGERS else native
-    return _boxes._converted(real, in_fmt, out_fmt, TRACED).astype(native.dtype)
+    working, result = _boxes._dtypes_of_conversion(native, in_fmt, out_fmt)
+    if in_fmt == out_fmt:
+        return native
+    working, result = map(jax.dtypes.canonicalize_dtype, (working, result))
+    return jnp.stack([*_boxes._columns(native.astype(working), in_fmt, out_fmt)], -1).astype(result)
 
 
 def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
@@ -269,3 +272,13 @@ def _distance(one: Any, two: Any, eps: float) -> Any:
     hull = jnp.maximum(jnp.maximum(one[..., 2:], two[..., 2:]) - jnp.minimum(one[..., :2], two[..., :2]), 0)
     apart = (one[..., :2] + one[..., 2:]) / 2 - (two[..., :2] + two[..., 2:]) / 2
     return (apart**2).sum(-1) / ((hull**2).sum(-1) + eps)
+
+
+def _angle(boxes: Any) -> Any:
+    """atan2(width, height), with a derivative of 0 for a box without either."""
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    # The derivative divides by width^2 + height^2, which may underflow; the angle is the same at any scale.
+    larger = jax.lax.stop_gradient(jnp.maximum(abs(width), abs(height)))
+    point = larger == 0
+    larger = jnp.where(point | jnp.isinf(larger), 1, larger)
+    return jnp.arctan2(jnp.where(point, 0, width / larger), jnp.where(point, 1, height / larger))

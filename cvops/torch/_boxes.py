@@ -208,7 +208,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     Returns
     -------
     converted : tensor of shape (..., 4)
-        A new tensor of the dtype of `boxes`.
+        A new tensor of the dtype of `boxes`; of float64 or float32 where centres would bring halves into integers.
 
     Raises
     ------
@@ -219,23 +219,26 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     --------
     >>> import torch
     >>> import cvops.torch as ops
-    >>> ops.box_convert(torch.tensor([[10, 20, 30, 60]]), "xyxy", "cxcywh")
-    tensor([[20, 40, 20, 40]])
+    >>> ops.box_convert(torch.tensor([[10.0, 20, 30, 60]]), "xyxy", "cxcywh")
+    tensor([[20., 40., 20., 40.]])
     """
     check_boxes(boxes, "boxes")
     _check_fmt(in_fmt, "in_fmt")
     _check_fmt(out_fmt, "out_fmt")
     if in_fmt == out_fmt:
         return boxes.clone()
-    halves = not boxes.is_floating_point() and (in_fmt == "cxcywh" or out_fmt == "cxcywh")
-    converted = _corners(boxes.to(_working_dtype(boxes, boxes)) if halves else boxes, in_fmt)
+    halves = in_fmt == "cxcywh" or out_fmt == "cxcywh"
+    if boxes.is_floating_point() or halves:
+        converted = _corners(boxes.to(_working_dtype(boxes, boxes)), in_fmt)
+    else:
+        converted = _corners(_signed(boxes), in_fmt)
     if out_fmt != "xyxy":
         x1, y1, x2, y2 = converted.unbind(-1)
         if out_fmt == "xywh":
             converted = torch.stack([x1, y1, x2 - x1, y2 - y1], -1)
         else:
             converted = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)
-    return converted.to(boxes.dtype)
+    return converted if halves and not boxes.is_floating_point() else converted.to(boxes.dtype)
 
 
 def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -269,8 +272,14 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     if not torch.jit.is_scripting():
         size = _checks.limits(size, boxes)
     height, width = size
-    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
-    return torch.stack([x, y], -1).reshape(boxes.shape)
+    if boxes.dtype == torch.uint64:  # ordered as signed integers are, with zero moved to the least
+        least = -(2**63)
+        moved = _signed(boxes) + least
+        x, y = moved[..., 0::2].clamp(max=width + least), moved[..., 1::2].clamp(max=height + least)
+        return (torch.stack([x, y], -1).reshape(boxes.shape) - least).to(boxes.dtype)
+    signed = _signed(boxes)
+    x, y = signed[..., 0::2].clamp(0, width), signed[..., 1::2].clamp(0, height)
+    return torch.stack([x, y], -1).reshape(boxes.shape).to(boxes.dtype)
 
 
 def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
@@ -373,7 +382,16 @@ def _working_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
     for boxes in (boxes1, boxes2):
         if boxes.dtype == torch.float64 or boxes.dtype == torch.int64 or boxes.dtype == torch.int32:
             return torch.float64
+        if boxes.dtype == torch.uint64 or boxes.dtype == torch.uint32:
+            return torch.float64
     return torch.float32
+
+
+def _signed(boxes: Tensor) -> Tensor:
+    """Boxes of a dtype that PyTorch computes with: it only stores unsigned integers of more than 8 bits."""
+    if boxes.dtype == torch.uint16 or boxes.dtype == torch.uint32 or boxes.dtype == torch.uint64:
+        return boxes.to(torch.int64)
+    return boxes
 
 
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
@@ -423,11 +441,19 @@ def distance_of_pairs(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float) -> Tensor:
-    angle1 = torch.atan((boxes1[..., 2] - boxes1[..., 0]) / (boxes1[..., 3] - boxes1[..., 1]))
-    angle2 = torch.atan((boxes2[..., 2] - boxes2[..., 0]) / (boxes2[..., 3] - boxes2[..., 1]))
-    difference = 4 / math.pi**2 * (angle1 - angle2) ** 2
+    difference = 4 / math.pi**2 * (_angle(boxes1) - _angle(boxes2)) ** 2
     weight = difference / (1 - iou + difference + eps)
     return weight.detach() * difference
+
+
+def _angle(boxes: Tensor) -> Tensor:
+    """atan2(width, height), with a derivative of 0 for a box without either."""
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    # The derivative divides by width^2 + height^2, which may underflow; the angle is the same at any scale.
+    larger = torch.max(width.abs(), height.abs()).detach()
+    point = larger == 0
+    larger = larger.masked_fill(point | larger.isinf(), 1.0)
+    return torch.atan2((width / larger).masked_fill(point, 0.0), (height / larger).masked_fill(point, 1.0))
 
 
 def check_boxes(boxes: Tensor, name: str) -> None:

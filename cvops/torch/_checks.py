@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._checks import number
+from .._checks import image_limits
 
 
 def check_tensors(**tensors: Any) -> None:
@@ -42,13 +43,11 @@ def check_batches(boxes1: Tensor, boxes2: Tensor) -> None:
 
 def limits(size: Any, boxes: Tensor) -> tuple[Any, Any]:
     """Height and width of an image, checked, as numbers that the dtype of `boxes` holds."""
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size` must be (height, width), got {size!r}")
-    height, width = (number(side, "size", 0.0) for side in size)
-    if boxes.is_floating_point():
-        return height, width
-    largest = torch.iinfo(boxes.dtype).max
-    return min(int(min(height, 2.0**64)), largest), min(int(min(width, 2.0**64)), largest)
+    if not boxes.is_floating_point():
+        return image_limits(size, torch.iinfo(boxes.dtype).max)
+    height, width = image_limits(size)
+    most = torch.finfo(boxes.dtype).max  # beyond, PyTorch refuses to convert
+    return (math.inf if height > most else height), (math.inf if width > most else width)
 
 
 def check_boxes(boxes: Any) -> None:

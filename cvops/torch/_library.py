@@ -608,7 +608,8 @@ def _measured(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") ->
     for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         _require(boxes.dim() >= 2 and boxes.shape[-1] == 4, name, "shape (..., N, 4)", boxes)
     batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
-    double = any(boxes.dtype in (torch.float64, torch.int64, torch.int32) for boxes in (boxes1, boxes2))
+    wide = torch.float64, torch.int64, torch.int32, torch.uint64, torch.uint32
+    double = any(boxes.dtype in wide for boxes in (boxes1, boxes2))
     dtype = torch.float64 if double else torch.float32
     return boxes1.new_empty((*batch, boxes1.shape[-2], boxes2.shape[-2]), dtype=dtype)
 

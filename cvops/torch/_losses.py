@@ -153,12 +153,18 @@ def sigmoid_focal_loss(
     """
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"`alpha` must be in [0, 1], or -1 for no weights, got {alpha}")
-    probability = torch.sigmoid(inputs)
-    wrong = probability * (1 - targets) + (1 - probability) * targets
-    loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none") * wrong**gamma
+    mixed = targets.is_floating_point() and targets.dtype != inputs.dtype
+    dtype = torch.promote_types(inputs.dtype, targets.dtype) if mixed else inputs.dtype
+    inputs, targets = _at_least_float32(inputs), _at_least_float32(targets)
+    inputs = inputs.nan_to_num(nan=float("nan"))  # where a class is excluded by an infinite logit, it costs nothing
+    wrong = torch.sigmoid(inputs) * (1 - targets) + torch.sigmoid(-inputs) * targets
+    # The derivative of wrong**gamma at 0 may be infinite; that of the loss, which falls faster, is 0 there.
+    none = wrong == 0
+    factor = torch.where(none, wrong.detach() ** gamma, wrong.masked_fill(none, 1.0) ** gamma)
+    loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none") * factor
     if alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
-    return _reduced(loss, reduction)
+    return _reduced(loss.to(dtype), reduction)
 
 
 def _overlap_of_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -22,7 +22,14 @@ __device__ __forceinline__ Real hull(Real begin1, Real end1, Real begin2, Real e
     return maximum(maximum(end1, end2) - minimum(begin1, begin2), Real{0});
 }
 
-__device__ __forceinline__ Real angle(Box box) { return {atan(((box.x2 - box.x1) / (box.y2 - box.y1)).value)}; }
+__device__ __forceinline__ Real angle(Box box) {
+    Real width = box.x2 - box.x1, height = box.y2 - box.y1, large = {(T)0x1p100}, small = {(T)0x1p-100}, zero = {0};
+    // atan2 flushes subnormal sides; the angle is the same at any scale.
+    if (maximum(maximum(width, zero - width), maximum(height, zero - height)) < small) {
+        width = width * large, height = height * large;
+    }
+    return {atan2(width.value, height.value)};
+}
 
 __device__ Real measure(long long kind, Box a, Real area_a, Box b, Real area_b, Real eps) {
     Real inter = overlap(a.x1, a.x2, b.x1, b.x2) * overlap(a.y1, a.y2, b.y1, b.y2);
