@@ -13,7 +13,6 @@ feature pyramid. data/NOTICE.md says where these come from.
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,11 +38,11 @@ class Found(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Decode, suppress and pool the detections of a batch in a CUDA graph.")
+    description = "Decode, suppress and pool the detections of a batch in a CUDA graph, and print them."
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=description)  # errors then take one line
     parser.parse_args()
     if lacking := missing():
-        print(f"{parser.prog}: error: this example needs CuPy and a GPU: {lacking}", file=sys.stderr)
-        sys.exit(2)
+        parser.error(f"this example needs CuPy and a GPU: {lacking}")
     import cupy
 
     batch, names, classes = load()

@@ -4,7 +4,7 @@
     python examples/detect.py
     python examples/detect.py examples/data/ssd_coco_coffee.npz --iou 0.6 --out coffee.png
 
-data/NOTICE.md says what a detection file holds.
+The picture shows all that the detector proposed beside what is kept. `--help` says what a detection file holds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import io
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -24,6 +25,15 @@ import cvops
 
 ASTRONAUT = Path(__file__).parent / "data" / "ssd_coco_astronaut.npz"
 MAX_SIDE = 10_000  # a larger picture is a mistake in the file
+FILE_FORMAT = """\
+A detection file is what numpy.savez writes, with these arrays:
+  boxes        (L, 4), floats or integers: x1, y1, x2, y2 in pixels of the picture
+  scores       (L,), floats: one for each box, in any order
+  labels       (L,), integers: the class of each box, an index into class_names
+  class_names  (C,), text
+  image_hw     (2,), integers: height and width of the picture
+  image_jpeg   (bytes,), uint8: the picture as JPEG; may be absent, then boxes are drawn on white
+"""
 
 Rectangle = tuple[int, int, int, int]
 
@@ -48,16 +58,30 @@ class Detection(NamedTuple):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser that reports an error in one line, without the usage."""
+    """An ArgumentParser that reports an error in one line, without the usage; `epilog` keeps its line breaks."""
+
+    def __init__(self, description: str, epilog: str = "") -> None:
+        super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
+    def need(self, *packages: str) -> None:
+        """Exit with an error that says what to install, unless the packages are installed."""
+        if missing := [package for package in packages if not find_spec(package)]:
+            self.error(f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
 
 def main() -> None:
-    parser = OneLineParser(description="Keep the best boxes of a detection file, class by class; print and draw them.")
+    parser = OneLineParser("Keep the best boxes of a detection file, class by class; print and draw them.", FILE_FORMAT)
     add = parser.add_argument
-    add("file", nargs="?", type=Path, default=ASTRONAUT, help="detection file (.npz; default: the astronaut in data/)")
+    add(
+        "file",
+        nargs="?",
+        type=Path,
+        default=ASTRONAUT,
+        help="detection file, see below (default: the astronaut in data/)",
+    )
     add(
         "--iou",
         type=iou,
@@ -67,7 +91,7 @@ def main() -> None:
     add(
         "--score",
         type=score,
-        default=0.2,
+        default=0.5,
         help="drop a box unless its score is above this: any number (default: %(default)s)",
     )
     add("--max", type=count, help="keep at most this many boxes: 0 or more (default: no limit)")
@@ -88,7 +112,9 @@ def main() -> None:
     except (TypeError, ValueError) as error:
         parser.error(f"{options.file}: {error}")
     detections = [detection(file, index) for index in kept]
-    picture = draw(file.picture, detections)
+    captions = f"before: {len(file.scores)} candidates", f"after: {len(kept)} kept, score above {options.score}"
+    panels = outlined(file), labelled(file.picture, detections)
+    picture = page(dict(zip(captions, panels, strict=True)), columns=2)
     try:
         picture.save(options.out)
     except OSError as error:
@@ -139,6 +165,8 @@ def picture_path(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in (".png", ".jpg"):
         raise argparse.ArgumentTypeError(f"must end in .png or .jpg, got {text!r}")
+    if not path.parent.is_dir():  # said before the work, not after it
+        raise argparse.ArgumentTypeError(f"{path}: No such file or directory")
     return path
 
 
@@ -204,7 +232,18 @@ def table(detections: list[Detection]) -> str:
     return "\n".join(lines)
 
 
-def draw(picture: Image.Image, detections: list[Detection]) -> Image.Image:
+def outlined(file: DetectionFile) -> Image.Image:
+    """Return the picture with the outline of every candidate on it, the fainter the lower its score."""
+    picture = file.picture.copy()
+    pen = ImageDraw.Draw(picture, "RGBA")
+    for index in np.argsort(file.scores, kind="stable"):  # the best on top
+        if box := visible_part(file.boxes[index].tolist(), picture.size):
+            opacity = 60 + 195 * float(np.clip(np.nan_to_num(file.scores[index]), 0, 1))
+            pen.rectangle(box, outline=(*colour(int(file.labels[index])), round(opacity)))
+    return picture
+
+
+def labelled(picture: Image.Image, detections: list[Detection]) -> Image.Image:
     """Return the picture with each box on it, labelled with class and score where there is room."""
     picture = picture.copy()
     pen = ImageDraw.Draw(picture, "RGBA")
@@ -229,6 +268,23 @@ def draw(picture: Image.Image, detections: list[Detection]) -> Image.Image:
             pen.rectangle(spot, fill=colour(detection.label))
             pen.text((spot[0] + width / 2, spot[1] + height / 2), text, fill="black", font=font, anchor="mm")
     return picture
+
+
+def page(panels: dict[str, Image.Image], columns: int) -> Image.Image:
+    """Return the pictures, all of one size, on a white page, each under its caption."""
+    width, height = next(iter(panels.values())).size
+    text_size = max(15, (width + height) / 70)
+    font = ImageFont.load_default(text_size)
+    strip, gap = round(1.7 * text_size), round(text_size)
+    width = max([width, *(round(font.getlength(caption)) for caption in panels)])
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap), rows * (strip + height) + gap // 2), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (caption, panel) in enumerate(panels.items()):
+        left, top = gap // 2 + i % columns * (width + gap), i // columns * (strip + height)
+        pen.text((left, top + strip / 2), caption, fill="black", font=font, anchor="lm")
+        sheet.paste(panel, (left, top + strip))
+    return sheet
 
 
 def visible_part(box: list[float], picture_size: tuple[int, int]) -> Rectangle | None:
@@ -259,9 +315,10 @@ def overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
-def colour(label: int) -> tuple[int, ...]:
+def colour(label: int) -> tuple[int, int, int]:
     """Return one colour a class, light enough for black text; steps of the golden angle keep neighbours apart."""
-    return ImageColor.getrgb(f"hsl({(200 + 137.5 * label) % 360}, 90%, 70%)")
+    red, green, blue = ImageColor.getrgb(f"hsl({(200 + 137.5 * label) % 360}, 90%, 70%)")[:3]
+    return red, green, blue
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ import argparse
 import io
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from detect import OneLineParser, picture_path
+from detect import OneLineParser, page, picture_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-import cvops.jax
+if TYPE_CHECKING:  # --help is there without JAX
+    import jax
 
 PHOTOGRAPH = Path(__file__).parent / "data" / "ssd_coco_astronaut.npz"
 SIDE = 160  # pixels of the square that is learned from
@@ -36,10 +35,17 @@ SCALE = 2  # of the picture
 
 
 def main() -> None:
-    parser = OneLineParser(description="Learn to straighten a twisted photograph, and draw the result.")
-    parser.add_argument("--steps", type=positive, default=150, help="steps of gradient descent (default: %(default)s)")
-    parser.add_argument("--out", type=picture_path, default="jax_grad.png", help="picture to write: .png or .jpg")
+    parser = OneLineParser("Learn to straighten a twisted photograph, and draw the result.")
+    add = parser.add_argument
+    add("--steps", type=positive, default=150, help="steps of gradient descent, 1 or more (default: %(default)s)")
+    add(
+        "--out",
+        type=picture_path,
+        default="jax_grad.png",
+        help="picture to write: .png or .jpg (default: %(default)s)",
+    )
     options = parser.parse_args()
+    parser.need("jax")
 
     photograph = read_photograph()
     twisted = moved(photograph, twist())
@@ -62,6 +68,8 @@ def positive(text: str) -> int:
 
 def read_photograph() -> jax.Array:
     """The middle of the upper half, (1, 3, SIDE, SIDE), from 0 to 1."""
+    import jax.numpy as jnp
+
     with np.load(PHOTOGRAPH) as archive:
         picture = Image.open(io.BytesIO(archive["image_jpeg"].tobytes())).convert("RGB")
     width = picture.width
@@ -71,6 +79,8 @@ def read_photograph() -> jax.Array:
 
 def twist() -> jax.Array:
     """Offsets (1, 2, SIDE, SIDE), y then x, that turn the middle of a picture."""
+    import jax.numpy as jnp
+
     y, x = jnp.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     angle = 0.5 * jnp.exp(-(x**2 + y**2) / (0.3 * SIDE) ** 2)
     return jnp.stack([y * jnp.cos(angle) - x * jnp.sin(angle) - y, y * jnp.sin(angle) + x * jnp.cos(angle) - x])[None]
@@ -78,17 +88,25 @@ def twist() -> jax.Array:
 
 def moved(pictures: jax.Array, offset: jax.Array) -> jax.Array:
     """The pictures, each pixel read at its place plus its offset."""
+    import jax.numpy as jnp
+
+    import cvops.jax
+
     one_tap = jnp.eye(3).reshape(3, 3, 1, 1)
     return cvops.jax.deform_conv2d(pictures, offset, one_tap)
 
 
 def enlarged(grid: jax.Array) -> jax.Array:
     """A coarse grid of offsets as offsets for every pixel."""
+    import jax
+
     return jax.image.resize(grid, (1, 2, SIDE, SIDE), "cubic")
 
 
 def learn(photograph: jax.Array, twisted: jax.Array, steps: int) -> tuple[jax.Array, list[float], float]:
     """Return the grid of offsets that straightens, the loss before each step and after all, and the seconds taken."""
+    import jax
+    import jax.numpy as jnp
 
     def loss(grid: jax.Array) -> jax.Array:
         bends = jnp.diff(grid, axis=2), jnp.diff(grid, axis=3)
@@ -109,24 +127,28 @@ def learn(photograph: jax.Array, twisted: jax.Array, steps: int) -> tuple[jax.Ar
     for count in range(1, steps + 1):
         grid, mean, square, value = step(grid, mean, square, jnp.asarray(float(count)))
         losses.append(float(value))
+        if count % 25 == 1:
+            print(f"step {count} of {steps}: loss {losses[-1]:.5f}", flush=True)
     return grid, [*losses, float(loss(grid))], time.perf_counter() - start
 
 
-def draw(*panels: Any) -> Image.Image:
-    """The pictures side by side, and the offsets as arrows from where a pixel is to where it was read."""
-    *pictures, offset = panels
+def draw(photograph: jax.Array, twisted: jax.Array, straightened: jax.Array, offset: NDArray[Any]) -> Image.Image:
+    """Return the pictures side by side, and the offsets as lines from where a pixel is to where it was read."""
     side = SCALE * SIDE
-    sheet = Image.new("RGB", (4 * side, side), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(to_image(np.asarray(picture)).resize((side, side), Image.Resampling.BICUBIC), (i * side, 0))
-    pen = ImageDraw.Draw(sheet)
+    pictures = {"photograph": photograph, "twisted": twisted, "straightened by what was learned": straightened}
+    panels = {
+        caption: to_image(np.asarray(picture)).resize((side, side), Image.Resampling.BICUBIC)
+        for caption, picture in pictures.items()
+    }
+    panels["offsets learned; dots: where pixels are read"] = arrows = Image.new("RGB", (side, side), (246, 246, 246))
+    pen = ImageDraw.Draw(arrows)
     for y in range(ARROWS // 2, SIDE, ARROWS):
         for x in range(ARROWS // 2, SIDE, ARROWS):
-            begin = (3 * side + SCALE * x, SCALE * y)
+            begin = (SCALE * x, SCALE * y)
             end = (begin[0] + SCALE * float(offset[0, 1, y, x]), begin[1] + SCALE * float(offset[0, 0, y, x]))
             pen.line((begin, end), (13, 60, 140), 1)
             pen.ellipse((end[0] - 1.5, end[1] - 1.5, end[0] + 1.5, end[1] + 1.5), (200, 40, 40))
-    return sheet
+    return page(panels, columns=4)
 
 
 def to_image(picture: NDArray[Any]) -> Image.Image:

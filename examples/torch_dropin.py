@@ -2,7 +2,7 @@
 
     pip install torch torchvision ".[demo]"
     python examples/torch_dropin.py
-    python examples/torch_dropin.py --model retinanet_resnet50_fpn --side 640
+    python examples/torch_dropin.py --model retinanet_resnet50_fpn --side 640 --repeats 5
 
 The weights are random, because nothing is downloaded: the boxes mean nothing, but they are as many as in earnest.
 """
@@ -14,7 +14,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,20 +29,23 @@ MODELS = [
 
 
 def main() -> None:
-    parser = OneLineParser(description="Run a detector of torchvision with and without cvops; compare the detections.")
+    parser = OneLineParser("Run a detector of torchvision with and without cvops; compare the detections.")
     add = parser.add_argument
     add("--model", choices=MODELS, default=MODELS[0], help="which detector (default: %(default)s)")
-    add("--side", type=side, default=320, help="pixels of a side of the image, 64 to 2048 (default: %(default)s)")
-    add("--repeats", type=repeats, default=5, help="timings of each, 1 or more (default: %(default)s)")
+    add("--side", type=side, default=128, help="pixels of a side of the image, 64 to 2048 (default: %(default)s)")
+    add("--repeats", type=repeats, default=2, help="timings of each, 1 or more (default: %(default)s)")
     options = parser.parse_args()
-    if missing := [package for package in ("torch", "torchvision") if not find_spec(package)]:
-        parser.error(f"needs {' and '.join(missing)}: pip install torch torchvision")
+    parser.need("torch", "torchvision")
+    print(f"{options.model}: making one with random weights", flush=True)
 
     import torch
     import torchvision
 
+    import cvops
     import cvops.torch
 
+    torch.set_num_threads(1)  # on a machine with other work, threads that wait for each other take minutes
+    cvops.set_num_threads(1)
     torch.manual_seed(0)
     make = getattr(torchvision.models.detection, options.model)
     sizes = {"min_size": options.side, "max_size": options.side}
@@ -77,11 +79,14 @@ def main() -> None:
         variants["roi_heads.box_roi_pool swapped"] = swapped
 
     with torch.inference_mode():
-        found = {name: call()[0] for name, call in variants.items()}  # compiles, too
+        found = {}
+        for name, call in variants.items():
+            print(f"first call: {name}", flush=True)  # cvops compiles
+            found[name] = call()[0]
         calls.clear()
         milliseconds = timed(variants, options.repeats)
     want = found["torchvision"]
-    print(f"{options.model}, {options.side} x {options.side} pixels, {len(want['boxes'])} detections\n")
+    print(f"\n{options.side} x {options.side} pixels, {len(want['boxes'])} detections, one thread each")
     for name, detections in found.items():
         remark = "" if detections is want else agreement(want, detections)
         print(f"{name:32}{milliseconds[name]:8.1f} ms  {remark}".rstrip())

@@ -15,22 +15,21 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from detect import OneLineParser, picture_path
+from detect import OneLineParser, page, picture_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 48  # pixels of a texture
 TWIST = 0.9  # radians at the centre
 BATCH = 8
-PANEL, GAP, TITLE = 288, 16, 22
+PANEL = 288  # pixels of a side of a picture
 
 
 def main() -> None:
-    parser = OneLineParser(description="Train a small network with a deformable convolution; draw what it has learned.")
+    parser = OneLineParser("Train a small network with a deformable convolution; draw what it has learned.")
     add = parser.add_argument
     add("--steps", type=steps, default=400, help="training steps, 1 or more (default: %(default)s)")
     add(
@@ -40,8 +39,7 @@ def main() -> None:
         help="picture to write: .png or .jpg (default: %(default)s)",
     )
     options = parser.parse_args()
-    if not find_spec("torch"):
-        parser.error("needs torch: pip install torch")
+    parser.need("torch")
 
     start = time.perf_counter()
     losses, offsets, sample = train(options.steps)
@@ -89,6 +87,8 @@ def train(count: int) -> tuple[list[float], NDArray[Any], list[NDArray[Any]]]:
         outputs = read(textures, offsets.expand(BATCH, -1, -1, -1))
         loss = nn.functional.mse_loss(outputs, targets)
         losses.append(loss.item())
+        if step % 100 == 0:
+            print(f"step {step} of {count}: loss {losses[-1]:.4f}", flush=True)
         if step < count:
             optimiser.zero_grad()
             loss.backward()
@@ -124,13 +124,7 @@ def draw(losses: list[float], learned: NDArray[Any], truth: NDArray[Any], sample
         "output": texture(sample[1]),
         "target": texture(sample[2]),
     }
-    page = Image.new("RGB", (3 * (PANEL + GAP) + GAP, 2 * (PANEL + GAP + TITLE) + GAP), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-    for i, (title, panel) in enumerate(panels.items()):
-        left, top = GAP + i % 3 * (PANEL + GAP), GAP + i // 3 * (PANEL + GAP + TITLE)
-        pen.text((left, top), title, fill="black", font=font)
-        page.paste(panel, (left, top + TITLE))
-    return page
+    return page(panels, columns=3)
 
 
 def curve(losses: list[float]) -> Image.Image:

@@ -5,8 +5,8 @@
     python examples/two_stage.py my_pyramid.npz --out pooled.png
 
 Draws each box of the first stage as it looks in the photograph and, below, as a second stage sees it: 7 x 7 bins of the
-pooled features, by their norm over the channels, each box in its own range. data/NOTICE.md says where the pyramid comes
-from.
+pooled features, by their norm over the channels, each box in its own range. `--help` says what a pyramid file holds,
+and data/NOTICE.md where the one there comes from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ import cvops
 PYRAMID = Path(__file__).parent / "data" / "nanodet_fpn_astronaut_small.npz"
 LEVELS = ("p3", "p4", "p5")
 SIDE = 416  # of the square picture that the detector saw
-TILE, GAP, COLUMNS = 112, 10, 8
+FILE_FORMAT = f"""\
+A pyramid file is what numpy.savez writes, with these arrays, made from the photograph of the astronaut, which is drawn:
+  p3, p4, p5  (1, C, H, W), floats: feature maps; of {SIDE} x {SIDE} pixels, 8, 16 and 32 make a cell
+  rois        (L, 4), floats: boxes of the first stage, x1, y1, x2, y2 in these pixels
+  roi_scores  (L,), floats: their scores
+"""
+TILE, GAP, COLUMNS, TITLE = 112, 10, 8, 26
 # From weak to strong features: dark blue, violet, orange, light yellow.
 COLOURS = np.array([(13, 8, 80), (140, 30, 130), (240, 120, 60), (250, 245, 170)], float)
 
@@ -39,9 +45,10 @@ class Pyramid(NamedTuple):
 
 
 def main() -> None:
-    parser = OneLineParser(description="Pool the boxes of a feature pyramid; draw their crops and pooled features.")
-    parser.add_argument("file", nargs="?", type=Path, default=PYRAMID, help="pyramid (.npz; default: the one in data/)")
-    parser.add_argument(
+    parser = OneLineParser("Pool the boxes of a feature pyramid; draw their crops and pooled features.", FILE_FORMAT)
+    add = parser.add_argument
+    add("file", nargs="?", type=Path, default=PYRAMID, help="pyramid file, see below (default: the one in data/)")
+    add(
         "--out",
         type=picture_path,
         default="two_stage.png",
@@ -56,8 +63,11 @@ def main() -> None:
         start = time.perf_counter()
         pooled = pool(pyramid.features, [pyramid.boxes], [(SIDE, SIDE)])
         milliseconds = 1e3 * (time.perf_counter() - start)
-        if pyramid.scores.shape != (len(pooled),):
-            raise ValueError(f"`roi_scores` must have shape ({len(pooled)},), got {pyramid.scores.shape}")
+        scores = pyramid.scores
+        if scores.shape != (len(pooled),) or scores.dtype.kind != "f":
+            raise ValueError(
+                f"`roi_scores` must be floats of shape ({len(pooled)},), got {scores.dtype} {scores.shape}"
+            )
     except (TypeError, ValueError) as error:
         parser.error(f"{options.file}: {error}")
     photograph = read(ASTRONAUT).picture.resize((SIDE, SIDE))
@@ -83,11 +93,13 @@ def draw(photograph: Image.Image, pyramid: Pyramid, pooled: NDArray[Any]) -> Ima
     """Return a sheet of the boxes: the crop of each, and its pooled features below."""
     rows = max(1, -(-len(pyramid.boxes) // COLUMNS))
     step_x, step_y = TILE + GAP, 2 * TILE + 3 * GAP + 16
-    sheet = Image.new("RGB", (COLUMNS * step_x + GAP, rows * step_y + GAP), "white")
+    sheet = Image.new("RGB", (COLUMNS * step_x + GAP, TITLE + rows * step_y + GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    strength = np.nan_to_num(np.linalg.norm(pooled.astype(float), axis=1))  # (K, 7, 7)
+    title = "Each box: its part of the photograph; below, the strength of its features, pooled to 7 x 7 (light: strong)"
+    pen.text((GAP, GAP), title, fill="black", font=ImageFont.load_default(15))
+    strength = np.linalg.norm(np.nan_to_num(pooled.astype(float), posinf=0, neginf=0), axis=1)  # (K, 7, 7)
     for i, (box, score) in enumerate(zip(pyramid.boxes, pyramid.scores, strict=True)):
-        left, top = GAP + i % COLUMNS * step_x, GAP + i // COLUMNS * step_y
+        left, top = GAP + i % COLUMNS * step_x, TITLE + GAP + i // COLUMNS * step_y
         pen.text((left, top), f"{i + 1}: score {score:.2f}", fill="black", font=font)
         sheet.paste(crop(photograph, box), (left, top + 18))
         heat = Image.fromarray(coloured(strength[i])).resize((TILE, TILE), Image.Resampling.NEAREST)

@@ -37,7 +37,7 @@ def printed_rows(result):
     return rows
 
 
-def expected_rows(file, keep, score=0.2):
+def expected_rows(file, keep, score=0.5):
     """The table that the stored answer `keep` must print."""
     rows = []
     for index in keep[file["scores"][keep] > score]:
@@ -58,6 +58,16 @@ def picture(path):
         return np.asarray(opened)
 
 
+def panels(path, size):
+    """The two pictures of this (height, width) on a page: the candidates, and what was kept."""
+    page = picture(path)
+    height, width = size
+    gap = round(max(15, (height + width) / 70))
+    top, left, step = page.shape[0] - gap // 2 - height, gap // 2, page.shape[1] // 2
+    assert (page[: top - gap // 2] != 255).any()  # captions
+    return [page[top : top + height, x : x + width] for x in (left, left + step)]
+
+
 @pytest.mark.parametrize("name", DETECTION_FILES)
 @pytest.mark.parametrize("percent", [50, 60, 70])
 def test_batched_nms_reproduces_the_stored_answers(name, percent):
@@ -71,12 +81,32 @@ def test_default_run(tmp_path):
     file = load("ssd_coco_astronaut")
     result = detect(tmp_path)
     assert printed_rows(result) == expected_rows(file, file["keep_050"])
-    assert result.stdout.splitlines()[-1].startswith("1635 candidates, 8 above score 0.2, 2 kept at IoU 0.5 in ")
-    drawn = picture(tmp_path / "detections.png")
-    assert drawn.shape == (512, 512, 3)
-    changed = (drawn != input_picture(file)).any(axis=2)
+    assert result.stdout.splitlines()[-1].startswith("1635 candidates, 4 above score 0.5, 1 kept at IoU 0.5 in ")
+    before, after = panels(tmp_path / "detections.png", (512, 512))
+    changed = (after != input_picture(file)).any(axis=2)
     assert changed[490, 100:300].all()  # the lower edge of the person
     assert not changed[495:, :].any()  # all boxes end above
+    assert not changed[100:, 400:].any()  # the Space Shuttle is no bottle
+    assert (before != input_picture(file)).any(axis=2).mean() > 0.5  # candidates all over the place
+
+
+def test_the_picture_in_the_readme_is_what_the_default_run_draws(tmp_path):
+    detect(tmp_path)
+    shown, drawn = (picture(folder / "detections.png").astype(int) for folder in (ROOT / "docs", tmp_path))
+    assert np.abs(shown - drawn).mean() < 2  # decoders and fonts of Pillow's versions differ a little
+
+
+@pytest.mark.parametrize("name", DETECTION_FILES)
+def test_every_candidate_is_in_the_first_panel(name, tmp_path):
+    file = load(name)
+    detect(tmp_path, DATA / f"{name}.npz", "--score", "inf")
+    before, after = panels(tmp_path / "detections.png", tuple(file["image_hw"]))
+    np.testing.assert_array_equal(after, input_picture(file))
+    limits = np.array(file["image_hw"])[[1, 0, 1, 0]] - 1
+    x1, y1, x2, y2 = np.round(np.clip(file["boxes"], 0, limits)).astype(int).T
+    changed = (before != input_picture(file)).any(axis=2)
+    corners = np.concatenate([changed[y1, x1], changed[y2, x1], changed[y1, x2], changed[y2, x2]])
+    assert corners.mean() > 0.98  # here and there the line has the colour of the picture
 
 
 @pytest.mark.parametrize("name", DETECTION_FILES)
@@ -84,9 +114,9 @@ def test_every_shipped_file(name, tmp_path):
     file = load(name)
     result = detect(tmp_path, DATA / f"{name}.npz")
     assert printed_rows(result) == expected_rows(file, file["keep_050"])
-    drawn = picture(tmp_path / "detections.png")
-    assert drawn.shape == (*file["image_hw"], 3)
-    assert (drawn != input_picture(file)).any()
+    for panel in panels(tmp_path / "detections.png", tuple(file["image_hw"])):
+        assert panel.shape == (*file["image_hw"], 3)
+        assert (panel != input_picture(file)).any()
 
 
 @pytest.mark.parametrize(("iou", "stored"), [("0.6", "keep_060"), ("0.7", "keep_070")])
@@ -118,7 +148,7 @@ def test_out(tmp_path):
     result = detect(tmp_path, "--out", "astronaut.JPG")
     assert result.stdout.endswith("picture: astronaut.JPG\n")
     with Image.open(tmp_path / "astronaut.JPG") as opened:
-        assert (opened.format, opened.size) == ("JPEG", (512, 512))
+        assert opened.format == "JPEG"
     assert [path.name for path in tmp_path.iterdir()] == ["astronaut.JPG"]
 
 
@@ -128,7 +158,8 @@ def test_no_boxes_still_saves_the_picture(arguments, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("No boxes to show.\n")
     assert "0 kept" in result.stdout
-    np.testing.assert_array_equal(picture(tmp_path / "detections.png"), input_picture(load("ssd_coco_astronaut")))
+    _, after = panels(tmp_path / "detections.png", (512, 512))
+    np.testing.assert_array_equal(after, input_picture(load("ssd_coco_astronaut")))
 
 
 def test_help_explains_every_option(tmp_path):
@@ -137,11 +168,13 @@ def test_help_explains_every_option(tmp_path):
     text = " ".join(result.stdout.split())
     for option in (
         r"--iou IOU .*: 0 to 1 \(default: 0\.5\)",
-        r"--score SCORE .*: any number \(default: 0\.2\)",
+        r"--score SCORE .*: any number \(default: 0\.5\)",
         r"--max MAX .*: 0 or more \(default: no limit\)",
         r"--out OUT .*: \.png or \.jpg \(default: detections\.png\)",
     ):
         assert re.search(option, text)
+    for name in ("boxes", "scores", "labels", "class_names", "image_hw", "image_jpeg"):
+        assert re.search(rf"{name} +\(\w+,.*\)", result.stdout)
 
 
 def small_file():
@@ -162,8 +195,9 @@ def test_file_without_picture_gets_a_white_canvas(tmp_path):
         ["1", "cat", "0.900", "10.0", "20.0", "50.0", "60.0"],
         ["2", "dog", "0.700", "60.0", "30.0", "90.0", "70.0"],
     ]
-    drawn = picture(tmp_path / "detections.png")
-    assert drawn.shape == (80, 100, 3)
+    before, drawn = panels(tmp_path / "detections.png", (80, 100))
+    assert (before[52, 20:40] != 255).any(axis=1).all()  # the second cat is a candidate
+    assert (drawn[52, 20:40] == 255).all()  # and dropped
     assert (drawn[:, :8] == 255).all()
     assert (drawn[40, 10] != 255).any()
     assert (drawn[40, 60] != drawn[40, 10]).any()  # a colour a class
@@ -173,7 +207,7 @@ def test_boxes_that_cannot_be_seen_are_listed_but_not_drawn(tmp_path):
     boxes = np.array([[200, 200, 300, 300], [50, 60, 10, 20], [np.nan, 20, 50, 60]], np.float32)
     np.savez(tmp_path / "small.npz", **{**small_file(), "boxes": boxes})
     assert len(printed_rows(detect(tmp_path, "small.npz", "--iou", "1"))) == 3
-    assert (picture(tmp_path / "detections.png") == 255).all()
+    assert all((panel == 255).all() for panel in panels(tmp_path / "detections.png", (80, 100)))
 
 
 def test_no_candidates(tmp_path):
@@ -187,7 +221,7 @@ def test_no_candidates(tmp_path):
 def test_picture_too_small_for_labels(image_hw, tmp_path):
     np.savez(tmp_path / "small.npz", **{**small_file(), "image_hw": np.array(image_hw)})
     assert len(printed_rows(detect(tmp_path, "small.npz"))) == 2
-    assert picture(tmp_path / "detections.png").shape == (*image_hw, 3)
+    assert panels(tmp_path / "detections.png", image_hw)[1].shape == (*image_hw, 3)
 
 
 def assert_refused(result, message):
@@ -281,3 +315,58 @@ def test_refused_missing_array(name, tmp_path):
     del file[name]
     np.savez(tmp_path / "small.npz", **file)
     assert_refused(detect(tmp_path, "small.npz"), f"small.npz: not a detection file, lacks {name} (it holds ")
+
+
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+# Runs an example as if none of the frameworks were installed.
+WITHOUT_FRAMEWORKS = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(["torch", "torchvision", "jax", "jaxlib", "cupy"]))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_without_frameworks(folder, *command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_FRAMEWORKS, *command]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_help_needs_no_framework(example, tmp_path):
+    result = run_without_frameworks(tmp_path, ROOT / "examples" / example, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "options:" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_missing_framework_is_reported_in_one_line(example, tmp_path):
+    packages = {
+        "jax_grad.py": "jax",
+        "train_deform_conv.py": "torch",
+        "torch_dropin.py": "torch and torchvision",
+        "cupy_pipeline.py": "CuPy",
+    }
+    result = run_without_frameworks(tmp_path, ROOT / "examples" / example)
+    if example in packages:
+        assert (result.returncode, result.stdout) == (2, "")
+        assert re.fullmatch(rf"{example}: error: .*needs {packages[example]}.*install.*\n", result.stderr)
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_unknown_options_are_refused_in_one_line(example, tmp_path):
+    result = run_without_frameworks(tmp_path, ROOT / "examples" / example, "--colour")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"{example}: error: unrecognized arguments: --colour\n"
+
+
+@pytest.mark.parametrize("example", ["pyramid.py", "two_stage.py"])
+def test_help_says_what_a_file_of_maps_holds(example, tmp_path):
+    text = run_without_frameworks(tmp_path, ROOT / "examples" / example, "--help").stdout
+    assert re.search(r"p3, p4, p5 +\(1, C, H, W\), floats", text)
+    assert re.search(r"rois +\(L, 4\), floats", text)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+COLOUR_OF_LEVEL = {"p3": (110, 235, 255), "p4": (140, 255, 120), "p5": (255, 150, 240)}
 DATA = ROOT / "examples" / "data"
 MAPS = DATA / "nanodet_fpn_astronaut_small.npz"
 
@@ -69,6 +70,55 @@ def test_maps_of_another_file(tmp_path):
     assert run(tmp_path, "--out", "default.png").returncode == 0
     other, default = (picture(tmp_path / f"{name}.png")[1] for name in ("other", "default"))
     assert other.shape != default.shape or (other != default).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_drawn_as_weak(value, tmp_path):
+    file = real_maps()
+    file["p3"][:, :, 20:30] = value
+    np.savez(tmp_path / "other.npz", **file)
+    result = run(tmp_path, "other.npz")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def expected_levels(rois):
+    """The level of each box by the formula of the paper on feature pyramids (T.-Y. Lin et al., 2017)."""
+    area = (rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])
+    return [f"p{level:.0f}" for level in np.clip(np.floor(4 + np.log2(np.sqrt(area) / 224) + 1e-6), 3, 5)]
+
+
+def test_each_box_is_drawn_on_its_level_and_in_its_colour(tmp_path):
+    """Without the boxes of a level, nothing on the page has the colour of that level."""
+    file = real_maps()
+    large = np.array([[2, 2, 414, 414]], np.float32)  # none there is as large as the third level wants
+    rois = np.concatenate([file["rois"][[0, 4, 9, 12]], large * 1.2])
+    levels = expected_levels(rois)
+    assert sorted(set(levels)) == ["p3", "p4", "p5"]
+
+    def coloured(boxes):
+        np.savez(tmp_path / "file.npz", **{**file, "rois": boxes})
+        result = run(tmp_path, "file.npz")
+        assert (result.returncode, result.stderr) == (0, "")
+        said = dict(re.findall(r"^(p\d) .* cells, (\d+) boxes$", result.stdout, re.M))
+        pixels = picture(tmp_path / "pyramid.png")[1]
+        counts = {name: np.count_nonzero((pixels == colour).all(axis=2)) for name, colour in COLOUR_OF_LEVEL.items()}
+        return {name: int(count) for name, count in said.items()}, counts
+
+    said, all_drawn = coloured(rois)
+    assert said == {name: levels.count(name) for name in ("p3", "p4", "p5")}
+    for name in ("p3", "p4", "p5"):
+        others = rois[[level != name for level in levels]]
+        said, drawn = coloured(others)
+        assert said[name] == 0
+        assert drawn[name] == 0 < all_drawn[name]
+
+
+def test_boxes_outside_or_not_finite_have_no_level(tmp_path):
+    rois = np.array([[500, 500, 600, 600], [np.nan, 1, 2, 3], [10, 10, 60, 60]], np.float32)
+    np.savez(tmp_path / "file.npz", **{**real_maps(), "rois": rois})
+    result = run(tmp_path, "file.npz")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.findall(r"(\d+) boxes$", result.stdout, re.M) == ["1", "0", "0"]
 
 
 def test_help(tmp_path):

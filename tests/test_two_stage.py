@@ -63,6 +63,15 @@ def test_the_features_are_on_the_picture(default, name, tmp_path):
     assert (other != default).any()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_drawn_as_weak(value, tmp_path):
+    with np.load(PYRAMID) as file:
+        arrays = dict(file)
+    arrays["p3"][:, :, 20:30] = value
+    np.savez(tmp_path / "other.npz", **arrays)
+    written(tmp_path / "run", tmp_path / "other.npz")
+
+
 def test_out(tmp_path):
     result = two_stage(tmp_path, "--out", "crops.JPG")
     assert (result.returncode, result.stderr) == (0, "")
@@ -112,6 +121,9 @@ def test_refused_arguments(arguments, message, tmp_path):
         ("p3", np.ones((16, 52, 52), np.float32), "must have shape (N, C, H, W)"),
         ("p3", np.ones((1, 15, 52, 52), np.float32), "p3"),
         ("p5", np.ones((1, 16, 13, 13)), "p5"),
+        ("roi_scores", np.ones(3, np.float32), "`roi_scores` must be floats of shape (24,), got float32 (3,)"),
+        ("roi_scores", np.full(24, "high"), "`roi_scores` must be floats of shape (24,), got <U4 (24,)"),
+        ("roi_scores", np.full(24, 1j), "`roi_scores` must be floats of shape (24,), got complex128 (24,)"),
         ("p3", np.array([None]), "not an .npz file of plain arrays, or a damaged one"),
     ],
 )
