@@ -358,22 +358,24 @@ struct Settling {
 };
 
 // Whether this thread's box is kept, if the chunk holds the boxes that are alive. rivals: a bit for each box of the
-// chunk that would suppress it. Each warp settles its own 32 boxes once those before are settled: it keeps who has no
-// kept rival, again and again, until nothing changes.
-__device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (&rivals)[WORDS], bool alive) {
+// chunk that would suppress it, and `own` the word of them for the boxes of this warp. Each warp settles its own 32
+// boxes once those before are settled: it keeps who has no kept rival, again and again, until nothing changes.
+__device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (&rivals)[WORDS], unsigned own,
+                                       bool alive) {
 #pragma unroll  // so that `rivals` lies in registers
     for (int word = 0; word < WORDS; ++word) {
         if (word == warp()) {
             unsigned keep = __ballot_sync(ALL, alive), previous;
             do {
                 previous = keep;
-                keep = __ballot_sync(ALL, alive && !(rivals[word] & keep));
+                keep = __ballot_sync(ALL, alive && !(own & keep));
             } while (keep != previous);
             alive = keep >> lane() & 1;
             if (lane() == 0) kept[word] = keep;
         }
         __syncthreads();
-        if (word < warp() && rivals[word] & kept[word]) alive = false;
+        // Nobody comes after the last word: not to read it lets the caller use `kept` again at once.
+        if (word < WORDS - 1 && word < warp() && rivals[word] & kept[word]) alive = false;
     }
     return alive;
 }
@@ -399,7 +401,9 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
     unsigned rivals[WORDS];
 #pragma unroll
     for (int word = 0; word < WORDS; ++word)
-        rivals[word] = word <= warp() ? mask[words_of(number, number) + word * CHUNK + threadIdx.x] : 0;
+        rivals[word] = word < warp() ? mask[words_of(number, number) + word * CHUNK + threadIdx.x] : 0;
+    // Not rivals[warp()]: an index that is no constant would put all of `rivals` into memory.
+    unsigned own = mask[words_of(number, number) + warp() * CHUNK + threadIdx.x];
     Label first_label = candidates[first].label, last_label = candidates[last].label;
     bool continued = number > 0 && candidates[first - 1].label == first_label;  // the first class began before
     bool last_continued = continued && first_label == last_label;
@@ -413,7 +417,7 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
     };
 
     bool keep = false;
-    if (__syncthreads_or(alive && !waits)) keep = settle(shared.words, rivals, alive && !waits);
+    if (__syncthreads_or(alive && !waits)) keep = settle(shared.words, rivals, own, alive && !waits);
     if (!last_continued) tell(keep);
     if (continued) {
         bool candidate = alive && waits;
@@ -431,7 +435,7 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
             for (int word = 0; word < WORDS; ++word) hit |= words[word] & told_words[word];
             if (hit) candidate = false;
         }
-        keep |= settle(shared.words, rivals, candidate);
+        keep |= settle(shared.words, rivals, own, candidate);
         if (last_continued) tell(keep);
     }
     if (keep) {
