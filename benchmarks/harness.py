@@ -6,7 +6,7 @@ A suite yields `Row`s, which are timed here, and `Figure`s, which it has measure
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from timeit import timeit
@@ -41,7 +41,7 @@ class Row:
     table: str
     name: str
     inputs: str  # how they were made
-    sides: dict[str, Call]
+    sides: Mapping[str, Call]
     # Takes the answers of the first side and of another. Returns a remark or "", or raises DisagreementError.
     # None where the sides do different work, which is then what the row compares.
     check: Callable[[Any, Any], str] | None

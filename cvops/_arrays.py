@@ -12,7 +12,10 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._types import ArrayT
 
 # DLPack device type -> backend module. Pinned host memory (3) is ordinary memory to a CPU, managed (13) to a GPU.
 _BACKENDS = {1: "cvops._cpu", 2: "cvops_cuda", 3: "cvops._cpu", 13: "cvops_cuda"}
@@ -58,11 +61,10 @@ def share(array: Any, name: str, from_dlpack: Any) -> Any:
         raise TypeError(f"`{name}` cannot be shared through DLPack: {error}") from error
 
 
-def to_caller(result: Any, like: Any) -> Any:
+def to_caller(result: Any, like: ArrayT) -> ArrayT:
     """Return the native array `result` as an array of the library of `like`, sharing its memory where it can."""
-    if isinstance(like, type(result)):
-        return result
-    return _from_dlpack_of(like)(result)
+    array: ArrayT = result if isinstance(like, type(result)) else _from_dlpack_of(like)(result)
+    return array
 
 
 @functools.cache  # not sys.modules, where another thread's import may be half done

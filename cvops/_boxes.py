@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 from ._arrays import backend_of, to_caller
 from ._checks import (
@@ -17,12 +17,24 @@ from ._checks import (
     working_dtype,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._types import Array, ArrayT, Floats, FloatT, Format, Indices, Number, WorkingT
+
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 _ROTATED_FORMATS = ("xywhr", "cxcywhr", "xyxyxyxy")
 _BLOCK = 1 << 14  # boxes that are converted at a time
 
 
-def box_area(boxes: Any, fmt: str = "xyxy") -> Any:
+@overload
+def box_area(boxes: NDArray[WorkingT], fmt: Format = ...) -> NDArray[WorkingT]: ...
+@overload
+def box_area(boxes: NDArray[Any], fmt: Format = ...) -> Floats: ...
+@overload
+def box_area(boxes: ArrayT, fmt: Format = ...) -> ArrayT: ...
+def box_area(boxes: Array, fmt: Format = "xyxy") -> Any:
     """Area of each box.
 
     Parameters
@@ -57,7 +69,13 @@ def box_area(boxes: Any, fmt: str = "xyxy") -> Any:
         return to_caller(backend.copy(_area(native.astype(working_dtype(native)), fmt, backend)), boxes)
 
 
-def box_iou(boxes1: Any, boxes2: Any, fmt: str = "xyxy") -> Any:
+@overload
+def box_iou(boxes1: NDArray[WorkingT], boxes2: NDArray[WorkingT], fmt: Format = ...) -> NDArray[WorkingT]: ...
+@overload
+def box_iou(boxes1: NDArray[Any], boxes2: Array, fmt: Format = ...) -> Floats: ...
+@overload
+def box_iou(boxes1: ArrayT, boxes2: Array, fmt: Format = ...) -> ArrayT: ...
+def box_iou(boxes1: Array, boxes2: Array, fmt: Format = "xyxy") -> Any:
     """Intersection over union (Jaccard index) of each box of one set with each of another.
 
     Parameters
@@ -98,7 +116,15 @@ def box_iou(boxes1: Any, boxes2: Any, fmt: str = "xyxy") -> Any:
         return to_caller(backend.box_iou(*corners_and_areas), boxes1)
 
 
-def generalized_box_iou(boxes1: Any, boxes2: Any, *, fmt: str = "xyxy") -> Any:
+@overload
+def generalized_box_iou(
+    boxes1: NDArray[WorkingT], boxes2: NDArray[WorkingT], *, fmt: Format = ...
+) -> NDArray[WorkingT]: ...
+@overload
+def generalized_box_iou(boxes1: NDArray[Any], boxes2: Array, *, fmt: Format = ...) -> Floats: ...
+@overload
+def generalized_box_iou(boxes1: ArrayT, boxes2: Array, *, fmt: Format = ...) -> ArrayT: ...
+def generalized_box_iou(boxes1: Array, boxes2: Array, *, fmt: Format = "xyxy") -> Any:
     """Generalized IoU of each pair of boxes [1]_: IoU less the empty share of the smallest box around both.
 
     Parameters
@@ -133,7 +159,15 @@ def generalized_box_iou(boxes1: Any, boxes2: Any, *, fmt: str = "xyxy") -> Any:
         return to_caller(backend.generalized_box_iou(*corners_and_areas), boxes1)
 
 
-def distance_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
+@overload
+def distance_box_iou(
+    boxes1: NDArray[WorkingT], boxes2: NDArray[WorkingT], eps: Number = ..., *, fmt: Format = ...
+) -> NDArray[WorkingT]: ...
+@overload
+def distance_box_iou(boxes1: NDArray[Any], boxes2: Array, eps: Number = ..., *, fmt: Format = ...) -> Floats: ...
+@overload
+def distance_box_iou(boxes1: ArrayT, boxes2: Array, eps: Number = ..., *, fmt: Format = ...) -> ArrayT: ...
+def distance_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> Any:
     """Distance IoU of each pair of boxes [1]_: IoU less the squared distance of the centres over the hull's diagonal.
 
     Parameters
@@ -170,7 +204,15 @@ def distance_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = 
         return to_caller(backend.distance_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
 
 
-def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
+@overload
+def complete_box_iou(
+    boxes1: NDArray[WorkingT], boxes2: NDArray[WorkingT], eps: Number = ..., *, fmt: Format = ...
+) -> NDArray[WorkingT]: ...
+@overload
+def complete_box_iou(boxes1: NDArray[Any], boxes2: Array, eps: Number = ..., *, fmt: Format = ...) -> Floats: ...
+@overload
+def complete_box_iou(boxes1: ArrayT, boxes2: Array, eps: Number = ..., *, fmt: Format = ...) -> ArrayT: ...
+def complete_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> Any:
     """Complete IoU of each pair of boxes [1]_: distance IoU less a term for the difference of aspect ratios.
 
     Parameters
@@ -207,7 +249,13 @@ def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = 
         return to_caller(backend.complete_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
 
 
-def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
+@overload
+def box_convert(boxes: NDArray[FloatT], in_fmt: Format, out_fmt: Format) -> NDArray[FloatT]: ...
+@overload
+def box_convert(boxes: NDArray[Any], in_fmt: Format, out_fmt: Format) -> NDArray[Any]: ...
+@overload
+def box_convert(boxes: ArrayT, in_fmt: Format, out_fmt: Format) -> ArrayT: ...
+def box_convert(boxes: Array, in_fmt: Format, out_fmt: Format) -> Any:
     """Boxes in another format.
 
     Parameters
@@ -239,7 +287,7 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
         return to_caller(_converted(backend.asarray(boxes, "boxes"), in_fmt, out_fmt, backend), boxes)
 
 
-def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
+def clip_boxes_to_image(boxes: ArrayT, size: Sequence[Number]) -> ArrayT:
     """Boxes with their corners moved into the image.
 
     Parameters
@@ -270,7 +318,11 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
         return to_caller(_clipped(backend.asarray(boxes, "boxes"), size, backend), boxes)
 
 
-def remove_small_boxes(boxes: Any, min_size: float) -> Any:
+@overload
+def remove_small_boxes(boxes: NDArray[Any], min_size: Number) -> Indices: ...
+@overload
+def remove_small_boxes(boxes: ArrayT, min_size: Number) -> ArrayT: ...
+def remove_small_boxes(boxes: Array, min_size: Number) -> Any:
     """Indices of the boxes of which both sides are at least `min_size`.
 
     Parameters
@@ -311,7 +363,11 @@ def remove_small_boxes(boxes: Any, min_size: float) -> Any:
         return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("int64")), boxes)
 
 
-def masks_to_boxes(masks: Any) -> Any:
+@overload
+def masks_to_boxes(masks: NDArray[Any]) -> NDArray[np.float32]: ...
+@overload
+def masks_to_boxes(masks: ArrayT) -> ArrayT: ...
+def masks_to_boxes(masks: Array) -> Any:
     """The smallest box around the nonzero pixels of each mask.
 
     Parameters

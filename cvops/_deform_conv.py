@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ._arrays import backend_of, to_caller
 from ._checks import FLOATS, check_dtype, check_floats, check_same_dtype, check_shape, count, pair
 from ._parameters import Parameters, generator, uniform
 
-Ints = int | tuple[int, int]
-_GRADIENTS = ("input", "offset", "weight", "bias", "mask")
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._types import Array, ArrayT, Floats, FloatT, Gradient, Gradients, Integer, Ints, SomeGradients
+
+_GRADIENTS: tuple[Gradient, ...] = ("input", "offset", "weight", "bias", "mask")
 _OFFSET = "N, 2 * G * kh * kw, OH, OW"
 
 
 def deform_conv2d(
-    input: Any,
-    offset: Any,
-    weight: Any,
-    bias: Any = None,
+    input: ArrayT,
+    offset: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Ints = 1,
     padding: Ints = 0,
     dilation: Ints = 1,
-    mask: Any = None,
-) -> Any:
+    mask: Array | None = None,
+) -> ArrayT:
     """Convolution whose taps read at offsets from their regular places [1]_, weighted by a mask in version 2 [2]_.
 
     Parameters
@@ -103,19 +109,43 @@ def deform_conv2d(
         return to_caller(_forward(backend, native, stride, padding, dilation), input)
 
 
+# fmt: off
+@overload
 def deform_conv2d_backward(
-    grad: Any,
-    input: Any,
-    offset: Any,
-    weight: Any,
-    bias: Any = None,
+    grad: NDArray[FloatT], input: Array, offset: Array, weight: Array, bias: Array | None = ..., stride: Ints = ...,
+    padding: Ints = ..., dilation: Ints = ..., mask: Array | None = ...,
+) -> Gradients[NDArray[FloatT]]: ...
+@overload
+def deform_conv2d_backward(
+    grad: ArrayT, input: Array, offset: Array, weight: Array, bias: Array | None = ..., stride: Ints = ...,
+    padding: Ints = ..., dilation: Ints = ..., mask: Array | None = ...,
+) -> Gradients[ArrayT]: ...
+@overload
+def deform_conv2d_backward(
+    grad: NDArray[FloatT], input: Array, offset: Array, weight: Array, bias: Array | None = ..., stride: Ints = ...,
+    padding: Ints = ..., dilation: Ints = ..., mask: Array | None = ...,
+    *, wanted: Iterable[Gradient],
+) -> SomeGradients[NDArray[FloatT]]: ...
+@overload
+def deform_conv2d_backward(
+    grad: ArrayT, input: Array, offset: Array, weight: Array, bias: Array | None = ..., stride: Ints = ...,
+    padding: Ints = ..., dilation: Ints = ..., mask: Array | None = ...,
+    *, wanted: Iterable[Gradient],
+) -> SomeGradients[ArrayT]: ...
+# fmt: on
+def deform_conv2d_backward(
+    grad: Array,
+    input: Array,
+    offset: Array,
+    weight: Array,
+    bias: Array | None = None,
     stride: Ints = 1,
     padding: Ints = 0,
     dilation: Ints = 1,
-    mask: Any = None,
+    mask: Array | None = None,
     *,
-    wanted: Iterable[str] = _GRADIENTS,
-) -> tuple[Any, Any, Any, Any, Any]:
+    wanted: Iterable[Gradient] = _GRADIENTS,
+) -> Any:
     """Gradients of `deform_conv2d` for all of its arrays.
 
     Parameters
@@ -183,7 +213,7 @@ def deform_conv2d_backward(
             native["grad"], native["input"], native["offset"], native["weight"], native.get("bias"), *steps,
             native.get("mask"), names,
         )  # fmt: skip
-        return tuple(None if gradient is None else to_caller(gradient, grad) for gradient in gradients)  # type: ignore[return-value]
+        return tuple(None if gradient is None else to_caller(gradient, grad) for gradient in gradients)
 
 
 class DeformConv2d(Parameters):
@@ -228,16 +258,16 @@ class DeformConv2d(Parameters):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        in_channels: Integer,
+        out_channels: Integer,
         kernel_size: Ints,
         stride: Ints = 1,
         padding: Ints = 0,
         dilation: Ints = 1,
-        groups: int = 1,
+        groups: Integer = 1,
         bias: bool = True,
         *,
-        rng: Any = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
         channels, outputs = count(in_channels, "in_channels", 1), count(out_channels, "out_channels", 1)
         groups = count(groups, "groups", 1)
@@ -254,12 +284,12 @@ class DeformConv2d(Parameters):
         super().__init__(parameters)
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Floats:
         """The weight, a `numpy.ndarray`."""
         return self._parameters["weight"]
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> Floats | None:
         """The bias, a `numpy.ndarray`, or None."""
         return self._parameters.get("bias")
 
@@ -272,7 +302,7 @@ class DeformConv2d(Parameters):
         text += ", bias=False" if self.bias is None else ""
         return f"DeformConv2d({text})"
 
-    def __call__(self, input: Any, offset: Any, mask: Any = None) -> Any:
+    def __call__(self, input: ArrayT, offset: Array, mask: Array | None = None) -> ArrayT:
         """Return the deformable convolution of `input`.
 
         Parameters

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ._arrays import backend_of, to_caller
 from ._checks import FLOATS, INTEGERS, check_boxes, check_dtype, check_length, count, number
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
+    from ._types import Array, ArrayT, Indices, Integer, Number
+
+
+# fmt: off
+@overload
 def nms(
-    boxes: Any,
-    scores: Any,
-    iou_threshold: float,
+    boxes: NDArray[Any], scores: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> Indices: ...
+@overload
+def nms(
+    boxes: ArrayT, scores: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> ArrayT: ...
+@overload
+def nms(
+    boxes: NDArray[Any], scores: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[True],
+) -> tuple[Indices, Indices]: ...
+@overload
+def nms(
+    boxes: ArrayT, scores: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[True],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def nms(
+    boxes: NDArray[Any], scores: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool,
+) -> Indices | tuple[Indices, Indices]: ...
+@overload
+def nms(
+    boxes: ArrayT, scores: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool,
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
+# fmt: on
+def nms(
+    boxes: Array,
+    scores: Array,
+    iou_threshold: Number,
     *,
-    score_threshold: float | None = None,
-    max_output: int | None = None,
+    score_threshold: Number | None = None,
+    max_output: Integer | None = None,
     padded: bool = False,
 ) -> Any:
     """Keep the best-scored boxes and drop every box that overlaps a better kept one: greedy non-maximum suppression.
@@ -91,14 +128,46 @@ def nms(
         return _to_caller(backend.nms(native_boxes, native_scores, *options, padded), boxes)
 
 
+# fmt: off
+@overload
 def batched_nms(
-    boxes: Any,
-    scores: Any,
-    idxs: Any,
-    iou_threshold: float,
+    boxes: NDArray[Any], scores: Array, idxs: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> Indices: ...
+@overload
+def batched_nms(
+    boxes: ArrayT, scores: Array, idxs: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> ArrayT: ...
+@overload
+def batched_nms(
+    boxes: NDArray[Any], scores: Array, idxs: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[True],
+) -> tuple[Indices, Indices]: ...
+@overload
+def batched_nms(
+    boxes: ArrayT, scores: Array, idxs: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[True],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def batched_nms(
+    boxes: NDArray[Any], scores: Array, idxs: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool,
+) -> Indices | tuple[Indices, Indices]: ...
+@overload
+def batched_nms(
+    boxes: ArrayT, scores: Array, idxs: Array, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool,
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
+# fmt: on
+def batched_nms(
+    boxes: Array,
+    scores: Array,
+    idxs: Array,
+    iou_threshold: Number,
     *,
-    score_threshold: float | None = None,
-    max_output: int | None = None,
+    score_threshold: Number | None = None,
+    max_output: Integer | None = None,
     padded: bool = False,
 ) -> Any:
     """Non-maximum suppression within each class (or image, or level): boxes suppress only boxes of their own class.

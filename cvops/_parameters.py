@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._arrays import backend_of
 from ._checks import FLOATS, check_dtype
+
+if TYPE_CHECKING:
+    from ._types import Array, Floats
 
 
 class Parameters:
     """What layers with parameters have in common."""
 
-    def __init__(self, parameters: dict[str, Any]) -> None:
+    def __init__(self, parameters: dict[str, Floats]) -> None:
         self._parameters = parameters
         self._uploaded: dict[Any, Any] = {}  # on GPUs, by (name, dtype, device)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Floats]:
         """Return copies of the parameters.
 
         Returns
@@ -26,7 +29,7 @@ class Parameters:
         """
         return {name: array.copy() for name, array in self._parameters.items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Array], prefix: str = "") -> None:
         """Replace all parameters by copies of the arrays in a state dict.
 
         Parameters

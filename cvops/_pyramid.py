@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import backend_of, to_caller
 from ._checks import (
@@ -25,6 +25,11 @@ from ._checks import (
 )
 from ._parameters import Parameters, generator, uniform
 from ._roi import named_boxes, rois_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ._types import Array, ArrayT, Integer, Ints, Number, Rois
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,13 +77,13 @@ class MultiScaleRoIAlign:
     """
 
     featmap_names: Sequence[str]
-    output_size: int | tuple[int, int]
-    sampling_ratio: int
+    output_size: Ints
+    sampling_ratio: Integer
     _: KW_ONLY
-    canonical_scale: int = 224
-    canonical_level: int = 4
+    canonical_scale: Number = 224
+    canonical_level: Integer = 4
     aligned: bool = False
-    scales: Sequence[float] | None = None
+    scales: Sequence[Number] | None = None
 
     def __repr__(self) -> str:
         required = f"featmap_names={self.featmap_names!r}, output_size={pair(self.output_size, 'output_size')}"
@@ -89,7 +94,9 @@ class MultiScaleRoIAlign:
         ]
         return f"MultiScaleRoIAlign({required}, sampling_ratio={self.sampling_ratio}{''.join(options)})"
 
-    def __call__(self, features: Mapping[str, Any], boxes: Any, image_shapes: Sequence[tuple[int, int]]) -> Any:
+    def __call__(
+        self, features: Mapping[str, ArrayT], boxes: Rois, image_shapes: Sequence[Sequence[Integer]]
+    ) -> ArrayT:
         """Pool every box.
 
         Parameters
@@ -128,8 +135,8 @@ class MultiScaleRoIAlign:
             return to_caller(pooled, features[pyramid.names[0]])
 
     def backward(
-        self, grad: Any, features: Mapping[str, Any], boxes: Any, image_shapes: Sequence[tuple[int, int]]
-    ) -> dict[str, Any]:
+        self, grad: ArrayT, features: Mapping[str, Array], boxes: Rois, image_shapes: Sequence[Sequence[Integer]]
+    ) -> dict[str, ArrayT]:
         """Gradients with respect to the maps, given the gradient with respect to the pooled boxes.
 
         Parameters
@@ -179,7 +186,7 @@ class MultiScaleRoIAlign:
         return {f"features[{name!r}]": features[name] for name in self.featmap_names}
 
     def _pyramid(
-        self, given: dict[str, Any], boxes: Any, image_shapes: Sequence[tuple[int, int]], backend: Any
+        self, given: dict[str, Any], boxes: Any, image_shapes: Sequence[Sequence[Integer]], backend: Any
     ) -> _Pyramid:
         maps = [backend.asarray(array, name) for name, array in given.items()]
         for name, array in zip(given, maps, strict=True):
@@ -215,7 +222,7 @@ class MultiScaleRoIAlign:
             limits,
         )
 
-    def _scales(self, heights: list[int], image_shapes: Sequence[tuple[int, int]]) -> list[float]:
+    def _scales(self, heights: list[int], image_shapes: Sequence[Sequence[Integer]]) -> list[float]:
         """Cells per pixel of maps with these heights, in the order of `featmap_names`."""
         if self.scales is not None:
             if len(self.scales) != len(heights):
@@ -318,11 +325,11 @@ class FeaturePyramidNetwork(Parameters):
 
     def __init__(
         self,
-        in_channels_list: Sequence[int],
-        out_channels: int,
+        in_channels_list: Sequence[Integer],
+        out_channels: Integer,
         extra_blocks: LastLevelMaxPool | LastLevelP6P7 | None = None,
         *,
-        rng: Any = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
         if extra_blocks is not None and not isinstance(extra_blocks, LastLevelMaxPool | LastLevelP6P7):
             kind = type(extra_blocks).__name__
@@ -355,7 +362,7 @@ class FeaturePyramidNetwork(Parameters):
         extra = "" if self._extra_blocks is None else f", {self._extra_blocks!r}"
         return f"FeaturePyramidNetwork({self._in_channels}, {self._out_channels}{extra})"
 
-    def __call__(self, maps: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, maps: Mapping[str, ArrayT]) -> dict[str, ArrayT]:
         """Return the pyramid of `maps`.
 
         Parameters
@@ -465,7 +472,7 @@ class LastLevelP6P7:
 
     names = ("p6", "p7")
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: Integer, out_channels: Integer) -> None:
         self.in_channels = count(in_channels, "in_channels", 1)
         self.out_channels = count(out_channels, "out_channels", 1)
 

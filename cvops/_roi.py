@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ._arrays import backend_of, to_caller
 from ._checks import (
@@ -19,15 +19,23 @@ from ._checks import (
     working_dtype,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._types import Array, ArrayT, FloatT, Integer, Ints, Number, Rois
+
 
 def roi_align(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
+    input: ArrayT,
+    boxes: Rois,
+    output_size: Ints,
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
     aligned: bool = False,
-) -> Any:
+) -> ArrayT:
     """Pool each region of interest into bins by averaging bilinear samples: RoIAlign of Mask R-CNN [1]_.
 
     Parameters
@@ -96,13 +104,13 @@ def roi_align(
 
 
 def roi_align_backward(
-    grad: Any,
-    boxes: Any,
-    input_shape: tuple[int, int, int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
+    grad: ArrayT,
+    boxes: Rois,
+    input_shape: Sequence[Integer],
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
     aligned: bool = False,
-) -> Any:
+) -> ArrayT:
     """Gradient of `roi_align` with respect to its input.
 
     Parameters
@@ -145,11 +153,33 @@ def roi_align_backward(
         return to_caller(backend.roi_align_backward(native, rois, shape, scale, samples, bool(aligned)), grad)
 
 
+# fmt: off
+@overload
 def roi_pool(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
+    input: ArrayT, boxes: Rois, output_size: Ints, spatial_scale: Number = ..., *, return_argmax: Literal[False] = ...
+) -> ArrayT: ...
+@overload
+def roi_pool(
+    input: NDArray[FloatT], boxes: Rois, output_size: Ints, spatial_scale: Number = ..., *, return_argmax: Literal[True]
+) -> tuple[NDArray[FloatT], NDArray[np.int32]]: ...
+@overload
+def roi_pool(
+    input: ArrayT, boxes: Rois, output_size: Ints, spatial_scale: Number = ..., *, return_argmax: Literal[True]
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def roi_pool(
+    input: NDArray[FloatT], boxes: Rois, output_size: Ints, spatial_scale: Number = ..., *, return_argmax: bool
+) -> NDArray[FloatT] | tuple[NDArray[FloatT], NDArray[np.int32]]: ...
+@overload
+def roi_pool(
+    input: ArrayT, boxes: Rois, output_size: Ints, spatial_scale: Number = ..., *, return_argmax: bool
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
+# fmt: on
+def roi_pool(
+    input: Array,
+    boxes: Rois,
+    output_size: Ints,
+    spatial_scale: Number = 1.0,
     *,
     return_argmax: bool = False,
 ) -> Any:
@@ -209,8 +239,8 @@ def roi_pool(
 
 
 def roi_pool_backward(
-    grad: Any, boxes: Any, argmax: Any, input_shape: tuple[int, int, int, int], spatial_scale: float = 1.0
-) -> Any:
+    grad: ArrayT, boxes: Rois, argmax: Array, input_shape: Sequence[Integer], spatial_scale: Number = 1.0
+) -> ArrayT:
     """Gradient of `roi_pool` with respect to its input.
 
     Parameters
@@ -261,12 +291,12 @@ def roi_pool_backward(
 
 
 def ps_roi_align(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-) -> Any:
+    input: ArrayT,
+    boxes: Rois,
+    output_size: Ints,
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
+) -> ArrayT:
     """Position-sensitive RoIAlign of Light-Head R-CNN [1]_: `roi_align` with channels of its own for each bin.
 
     Parameters
@@ -313,12 +343,12 @@ def ps_roi_align(
 
 
 def ps_roi_align_backward(
-    grad: Any,
-    boxes: Any,
-    input_shape: tuple[int, int, int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-) -> Any:
+    grad: ArrayT,
+    boxes: Rois,
+    input_shape: Sequence[Integer],
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
+) -> ArrayT:
     """Gradient of `ps_roi_align` with respect to its input.
 
     Parameters
@@ -359,7 +389,7 @@ def ps_roi_align_backward(
         return to_caller(backend.ps_roi_align_backward(native, rois, shape, scale, samples), grad)
 
 
-def ps_roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Any:
+def ps_roi_pool(input: ArrayT, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> ArrayT:
     """Position-sensitive RoI pooling of R-FCN [1]_: the average of each bin, from channels of its own.
 
     Parameters
@@ -407,8 +437,8 @@ def ps_roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spat
 
 
 def ps_roi_pool_backward(
-    grad: Any, boxes: Any, input_shape: tuple[int, int, int, int], spatial_scale: float = 1.0
-) -> Any:
+    grad: ArrayT, boxes: Rois, input_shape: Sequence[Integer], spatial_scale: Number = 1.0
+) -> ArrayT:
     """Gradient of `ps_roi_pool` with respect to its input.
 
     Parameters
@@ -468,12 +498,12 @@ class RoIAlign:
     RoIAlign(output_size=7, spatial_scale=0.25, sampling_ratio=2, aligned=False)
     """
 
-    output_size: int | tuple[int, int]
-    spatial_scale: float
-    sampling_ratio: int
+    output_size: Ints
+    spatial_scale: Number
+    sampling_ratio: Integer
     aligned: bool = False
 
-    def __call__(self, input: Any, rois: Any) -> Any:
+    def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `roi_align` does."""
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
@@ -494,10 +524,10 @@ class RoIPool:
     RoIPool(output_size=(7, 7), spatial_scale=0.25)
     """
 
-    output_size: int | tuple[int, int]
-    spatial_scale: float
+    output_size: Ints
+    spatial_scale: Number
 
-    def __call__(self, input: Any, rois: Any) -> Any:
+    def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `roi_pool` does."""
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
@@ -518,11 +548,11 @@ class PSRoIAlign:
     PSRoIAlign(output_size=7, spatial_scale=0.0625, sampling_ratio=-1)
     """
 
-    output_size: int | tuple[int, int]
-    spatial_scale: float
-    sampling_ratio: int
+    output_size: Ints
+    spatial_scale: Number
+    sampling_ratio: Integer
 
-    def __call__(self, input: Any, rois: Any) -> Any:
+    def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `ps_roi_align` does."""
         return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
@@ -543,10 +573,10 @@ class PSRoIPool:
     PSRoIPool(output_size=7, spatial_scale=0.0625)
     """
 
-    output_size: int | tuple[int, int]
-    spatial_scale: float
+    output_size: Ints
+    spatial_scale: Number
 
-    def __call__(self, input: Any, rois: Any) -> Any:
+    def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `ps_roi_pool` does."""
         return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)
 

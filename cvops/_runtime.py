@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ._checks import count
+
+if TYPE_CHECKING:
+    from ._types import Device, Integer, WarmupDtype
 
 _BACKENDS = {"cpu": "cvops._cpu", "cuda": "cvops_cuda"}
 _DTYPES = ("float64", "float32", "float16")
@@ -31,7 +35,7 @@ def get_num_threads() -> int:
     return _threads.get_num_threads()
 
 
-def set_num_threads(threads: int) -> None:
+def set_num_threads(threads: Integer) -> None:
     """Set how many threads every later call on CPU arrays may use; results do not depend on it.
 
     Parameters
@@ -62,7 +66,9 @@ def set_num_threads(threads: int) -> None:
     _threads.set_num_threads(threads)
 
 
-def warmup(device: str = "cpu", dtypes: Iterable[str] = ("float32",), operators: Iterable[str] | None = None) -> None:
+def warmup(
+    device: Device = "cpu", dtypes: Iterable[WarmupDtype] = ("float32",), operators: Iterable[str] | None = None
+) -> None:
     """Compile the kernels ahead of the first calls and leave them in the cache on disk.
 
     Parameters

@@ -24,6 +24,8 @@ OPTIONAL = (
     "scipy",
     "pandas",
     "ml_dtypes",
+    "mypy",
+    "pyright",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,15 @@ import numpy as np
 
 from .. import _boxes
 from .._checks import INTEGERS, check_batched_boxes, number
-from ._traced import TRACED, array_of
+from ._traced import TRACED, Array, array_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._types import Format, Number
 
 
-def box_area(boxes: Any, fmt: str = "xyxy") -> Any:
+def box_area(boxes: Array, fmt: Format = "xyxy") -> jax.Array:
     """Area of each box: `cvops.box_area` in plain JAX.
 
     Parameters
@@ -43,7 +48,7 @@ def box_area(boxes: Any, fmt: str = "xyxy") -> Any:
     return _boxes._area(_real(native), fmt, TRACED)
 
 
-def box_iou(boxes1: Any, boxes2: Any, fmt: str = "xyxy") -> Any:
+def box_iou(boxes1: Array, boxes2: Array, fmt: Format = "xyxy") -> jax.Array:
     """Intersection over union of each box of one set with each of another: `cvops.box_iou` in plain JAX.
 
     Parameters
@@ -70,7 +75,7 @@ def box_iou(boxes1: Any, boxes2: Any, fmt: str = "xyxy") -> Any:
     return _overlaps(boxes1, boxes2, fmt)[2]
 
 
-def generalized_box_iou(boxes1: Any, boxes2: Any, *, fmt: str = "xyxy") -> Any:
+def generalized_box_iou(boxes1: Array, boxes2: Array, *, fmt: Format = "xyxy") -> jax.Array:
     """Generalized IoU of each pair of boxes: `cvops.generalized_box_iou` in plain JAX.
 
     Parameters
@@ -100,7 +105,7 @@ def generalized_box_iou(boxes1: Any, boxes2: Any, *, fmt: str = "xyxy") -> Any:
     return iou - (hull_area - union) / hull_area
 
 
-def distance_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
+def distance_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> jax.Array:
     """Distance IoU of each pair of boxes: `cvops.distance_box_iou` in plain JAX.
 
     Parameters
@@ -128,7 +133,7 @@ def distance_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = 
     return iou - _distance(one, two, number(eps, "eps", 0.0))
 
 
-def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = "xyxy") -> Any:
+def complete_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> jax.Array:
     """Complete IoU of each pair of boxes: `cvops.complete_box_iou` in plain JAX.
 
     Parameters
@@ -159,7 +164,7 @@ def complete_box_iou(boxes1: Any, boxes2: Any, eps: float = 1e-7, *, fmt: str = 
     return iou - _distance(one, two, eps) - alpha * v
 
 
-def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
+def box_convert(boxes: Array, in_fmt: Format, out_fmt: Format) -> jax.Array:
     """Boxes in another format: `cvops.box_convert` in plain JAX.
 
     Parameters
@@ -192,7 +197,7 @@ def box_convert(boxes: Any, in_fmt: str, out_fmt: str) -> Any:
     return jnp.stack([*_boxes._columns(native.astype(working), in_fmt, out_fmt)], -1).astype(result)
 
 
-def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
+def clip_boxes_to_image(boxes: Array, size: Sequence[Number]) -> jax.Array:
     """Boxes with their corners moved into the image: `cvops.clip_boxes_to_image` in plain JAX.
 
     Parameters
@@ -219,7 +224,7 @@ def clip_boxes_to_image(boxes: Any, size: tuple[int, int]) -> Any:
     return _boxes._clipped(array_of(boxes, "boxes"), size, TRACED)
 
 
-def masks_to_boxes(masks: Any) -> Any:
+def masks_to_boxes(masks: Array) -> jax.Array:
     """The smallest box around the nonzero pixels of each mask: `cvops.masks_to_boxes` in plain JAX.
 
     Parameters

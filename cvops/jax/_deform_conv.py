@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -12,19 +12,22 @@ import cvops
 
 from .. import _deform_conv
 from ._ffi import call
-from ._traced import given, result_of
+from ._traced import Array, given, result_of
+
+if TYPE_CHECKING:
+    from .._types import Gradient, Ints
 
 
 def deform_conv2d(
-    input: Any,
-    offset: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
-    mask: Any = None,
-) -> Any:
+    input: Array,
+    offset: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    mask: Array | None = None,
+) -> jax.Array:
     """Deformable convolution: `cvops.deform_conv2d`, differentiable by all its arrays.
 
     Parameters
@@ -77,9 +80,9 @@ def _host_deformed_backward(**arguments: Any) -> Any:
     return tuple(gradient for gradient in gradients if gradient is not None)
 
 
-def _in_order(arguments: dict[str, Any]) -> list[str]:
+def _in_order(arguments: dict[str, Any]) -> list[Gradient]:
     """Names of the arrays that there are, as the gradients come. (JAX sorts dictionaries.)"""
-    return [name for name in ("input", "offset", "weight", "bias", "mask") if name in arguments]
+    return [name for name in _deform_conv._GRADIENTS if name in arguments]
 
 
 _deformed.defvjp(_deformed_forward, _deformed_backward)

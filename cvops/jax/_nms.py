@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -11,17 +11,20 @@ import numpy as np
 from .. import _nms
 from .._checks import FLOATS, INTEGERS, check_dtype, check_length, count
 from ._ffi import call
-from ._traced import given, result_of
+from ._traced import Array, given, result_of
+
+if TYPE_CHECKING:
+    from .._types import Integer, Number
 
 
 def nms(
-    boxes: Any,
-    scores: Any,
-    iou_threshold: float,
+    boxes: Array,
+    scores: Array,
+    iou_threshold: Number,
     *,
-    max_output: int,
-    score_threshold: float | None = None,
-) -> tuple[Any, Any]:
+    max_output: Integer,
+    score_threshold: Number | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Greedy non-maximum suppression: `cvops.nms` with ``padded=True``.
 
     Parameters
@@ -60,14 +63,14 @@ def nms(
 
 
 def batched_nms(
-    boxes: Any,
-    scores: Any,
-    idxs: Any,
-    iou_threshold: float,
+    boxes: Array,
+    scores: Array,
+    idxs: Array,
+    iou_threshold: Number,
     *,
-    max_output: int,
-    score_threshold: float | None = None,
-) -> tuple[Any, Any]:
+    max_output: Integer,
+    score_threshold: Number | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Non-maximum suppression within each class: `cvops.batched_nms` with ``padded=True``.
 
     Parameters

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ import cvops
 from .._checks import check_boxes_of_images, pair, ratio
 from ._ffi import call
 from ._roi import joined
-from ._traced import TRACED, array_of, result_of
+from ._traced import TRACED, Array, Rois, array_of, result_of
+
+if TYPE_CHECKING:
+    from .._types import Integer, Ints, Number
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class MultiScaleRoIAlign:
     """
 
     featmap_names: Sequence[str]
-    output_size: int | tuple[int, int]
-    sampling_ratio: int
-    canonical_scale: int = 224
-    canonical_level: int = 4
+    output_size: Ints
+    sampling_ratio: Integer
+    canonical_scale: Number = 224
+    canonical_level: Integer = 4
     aligned: bool = False
-    scales: Sequence[float] | None = None
+    scales: Sequence[Number] | None = None
 
-    def __call__(self, features: Mapping[str, Any], boxes: Any, image_shapes: Sequence[tuple[int, int]]) -> Any:
+    def __call__(
+        self, features: Mapping[str, Array], boxes: Rois, image_shapes: Sequence[Sequence[Integer]]
+    ) -> jax.Array:
         """Pool every box.
 
         Parameters

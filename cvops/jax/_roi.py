@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,20 @@ import numpy as np
 from .. import _roi
 from .._checks import check_boxes_of_images, check_rois, pair, positive, ratio
 from ._ffi import call
-from ._traced import TRACED, array_of, result_of
+from ._traced import TRACED, Array, Rois, array_of, result_of
+
+if TYPE_CHECKING:
+    from .._types import Integer, Ints, Number
 
 
 def roi_align(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
+    input: Array,
+    boxes: Rois,
+    output_size: Ints,
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
     aligned: bool = False,
-) -> Any:
+) -> jax.Array:
     """Pool each region of interest by averaging bilinear samples: `cvops.roi_align`, differentiable by `input`.
 
     Parameters
@@ -53,7 +56,7 @@ def roi_align(
     return _pool("roi_align", input, boxes, output_size, spatial_scale, options)
 
 
-def roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Any:
+def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
     """Pool each region of interest by the maximum of each bin: `cvops.roi_pool`, differentiable by `input`.
 
     Parameters
@@ -81,12 +84,12 @@ def roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spatial
 
 
 def ps_roi_align(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-) -> Any:
+    input: Array,
+    boxes: Rois,
+    output_size: Ints,
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
+) -> jax.Array:
     """Position-sensitive RoIAlign: `cvops.ps_roi_align`, differentiable by `input`.
 
     Parameters
@@ -115,7 +118,7 @@ def ps_roi_align(
     return _pool("ps_roi_align", input, boxes, output_size, spatial_scale, options)
 
 
-def ps_roi_pool(input: Any, boxes: Any, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Any:
+def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
     """Position-sensitive RoI pooling: `cvops.ps_roi_pool`, differentiable by `input`.
 
     Parameters

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Array: TypeAlias = jax.Array | np.ndarray[Any, Any]
+Rois: TypeAlias = Array | Sequence[Array]
 
 # What stands for a backend while JAX traces: enough for the checks, and for what is written on `xp`.
 TRACED = SimpleNamespace(

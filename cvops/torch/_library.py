@@ -16,6 +16,8 @@ from torch import Tensor
 
 import cvops
 
+from .. import _deform_conv
+
 Sizes = Any  # int[] of a schema
 
 # Kept for the life of the process: its end would take the operators away.
@@ -457,8 +459,6 @@ _register(
 
 # -------------------------------------------------------------------------------------------- deformable convolution
 
-_GRADIENTS = ("input", "offset", "weight", "bias", "mask")
-
 
 def deform_conv2d(
     input: Tensor,
@@ -500,7 +500,7 @@ def deform_conv2d_backward(
     tensors = input, offset, weight, bias, mask
     if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
         grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
-    names = [name for name, is_wanted in zip(_GRADIENTS, wanted, strict=True) if is_wanted]
+    names = [name for name, is_wanted in zip(_deform_conv._GRADIENTS, wanted, strict=True) if is_wanted]
     gradients = cvops.deform_conv2d_backward(
         plain(grad),
         plain(input),

@@ -1,0 +1,40 @@
+"""What type checkers find in calls of cvops on tensors, and in cvops.torch: see of_numpy.py."""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+
+from typing import assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+import cvops
+
+
+def plain(maps: Tensor, boxes: Tensor, scores: Tensor, array: NDArray[np.float32], flag: bool) -> None:
+    assert_type(cvops.nms(boxes, scores, 0.5), Tensor)
+    assert_type(cvops.nms(boxes, scores, 0.5, padded=True), tuple[Tensor, Tensor])
+    assert_type(cvops.nms(boxes, scores, 0.5, padded=flag), Tensor | tuple[Tensor, Tensor])
+    assert_type(cvops.nms(array, scores, 0.5), NDArray[np.int64])
+    assert_type(cvops.batched_nms(boxes, array, scores, 0.5), Tensor)
+    assert_type(cvops.box_iou(boxes, array), Tensor)
+    assert_type(cvops.box_convert(boxes, "xyxy", "cxcywh"), Tensor)
+    assert_type(cvops.clip_boxes_to_image(boxes, maps.shape[-2:]), Tensor)
+    assert_type(cvops.remove_small_boxes(boxes, 1), Tensor)
+    assert_type(cvops.masks_to_boxes(maps), Tensor)
+    assert_type(cvops.roi_align(maps, [boxes], 7), Tensor)
+    assert_type(cvops.roi_align_backward(maps, boxes, maps.shape), Tensor)
+    assert_type(cvops.roi_pool(maps, boxes, 7), Tensor)
+    assert_type(cvops.roi_pool(maps, boxes, 7, return_argmax=True), tuple[Tensor, Tensor])
+    assert_type(cvops.roi_pool(maps, boxes, 7, return_argmax=flag), Tensor | tuple[Tensor, Tensor])
+    assert_type(cvops.deform_conv2d(maps, maps, maps), Tensor)
+    gradients = cvops.deform_conv2d_backward(maps, maps, maps, maps)
+    assert_type(gradients, tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None])
+    pool = cvops.MultiScaleRoIAlign(["p2"], 7, 2)
+    assert_type(pool({"p2": maps}, [boxes], [(64, 64)]), Tensor)
+    assert_type(pool.backward(maps, {"p2": maps}, [boxes], [maps.shape[-2:]]), dict[str, Tensor])
+
+    cvops.nms(boxes, scores, scores[0])  # type: ignore[call-overload]
+    cvops.nms([boxes], scores, 0.5)  # type: ignore[call-overload]
+    cvops.box_convert(boxes, "xyzz", "xyxy")  # type: ignore[call-overload]
+    cvops.roi_align(maps, [boxes, 3], 7)  # type: ignore[list-item]
