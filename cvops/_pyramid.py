@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -67,9 +66,9 @@ class MultiScaleRoIAlign:
     -----
     The level of a box is ``floor(canonical_level + log2(sqrt(area) / canonical_scale) + 1e-6)``, no finer or coarser
     than the levels there are; if just that level is missing, it is the next coarser one. A box whose area is zero,
-    negative or NaN is pooled from the finest level. All levels are pooled in one go into one result. The result is the
-    same for any number of threads. On a GPU: one launch for up to four maps, two for their gradients; nothing waits for
-    the device.
+    negative or NaN is pooled from the finest level. Of maps of one scale the first named takes the boxes. All levels
+    are pooled in one go into one result. The result is the same for any number of threads. On a GPU: one launch for up
+    to four maps, two for their gradients; nothing waits for the device.
 
     References
     ----------
@@ -118,7 +117,7 @@ class MultiScaleRoIAlign:
         KeyError
             `features` lacks a map.
         TypeError, ValueError
-            As `roi_align`; also if the maps do not fit together, two have one scale, or there is no image shape.
+            As `roi_align`; also if the maps do not fit together, or there is no image shape.
         """
         given = self._maps(features)
         with backend_of(**given, **named_boxes(boxes)) as backend:
@@ -200,11 +199,9 @@ class MultiScaleRoIAlign:
         dtype = working_dtype(maps[0], rois)
 
         scales = self._scales([array.shape[2] for array in maps], image_shapes)
-        order = sorted(range(len(maps)), key=lambda i: -scales[i])
+        order = sorted(range(len(maps)), key=lambda i: -scales[i])  # maps of one scale stay in the order of their names
         scales = [scales[i] for i in order]
-        for fine, coarse in itertools.pairwise(scales):
-            if fine == coarse:
-                raise ValueError(f"`features` must have maps of different scales, got two of scale {fine:g}")
+        # Maps of one scale have one limit, so that no area lies between them; no area reaches NaN.
         limits = [
             _least_area(
                 math.floor(-math.log2(scale)) + 1,
@@ -212,6 +209,8 @@ class MultiScaleRoIAlign:
                 integer(self.canonical_level, "canonical_level"),
                 dtype,
             )
+            if scale > scales[-1]
+            else math.nan
             for scale in scales[:-1]
         ]
         return _Pyramid(

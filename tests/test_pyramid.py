@@ -122,6 +122,27 @@ def test_any_scales(ops, scales, seed):
     check(ops, features, [boxes_of_all_sizes(10, seed=seed)], list(features), scales=scales)
 
 
+@given(st.lists(st.sampled_from([0.5, 0.25, 0.125]), min_size=2, max_size=7), st.integers(0, 2**32))
+def test_maps_of_one_scale(ops, scales, seed):
+    """The first named takes the boxes; the others have a gradient of zeros."""
+    features = {f"{i}": strategies.normal((1, 2, 9, 7), seed=i) for i in range(len(scales))}
+    boxes = [boxes_of_all_sizes(20, seed=seed)]
+    check(ops, features, boxes, list(features), scales=scales)
+    pool = ops.MultiScaleRoIAlign(list(features), 2, 2, scales=scales)
+    gradients = pool.backward(np.ones((20, 2, 2, 2), np.float32), features, boxes, [])
+    for i, scale in enumerate(scales):
+        if scale in scales[:i]:
+            assert not gradients[f"{i}"].any()
+
+
+def test_maps_of_one_scale_by_their_shapes(ops):
+    features = pyramid(2, 3, 4)
+    others = {"also 2": features["p2"] + 9, "also 4": features["p4"][:, :, :, :-2] + 9}
+    boxes = split(boxes_of_all_sizes(40), 2)
+    for names in (["p2", "also 2", "p3", "also 4", "p4"], ["also 4", "p4", "p3", "p2", "also 2"], ["p4", "also 4"]):
+        check(ops, {**features, **others}, boxes, names)
+
+
 def test_maps_of_different_layouts(ops):
     features, boxes = pyramid(2, 3, 4), [boxes_of_all_sizes(40), boxes_of_all_sizes(7, seed=1)]
     layouts = dict(zip(features, ("channels-last", "contiguous", "sliced"), strict=True))
@@ -468,13 +489,6 @@ def refused(error, match, features=None, boxes=None, shapes=(IMAGE,), names=("p2
 def test_a_missing_map():
     refused(KeyError, r"p9.*p2.*p3", names=["p2", "p9"])
     refused(KeyError, "p2", features={})
-
-
-def test_two_maps_of_one_scale():
-    features = pyramid(2, 3)
-    refused(ValueError, "scale", {**features, "also 3": features["p3"]}, names=["p2", "p3", "also 3"])
-    refused(ValueError, "scale", {**features, "also 3": features["p3"][:, :, :-2]}, names=["also 3", "p2", "p3"])
-    refused(ValueError, "scale", scales=[1 / 4, 1 / 4])
 
 
 def test_maps_that_do_not_fit_together():

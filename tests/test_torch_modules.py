@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -121,12 +122,29 @@ def test_multiscale_roi_align_as_the_plain_class(ops, torch):
         ops.MultiScaleRoIAlign(["p9"], 2, 2)(maps, rois, IMAGES)
     with pytest.raises(ValueError, match=re.escape("`image_shapes` must have at least one (height, width)")):
         ops.MultiScaleRoIAlign(["p2"], 2, 2)(maps, rois, [])
-    with pytest.raises(ValueError, match="two of scale"):
-        ops.MultiScaleRoIAlign(["p2", "p3"], 2, 2)({"p2": maps["p2"], "p3": maps["p2"]}, rois, IMAGES)
     with pytest.raises(ValueError, match="`boxes` must have shape"):
         pool(maps, rois[:, 1:], [])
     with pytest.raises(ValueError, match="`output_size` must be >= 1, got 0"):
         ops.MultiScaleRoIAlign(["p2"], 0, 2)
+
+
+@pytest.mark.parametrize("names", [["p2", "same", "p3"], ["same", "p2"], ["p3", "p2", "same"], ["p2", "p2", "p3"]])
+def test_maps_of_one_scale(ops, torch, names):
+    """The first named takes the boxes; the other has a gradient of zeros, not none."""
+    maps = tensors(torch, {**MAPS, "same": MAPS["p2"] + 1})
+    tensors_of_boxes = tensors(torch, BOXES)
+    first = [name for i, name in enumerate(names) if name == "p3" or not {"p2", "same"} & set(names[:i])]
+    want = ops.MultiScaleRoIAlign(first, 2, 2, **OPTIONS)(maps, tensors_of_boxes, IMAGES)
+    given = {name: tensor.requires_grad_() for name, tensor in maps.items()}
+    for pool in (
+        ops.MultiScaleRoIAlign(names, 2, 2, **OPTIONS),
+        torch.jit.script(ops.MultiScaleRoIAlign(names, 2, 2, **OPTIONS)),
+    ):
+        got = pool(given, tensors_of_boxes, IMAGES)
+        assert torch.equal(got, want)
+        gradients = torch.autograd.grad(got.sum(), [given[name] for name in dict.fromkeys(names)])
+        for name, gradient in zip(dict.fromkeys(names), gradients, strict=True):
+            assert gradient.any() == (name in first)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -282,7 +300,36 @@ def test_torchvision_has_the_same_signatures(ops, torch):
         assert list(here)[: len(names)] == names, name
         for parameter in names:
             assert here[parameter].default == there[parameter].default, (name, parameter)
-    assert set(peer.__all__) - set(ops.__all__) == {
-        *("StochasticDepth", "stochastic_depth", "FrozenBatchNorm2d", "Conv2dNormActivation", "Conv3dNormActivation"),
-        *("SqueezeExcitation", "MLP", "Permute", "drop_block2d", "DropBlock2d", "drop_block3d", "DropBlock3d"),
-    }
+
+
+TORCHVISIONS_OWN = [
+    *("StochasticDepth", "stochastic_depth", "FrozenBatchNorm2d", "Conv2dNormActivation", "Conv3dNormActivation"),
+    *("SqueezeExcitation", "MLP", "Permute", "drop_block2d", "DropBlock2d", "drop_block3d", "DropBlock3d"),
+]
+
+
+def test_torchvision_has_no_other_names(ops):
+    peer = require("torchvision").ops
+    assert set(peer.__all__) - set(ops.__all__) == set(TORCHVISIONS_OWN)
+    for name in peer.__all__:
+        assert name in ops.__all__ or getattr(ops, name) is getattr(peer, name)
+        assert hasattr(ops, name)
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS_OWN)
+def test_torchvisions_own_layers_need_torchvision(ops, monkeypatch, name):
+    for module in ("torchvision", "torchvision.ops"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if not installed
+    with pytest.raises(ImportError, match=rf"cvops\.torch\.{name} is torchvision's own: it needs torchvision"):
+        getattr(ops, name)
+    with pytest.raises(ImportError, match="needs torchvision"):
+        exec(f"from cvops.torch import {name}")
+    assert name not in ops.__all__
+    assert name not in dir(ops)
+
+
+@pytest.mark.parametrize("name", ["MLPs", "frozenbatchnorm2d", "soft", "__wrapped__", "_C", "Conv2d"])
+def test_unknown_names(ops, name):
+    with pytest.raises(AttributeError, match=rf"module 'cvops\.torch' has no attribute '{name}'"):
+        getattr(ops, name)
+    assert not hasattr(ops, name)

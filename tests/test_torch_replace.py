@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -102,11 +103,155 @@ def test_the_end_may_come_between_forward_and_backward(replace, torchvision, tor
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def restored():
+    """The operators of torchvision are its own again after the test."""
+    yield
+    from cvops.torch import _replace
+
+    for replacement in list(_replace._active.values()):
+        replacement.restore()
+
+
+@pytest.mark.usefixtures("restored")
 def test_one_at_a_time(replace, torchvision):
-    with replace(), pytest.raises(RuntimeError, match="replace_torchvision is open already"), replace():
-        pass
+    for again in (replace, lambda: replace().__enter__()):
+        with replace(), pytest.raises(RuntimeError, match=r"replaced already: call restore\(\)"):
+            again()
+    first = replace()
+    with pytest.raises(RuntimeError, match="restore"):
+        replace()
+    first.restore()
     with replace():
         pass
+
+
+@pytest.mark.usefixtures("restored")
+def test_as_a_statement(replace, torchvision):
+    args = torch_calls.tensors("nms")
+    replacement = replace()
+    torchvision.ops.nms(*args)
+    assert replacement.calls == {"nms": 1}
+    replacement.restore()
+    torchvision.ops.nms(*args)
+    assert replacement.calls == {"nms": 1}
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_object_may_be_dropped(replace, torchvision, monkeypatch):
+    from cvops.torch import _library
+
+    seen = []
+    nms = _library.nms
+    monkeypatch.setattr(_library, "nms", lambda *args: seen.append(1) or nms(*args))
+    replace()
+    gc.collect()
+    torchvision.ops.nms(*torch_calls.tensors("nms"))
+    assert seen == [1]
+    with pytest.raises(RuntimeError, match="restore"):
+        replace()
+
+
+@pytest.mark.usefixtures("restored")
+def test_restore_twice(replace, torchvision):
+    first = replace()
+    first.restore()
+    first.restore()
+    second = replace()
+    first.restore()  # has nothing to do with the second
+    torchvision.ops.nms(*torch_calls.tensors("nms"))
+    assert second.calls == {"nms": 1}
+    with second as calls:
+        second.restore()
+    assert calls is second.calls
+    torchvision.ops.nms(*torch_calls.tensors("nms"))
+    assert second.calls == {"nms": 1}
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_statement_then_a_context(replace, torchvision):
+    replacement = replace()
+    with replacement as calls:
+        torchvision.ops.nms(*torch_calls.tensors("nms"))
+    assert calls == {"nms": 1}
+    torchvision.ops.nms(*torch_calls.tensors("nms"))
+    assert calls == {"nms": 1}
+
+
+@pytest.mark.usefixtures("restored")
+def test_threads_that_replace_at_once(replace, torchvision):
+    """One of them does; the others are told."""
+    made, refused, start = [], [], threading.Barrier(8)
+
+    def attempt():
+        start.wait()
+        try:
+            made.append(replace())
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=attempt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(refused)) == (1, 7)
+    made[0].restore()
+
+
+def test_without_operators_nothing_is_held(replace, torchvision, monkeypatch):
+    monkeypatch.setattr(torchvision.extension, "_has_ops", lambda: False)
+    with pytest.raises(ImportError, match="without its operators"):
+        replace()
+    monkeypatch.undo()
+    with replace():
+        pass
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_replacement_that_fails_leaves_nothing(replace, torchvision, monkeypatch):
+    from cvops.torch import _replace
+
+    monkeypatch.setattr(_replace, "_KERNELS", (*_replace._KERNELS[:3], object()))
+    with pytest.raises(AttributeError):
+        replace()
+    monkeypatch.undo()
+    with replace() as calls:
+        torchvision.ops.nms(*torch_calls.tensors("nms"))
+    assert calls == {"nms": 1}
+
+
+OTHER_THRESHOLDS = [-5e-324, -0.5, -1.0, -float("inf"), 1.0, 1 + 1e-9, 1.5, 50, float("inf")]
+
+
+@pytest.mark.parametrize("threshold", OTHER_THRESHOLDS)
+@pytest.mark.parametrize("kind", ["boxes", "identical", "empty", "inverted", "some without area", "no boxes"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_thresholds_outside_0_to_1(replace, torchvision, torch, threshold, kind, dtype):
+    random = torch.Generator().manual_seed(0)
+    corners = (torch.rand(200, 2, generator=random) * 50).round()
+    sides = (torch.rand(200, 2, generator=random) * 9).round()
+    boxes, scores = torch.cat([corners, corners + sides], 1), torch.rand(200, generator=random)
+    boxes = {
+        "identical": boxes[:1].expand(200, 4),
+        "empty": torch.cat([corners, corners], 1),
+        "inverted": torch.cat([corners, corners - 3], 1),
+        "some without area": torch.cat([boxes[:100], torch.cat([corners, corners], 1)[100:]]),
+        "no boxes": boxes[:0],
+    }.get(kind, boxes)
+    args = boxes.to(getattr(torch, dtype)), scores[: len(boxes)].to(getattr(torch, dtype)), threshold
+    want = torchvision.ops.nms(*args)
+    idxs = torch.arange(len(boxes)) % 3
+    want_batched = torchvision.ops.batched_nms(*args[:2], idxs, threshold)
+    with replace() as calls:
+        assert torch.equal(torchvision.ops.nms(*args), want)
+        assert torch.equal(torchvision.ops.batched_nms(*args[:2], idxs, threshold), want_batched)
+    assert calls["nms"] == (2 if len(boxes) else 1)
+
+
+def test_a_threshold_that_is_nan(replace, torchvision, torch):
+    with replace(), pytest.raises(ValueError, match="`iou_threshold` must be"):
+        torchvision.ops.nms(*torch_calls.tensors("nms")[:2], float("nan"))
 
 
 def test_other_threads_and_scripts(replace, torchvision, torch):

@@ -15,7 +15,12 @@ PyTorch gives registered operators neither second nor forward-mode derivatives n
 and vmap has no tensors of different lengths, such as the results of nms without ``padded=True``: NotImplementedError
 says so. The box functions and losses have them all. What differs from torchvision on bad and degenerate input is what
 differs in cvops; errors are TypeError and ValueError.
+
+The layers of torchvision.ops that have nothing to do with detection (FrozenBatchNorm2d, Conv2dNormActivation,
+SqueezeExcitation, ...) are here too where torchvision is installed: they are torchvision's own.
 """
+
+from typing import Any
 
 from ._boxes import (
     box_area,
@@ -82,3 +87,28 @@ __all__ = [
     "roi_pool",
     "sigmoid_focal_loss",
 ]
+
+_TORCHVISIONS_OWN = {
+    "Conv2dNormActivation",
+    "Conv3dNormActivation",
+    "DropBlock2d",
+    "DropBlock3d",
+    "FrozenBatchNorm2d",
+    "MLP",
+    "Permute",
+    "SqueezeExcitation",
+    "StochasticDepth",
+    "drop_block2d",
+    "drop_block3d",
+    "stochastic_depth",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TORCHVISIONS_OWN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from torchvision import ops
+    except ImportError as error:
+        raise ImportError(f"cvops.torch.{name} is torchvision's own: it needs torchvision to be installed") from error
+    return getattr(ops, name)

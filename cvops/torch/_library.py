@@ -8,6 +8,7 @@ these operators are called.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from .. import _deform_conv
 Sizes = Any  # int[] of a schema
 
 # Kept for the life of the process: its end would take the operators away.
-_library = torch.library.Library("cvops", "DEF")
+_library = torch.library.Library("cvops", "FRAGMENT")
 # Kernels read arrays of any strides, so that no layout has to be kept for them; results are contiguous.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 _AUTOCAST = {
@@ -43,7 +44,7 @@ def _at_least_32_bits(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) and tensor.is_cpu else tensor
 
 
-def _tensor(result: Any, dtype: torch.dtype | None = None) -> Tensor:
+def as_tensor(result: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A result of cvops as a tensor on the same memory, then in `dtype`."""
     tensor: Tensor = result if isinstance(result, Tensor) else torch.from_numpy(result)
     return tensor if dtype is None else tensor.to(dtype)
@@ -73,11 +74,21 @@ def _register(
     vmap: Callable[..., Any] | None = None,
     mixes_dtypes: bool = False,
 ) -> None:
-    """Make `kernel` the operator of this schema; `setup` keeps for `backward` what that needs."""
-    name = _library.define(schema, tags=_TAGS)
+    """Make `kernel` the operator of this schema; `setup` keeps for `backward` what that needs.
+
+    PyTorch keeps operators for the life of the process. Where this module is imported a second time, what is registered
+    now takes the place of what the first import has registered, for everybody who calls or has compiled the operator.
+    """
+    name = schema.partition("(")[0]
     qualified = f"cvops::{name}"
+    if not hasattr(torch.ops.cvops, name):
+        _library.define(schema, tags=_TAGS)
+    elif getattr(torch.ops.cvops, name).default._schema != torch._C.parse_schema(f"cvops::{schema}"):
+        raise ImportError(f"another version of cvops.torch has registered {qualified} in this process: restart it")
     for device in ("CPU", "CUDA"):
-        _library.impl(name, untraced(kernel), device)
+        with warnings.catch_warnings():  # PyTorch 2.13 warns of the first kernel that takes the place of another
+            warnings.simplefilter("ignore")
+            _library.impl(name, untraced(kernel), device)
     torch.library.register_fake(qualified, fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
@@ -160,20 +171,20 @@ _OPTIONS = "*, float? score_threshold=None, SymInt? max_output=None"
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return _tensor(cvops.nms(plain(boxes), plain(scores), iou_threshold, **options))
+    return as_tensor(cvops.nms(plain(boxes), plain(scores), iou_threshold, **options))
 
 
 def _nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return tuple(map(_tensor, cvops.nms(plain(boxes), plain(scores), iou_threshold, **options, padded=True)))
+    return tuple(map(as_tensor, cvops.nms(plain(boxes), plain(scores), iou_threshold, **options, padded=True)))
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return _tensor(cvops.batched_nms(plain(boxes), plain(scores), plain(idxs), iou_threshold, **options))
+    return as_tensor(cvops.batched_nms(plain(boxes), plain(scores), plain(idxs), iou_threshold, **options))
 
 
 def _batched_nms_padded(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
     native = plain(boxes), plain(scores), plain(idxs)
-    return tuple(map(_tensor, cvops.batched_nms(*native, iou_threshold, **options, padded=True)))
+    return tuple(map(as_tensor, cvops.batched_nms(*native, iou_threshold, **options, padded=True)))
 
 
 def _kept(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -219,7 +230,7 @@ def roi_align(
     aligned: bool = False,
 ) -> Tensor:
     pooled = cvops.roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio, aligned)
-    return _tensor(pooled, input.dtype)
+    return as_tensor(pooled, input.dtype)
 
 
 def roi_align_backward(
@@ -232,7 +243,7 @@ def roi_align_backward(
 ) -> Tensor:
     shape = tuple(input_shape)
     gradient = cvops.roi_align_backward(plain(grad), plain(boxes), shape, spatial_scale, sampling_ratio, aligned)
-    return _tensor(gradient, grad.dtype)
+    return as_tensor(gradient, grad.dtype)
 
 
 def roi_pool(
@@ -241,39 +252,39 @@ def roi_pool(
     size = _pair(output_size)
     if not return_argmax:
         pooled = cvops.roi_pool(plain(input), plain(boxes), size, spatial_scale)
-        return _tensor(pooled, input.dtype), input.new_empty(0, dtype=torch.int32)
+        return as_tensor(pooled, input.dtype), input.new_empty(0, dtype=torch.int32)
     pooled, argmax = cvops.roi_pool(plain(input), plain(boxes), size, spatial_scale, return_argmax=True)
-    return _tensor(pooled, input.dtype), _tensor(argmax)
+    return as_tensor(pooled, input.dtype), as_tensor(argmax)
 
 
 def roi_pool_backward(
     grad: Tensor, boxes: Tensor, argmax: Tensor, input_shape: Sizes, spatial_scale: float = 1.0
 ) -> Tensor:
     gradient = cvops.roi_pool_backward(plain(grad), plain(boxes), plain(argmax), tuple(input_shape), spatial_scale)
-    return _tensor(gradient, grad.dtype)
+    return as_tensor(gradient, grad.dtype)
 
 
 def ps_roi_align(
     input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
     pooled = cvops.ps_roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio)
-    return _tensor(pooled, input.dtype)
+    return as_tensor(pooled, input.dtype)
 
 
 def ps_roi_align_backward(
     grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
     gradient = cvops.ps_roi_align_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale, sampling_ratio)
-    return _tensor(gradient, grad.dtype)
+    return as_tensor(gradient, grad.dtype)
 
 
 def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    return _tensor(cvops.ps_roi_pool(plain(input), plain(boxes), _pair(output_size), spatial_scale), input.dtype)
+    return as_tensor(cvops.ps_roi_pool(plain(input), plain(boxes), _pair(output_size), spatial_scale), input.dtype)
 
 
 def ps_roi_pool_backward(grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0) -> Tensor:
     gradient = cvops.ps_roi_pool_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale)
-    return _tensor(gradient, grad.dtype)
+    return as_tensor(gradient, grad.dtype)
 
 
 def _pair(size: Sizes) -> tuple[int, int]:
@@ -382,7 +393,7 @@ def _multiscale_roi_align(maps: list[Tensor], boxes: Tensor, output_size: Sizes,
     pool, names = _pooler(len(maps), output_size, *options)
     _require_one_dtype({f"features[{name}]": tensor for name, tensor in zip(names, maps, strict=True)})
     pooled = pool(dict(zip(names, map(plain, maps), strict=True)), plain(boxes), [])
-    return _tensor(pooled, maps[0].dtype)
+    return as_tensor(pooled, maps[0].dtype)
 
 
 def _multiscale_roi_align_backward(
@@ -394,7 +405,7 @@ def _multiscale_roi_align_backward(
     shapes = [(images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
     maps = {name: plain(like.expand(shape)) for name, shape in zip(names, shapes, strict=True)}
     gradients = pool.backward(plain(grad), maps, plain(boxes), [])
-    return [_tensor(gradients[name], grad.dtype) for name in names]
+    return [as_tensor(gradients[name], grad.dtype) for name in names]
 
 
 def _pooler(
@@ -481,7 +492,7 @@ def deform_conv2d(
         tuple(dilation),
         _optional(mask),
     )
-    return _tensor(output, input.dtype)
+    return as_tensor(output, input.dtype)
 
 
 def deform_conv2d_backward(
@@ -497,7 +508,7 @@ def deform_conv2d_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of the dtypes of their tensors; what is not wanted is an empty tensor."""
-    tensors = input, offset, weight, bias, mask
+    tensors, nothing = (input, offset, weight, bias, mask), grad.new_empty(0)
     if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
         grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
     names = [name for name, is_wanted in zip(_deform_conv._GRADIENTS, wanted, strict=True) if is_wanted]
@@ -514,7 +525,7 @@ def deform_conv2d_backward(
         wanted=names,
     )
     return tuple(
-        grad.new_empty(0) if gradient is None or tensor is None else _tensor(gradient, tensor.dtype)
+        nothing if gradient is None or tensor is None else as_tensor(gradient, tensor.dtype)
         for gradient, tensor in zip(gradients, tensors, strict=True)
     )
 
@@ -598,7 +609,7 @@ def _register_measure(name: str, options: str) -> None:
     function = getattr(cvops, name)
 
     def kernel(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") -> Any:
-        return _tensor(function(plain(boxes1), plain(boxes2), *eps, fmt=fmt))
+        return as_tensor(function(plain(boxes1), plain(boxes2), *eps, fmt=fmt))
 
     schema = f"{name}(Tensor boxes1, Tensor boxes2, {options}*, str fmt='xyxy') -> Tensor"
     _register(schema, kernel, _measured, **_no_gradient(name))

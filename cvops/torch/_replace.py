@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import cvops
+
 from . import _library
 
-_open = threading.Lock()
+# The one replacement that there may be, kept for whoever drops it. In a dict, whose methods are atomic: a lock might be
+# wanted by a signal handler while it is held.
+_active: dict[str, Replacement] = {}
 
 
-@contextmanager
-def replace_torchvision() -> Iterator[Counter[str]]:
-    """Let torchvision's operators run on cvops within this context: models built on them, unedited.
+def replace_torchvision() -> Replacement:
+    """Let torchvision's operators run on cvops from this call on: models built on them, unedited.
 
-    Yields
-    ------
-    calls : collections.Counter
-        How often each operator has run on cvops, by torchvision's name of it: ``nms``, ``roi_align``,
-        ``_roi_align_backward``, ...
+    Returns
+    -------
+    replacement : Replacement
+        Its `restore` gives torchvision its own operators back; until then they stay replaced, whether the object is
+        kept or not. As a context manager it gives its `calls` and restores at the end. `calls` is a
+        `collections.Counter`: how often each operator has run on cvops, by torchvision's name of it: ``nms``,
+        ``roi_align``, ``_roi_align_backward``, ...
 
     Raises
     ------
     ImportError
         torchvision is not installed, or comes without its operators.
     RuntimeError
-        Such a context is open already.
+        The operators are replaced already.
 
     Notes
     -----
     The kernels of nms, roi_align, roi_pool, ps_roi_align, ps_roi_pool, deform_conv2d and of their gradients are
-    replaced for CPU and CUDA tensors in the whole process, all threads included, and are back at the end. What was
-    compiled or scripted before calls them too. The gradient of ps_roi_pool is that of cvops, which differs from
-    torchvision's: see `cvops.ps_roi_pool_backward`.
+    replaced for CPU and CUDA tensors in the whole process, all threads included. What was compiled or scripted before
+    calls them too. The gradient of ps_roi_pool is that of cvops, which differs from torchvision's: see
+    `cvops.ps_roi_pool_backward`. Thresholds of nms outside 0 to 1, which `cvops.nms` refuses, do what they do in
+    torchvision: one above 1 keeps every box, one below 0 a box only if its IoU with each kept one is 0/0. NaN raises.
 
     Examples
     --------
@@ -50,23 +54,47 @@ def replace_torchvision() -> Iterator[Counter[str]]:
     tensor([0])
     >>> calls  # doctest: +SKIP
     Counter({'nms': 1})
+    >>> replacement = cvops.torch.replace_torchvision()  # doctest: +SKIP
+    >>> replacement.restore()  # doctest: +SKIP
     """
     import torchvision
 
     if not torchvision.extension._has_ops():
         raise ImportError("torchvision comes without its operators: install the one that is made for this torch")
-    if not _open.acquire(blocking=False):
-        raise RuntimeError("replace_torchvision is open already")
-    calls: Counter[str] = Counter()
+    replacement = Replacement()
+    if _active.setdefault("replacement", replacement) is not replacement:
+        raise RuntimeError("torchvision's operators are replaced already: call restore() of what replaced them first")
     try:
-        with torch.library._scoped_library("torchvision", "IMPL") as library:
-            for kernel in _KERNELS:
-                counting = _library.untraced(_counting(kernel, calls))
-                for device in ("CPU", "CUDA"):
-                    library.impl(kernel.__name__, counting, device)
-            yield calls
-    finally:
-        _open.release()
+        replacement._replace()
+    except BaseException:
+        replacement.restore()
+        raise
+    return replacement
+
+
+class Replacement:
+    """What `replace_torchvision` returns."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self._kernels = torch.library.Library("torchvision", "IMPL")
+
+    def _replace(self) -> None:
+        for kernel in _KERNELS:
+            counting = _library.untraced(_counting(kernel, self.calls))
+            for device in ("CPU", "CUDA"):
+                self._kernels.impl(kernel.__name__, counting, device)
+
+    def restore(self) -> None:
+        """Give torchvision its own operators back. Another call does nothing."""
+        if _active.get("replacement") is self and _active.pop("replacement", None) is self:
+            self._kernels._destroy()
+
+    def __enter__(self) -> Counter[str]:
+        return self.calls
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
 
 def _counting(kernel: Callable[..., Any], calls: Counter[str]) -> Callable[..., Any]:
@@ -82,8 +110,21 @@ def _counting(kernel: Callable[..., Any], calls: Counter[str]) -> Callable[..., 
 
 
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    keep: Tensor = _library.nms(dets, scores, iou_threshold)
+    if iou_threshold < 0:
+        return _without_overlap(dets, scores)
+    keep: Tensor = _library.nms(dets, scores, min(iou_threshold, 1.0))
     return keep
+
+
+def _without_overlap(boxes: Tensor, scores: Tensor) -> Tensor:
+    """What a threshold below 0 keeps: the best box, and each that has no IoU with any kept one, which would be 0/0."""
+    rank = _library.nms(boxes, scores, 1.0)
+    kept = []
+    while len(rank):
+        kept.append(rank[:1])
+        iou = _library.as_tensor(cvops.box_iou(_library.plain(boxes[rank[:1]]), _library.plain(boxes[rank])))[0]
+        rank = rank[1:][iou[1:].isnan()]
+    return torch.cat(kept) if kept else rank
 
 
 def roi_align(
