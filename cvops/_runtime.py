@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._checks import count
 
@@ -92,15 +93,31 @@ def warmup(
     >>> import cvops
     >>> cvops.warmup(operators=["nms"])
     """
+    for step in warmup_steps(device, dtypes, operators):
+        step.compile()
+
+
+class Step(NamedTuple):
+    """One operator to compile for one dtype, by a call of `compile`."""
+
+    operator: str
+    dtype: str
+    compile: Callable[[], None]
+
+
+def warmup_steps(device: str, dtypes: Iterable[str], operators: Iterable[str] | None) -> list[Step]:
+    """Check the arguments of `warmup`, and return what it has to do."""
     if device not in _BACKENDS:
         raise ValueError(f"`device` must be cpu or cuda, got {device!r}")
     from . import _warmup
 
     names = list(_warmup.CALLS) if operators is None else _names(operators, "operators", list(_warmup.CALLS))
     asarray = importlib.import_module(_BACKENDS[device]).xp.asarray
-    for dtype in _names(dtypes, "dtypes", list(_DTYPES)):
-        for name in names:
-            _warmup.CALLS[name](dtype, asarray)
+    return [
+        Step(name, dtype, functools.partial(_warmup.CALLS[name], dtype, asarray))
+        for dtype in _names(dtypes, "dtypes", list(_DTYPES))
+        for name in names
+    ]
 
 
 def _names(given: Iterable[str], argument: str, known: list[str]) -> list[str]:

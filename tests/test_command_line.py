@@ -3,7 +3,6 @@
 import doctest
 import importlib
 import inspect
-import pathlib
 import pkgutil
 import re
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import pytest
 
 import cvops
-from cvops import __main__
+from cvops import __main__, _runtime
 from tests import libraries
 
 
@@ -29,12 +28,36 @@ def test_info_reports_versions_threads_cache_and_backends():
 
 
 def test_warmup_from_the_command_line():
-    done = python("-m", "cvops", "warmup", "--operators", "nms", "--dtypes", "float32", "float64")
+    done = python("-m", "cvops", "warmup", "--operators", "nms", "box_iou", "--dtypes", "float32", "float64")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ready after")
+    steps = ["nms, float32", "box_iou, float32", "nms, float64", "box_iou, float64"]
+    progress = [rf"\[{number}/4\] {step}: \d+\.\d s\n" for number, step in enumerate(steps, start=1)]
+    assert re.fullmatch("".join(progress), done.stderr)
 
 
-@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["warmup", "--dtypes", "int8"], ["warmup", "--device", "x"]])
+def test_warmup_tells_what_it_is_about_to_compile(monkeypatch, capsys):
+    told = []
+    steps = [_runtime.Step("nms", "float32", lambda: told.append(capsys.readouterr().err))]
+    monkeypatch.setattr(_runtime, "warmup_steps", lambda *arguments: steps)
+    __main__.main(["warmup"])
+    assert told == ["[1/1] nms, float32"]
+
+
+def test_wrong_warmup_arguments_are_refused_before_any_work(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["warmup", "--dtypes", "float32", "int8"])
+    assert "[1/" not in capsys.readouterr().err
+
+
+def test_without_a_command_the_help_is_printed():
+    done = python("-m", "cvops")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == python("-m", "cvops", "--help").stdout
+    assert re.search(r"^ +info .*^ +warmup ", done.stdout, re.M | re.S)
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["warmup", "--dtypes", "int8"], ["warmup", "--device", "x"]])
 def test_wrong_arguments_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         __main__.main(arguments)
@@ -83,12 +106,3 @@ def test_examples_in_docstrings(name):
         libraries.require(library)
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
-
-
-def test_the_tour_in_the_readme_runs(threads):
-    libraries.require("torch")
-    libraries.require("jax")
-    threads(cvops.get_num_threads())  # the tour sets them: the fixture puts them back
-    text = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
-    (tour,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(tour, {})
