@@ -10,15 +10,16 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ._types import ArrayT
 
 # DLPack device type -> backend module. Pinned host memory (3) is ordinary memory to a CPU, managed (13) to a GPU.
 _BACKENDS = {1: "cvops._cpu", 2: "cvops_cuda", 3: "cvops._cpu", 13: "cvops_cuda"}
+_OF_CUDA_BACKEND = {"cupy"}  # modules of the arrays that it computes on, whose memory waits for its stream
 _DEVICE_NAMES = {
     1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 11: "rocm host",
     12: "ext_dev", 13: "cuda", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia",
@@ -28,8 +29,10 @@ _DEVICE_NAMES = {
 def backend_of(**arrays: Any) -> AbstractContextManager[Any]:
     """A context that gives the backend module for the one device that all `arrays` (by argument name) lie on.
 
-    Within it, that device is current. If all arrays are torch tensors, so is torch's current stream, and memory comes
-    from torch's caching allocator: there is one pool, and a CUDA graph of torch sees the work and owns its memory.
+    Within it, that device is current. If all arrays are torch tensors, so is torch's current stream, and torch lends
+    memory, products and convolution: there is one pool, `record_stream` works on results, and a CUDA graph of torch
+    sees the work and owns its memory. Arrays of other libraries than CuPy are waited for at the end: their owners may
+    reuse the memory as soon as the caller drops them, and know nothing of CuPy's stream.
 
     Raises
     ------
@@ -63,8 +66,79 @@ def share(array: Any, name: str, from_dlpack: Any) -> Any:
 
 def to_caller(result: Any, like: ArrayT) -> ArrayT:
     """Return the native array `result` as an array of the library of `like`, sharing its memory where it can."""
-    array: ArrayT = result if isinstance(like, type(result)) else _from_dlpack_of(like)(result)
+    array: ArrayT
+    if isinstance(like, type(result)):
+        array = result
+    elif (lent := _lent(result)) is not None:
+        array = _part_of_tensor(lent, result)
+    else:
+        array = _from_dlpack_of(like)(result)
     return array
+
+
+class Lender(NamedTuple):
+    """What the library of all arguments of a call lends to the CUDA backend."""
+
+    stream: int  # its address
+    empty: Callable[[tuple[int, ...], str], Any]  # (shape, name of the dtype) -> what owns the memory
+    address: Callable[[Any], int]  # of what `empty` returns
+    export: Callable[[Any], Any]  # an argument -> DLPack capsule of it, without synchronisation
+    multiply: Callable[[Any, Any, Any, bool], None]  # of native arrays: out = a @ b, or out += a @ b
+    convolve: Callable[..., Any]  # native (input, weight, bias), stride, padding -> what owns the result
+
+
+@functools.cache
+def _torch_lends(place: str) -> Callable[[int], Lender]:
+    """A function that makes a Lender of the address of a stream; `place` is torch's name of the device."""
+    torch = sys.modules["torch"]
+    to_dlpack, from_dlpack = torch.utils.dlpack.to_dlpack, torch.from_dlpack
+
+    def tensor(array: Any) -> Any:
+        return from_dlpack(array.__dlpack__(stream=-1))  # both are on one stream
+
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=place)
+
+    def without_autocast() -> Any:  # dtypes are decided already
+        return torch.autocast("cuda", enabled=False)
+
+    def multiply(a: Any, b: Any, out: Any, accumulate: bool) -> None:
+        a, b, out = tensor(a), tensor(b), tensor(out)
+        if out.ndim == 3:  # torch wants all three to be batches
+            a, b = (each if each.ndim == 3 else each.expand(len(out), *each.shape) for each in (a, b))
+        with without_autocast():
+            if a.dtype == out.dtype:
+                (out.baddbmm_ if out.ndim == 3 else out.addmm_)(a, b, beta=int(accumulate))
+            else:  # 16-bit factors, sums that stay in float32
+                product = (torch.bmm if out.ndim == 3 else torch.mm)(a, b, out_dtype=out.dtype)
+                out.add_(product) if accumulate else out.copy_(product)
+
+    def convolve(input: Any, weight: Any, bias: Any, stride: tuple[int, int], padding: tuple[int, int]) -> Any:
+        with without_autocast():
+            return torch.conv2d(tensor(input), tensor(weight), tensor(bias), stride, padding).contiguous()
+
+    def lend(stream: int) -> Lender:
+        return Lender(stream, empty, torch.Tensor.data_ptr, to_dlpack, multiply, convolve)
+
+    return lend
+
+
+def _lent(result: Any) -> Any:
+    """What was lent for a result on a GPU, or None."""
+    on_gpu = hasattr(type(result), "__cuda_array_interface__")
+    return getattr(result.data.mem, "lent", None) if on_gpu else None
+
+
+def _part_of_tensor(tensor: Any, result: Any) -> Any:
+    """`result`, which lies in memory of `tensor`, as a tensor that owns that memory together with it."""
+    torch = sys.modules["torch"]
+    dtype = getattr(torch, result.dtype.name)
+    if tensor.dtype == dtype and tensor.shape == result.shape:
+        return tensor
+    offset = (result.data.ptr - tensor.data_ptr()) // result.itemsize
+    strides = [stride // result.itemsize for stride in result.strides]
+    part = torch.empty(0, dtype=dtype, device=tensor.device)
+    return part.set_(tensor.untyped_storage(), offset, result.shape, strides)
 
 
 @functools.cache  # not sys.modules, where another thread's import may be half done
@@ -75,12 +149,6 @@ def _load(name: str) -> Any:
 @functools.cache
 def _cpu() -> AbstractContextManager[Any]:
     return contextlib.nullcontext(_load("cvops._cpu"))
-
-
-@contextlib.contextmanager
-def _on_device(backend: Any, device: int, stream: int | None, memory: Any) -> Iterator[Any]:
-    with backend.use(device, stream, memory):
-        yield backend
 
 
 def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
@@ -98,12 +166,13 @@ def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
         raise TypeError(f"`{first_name}`: {_kind(first)} has no from_dlpack to give a result back with")
     if device_type == 1:
         return _cpu()
-    stream = memory = None
+    lender, foreign = None, False
     if all(map(_is_tensor, arrays.values())):
-        cuda = sys.modules["torch"].cuda
-        stream = cuda.current_stream(number).cuda_stream
-        memory = cuda.caching_allocator_alloc, cuda.caching_allocator_delete
-    return _on_device(_load(_BACKENDS[device_type]), number, stream, memory)
+        lender = _torch_lends(f"cuda:{number}")(sys.modules["torch"].cuda.current_stream(number).cuda_stream)
+    else:
+        foreign = not all(type(array).__module__.partition(".")[0] in _OF_CUDA_BACKEND for array in arrays.values())
+    backend = _load(_BACKENDS[device_type])
+    return backend.use(backend, number, lender, foreign)  # type: ignore[no-any-return]
 
 
 def _device_of(name: str, array: Any) -> tuple[int, int]:

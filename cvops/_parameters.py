@@ -81,7 +81,7 @@ class Parameters:
             return self._parameters[name].astype(dtype, copy=False)
         key = name, str(dtype), device
         if key not in self._uploaded:
-            self._uploaded[key] = backend.xp.asarray(self._parameters[name].astype(dtype, copy=False))
+            self._uploaded[key] = backend.upload(self._parameters[name].astype(dtype, copy=False))
         return self._uploaded[key]
 
     def _current_name(self, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
-from ._device import asarray, copy, current_gpu, empty, quiet, to_host, use, xp
+from ._device import asarray, copy, current_gpu, empty, quiet, to_host, upload, use, xp
 from ._nms import batched_nms, nms
 from ._ps_roi import ps_roi_align, ps_roi_align_backward, ps_roi_pool, ps_roi_pool_backward
 from ._roi import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
@@ -37,6 +37,7 @@ __all__ = [
     "roi_pool",
     "roi_pool_backward",
     "to_host",
+    "upload",
     "use",
     "xp",
 ]

@@ -1,15 +1,16 @@
 """Convolution: columns of what the taps read, a tile of output pixels at a time, and products by cuBLAS.
 
-One launch writes the bias into the result, then for each tile one gathers its columns and one product adds them up. A
-kernel of one tap that reads every pixel once needs no columns: one product. Nothing waits for the device. Workspace:
-one tile of columns, 16 Mi numbers, and copies of arrays that are not contiguous.
+For torch tensors it is torch's own, which has cuDNN. Else one launch writes the bias into the result, then for each
+tile one gathers its columns and one product adds them up. A kernel of one tap that reads every pixel once needs no
+columns: one product. Nothing waits for the device. Workspace: one tile of columns, 16 Mi numbers, and copies of arrays
+that are not contiguous.
 """
 
 from __future__ import annotations
 
 import math
 
-from ._device import Array, contiguous, empty, launch, matmul
+from ._device import Array, contiguous, convolve, empty, launch, matmul
 from ._tiles import tiles
 
 # As in kernels/conv.cu: threads of a block; channels of each, and pixels of the result to fill.
@@ -17,6 +18,9 @@ _THREADS, _CHANNELS, _PIXELS = 256, 8, 1024
 
 
 def conv2d(input: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    result = convolve(input, weight, bias, stride, padding)
+    if result is not None:
+        return result
     images, channels, height, width = input.shape
     outputs, _, *kernel = weight.shape
     size = [

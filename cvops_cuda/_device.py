@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
-from collections.abc import Iterator
+import math
+import threading
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from cvops._arrays import share
+from cvops._arrays import Lender, share
 
 from ._products import product
 from ._sources import DTYPE_CODES, ELEMENTS, source
@@ -31,6 +34,14 @@ Array = Any  # cupy.ndarray; CuPy has no type annotations
 quiet = contextlib.nullcontext
 
 
+class _Lent(cupy.cuda.UnownedMemory):  # type: ignore[misc]
+    """Memory that belongs to an object of another library."""
+
+    def __init__(self, lent: Any, address: int, size: int, device: int) -> None:
+        super().__init__(address, size, lent, device)
+        self.lent = lent
+
+
 class _ExternalStream:
     """A stream of another library, by its address, in the form that CuPy takes."""
 
@@ -41,35 +52,98 @@ class _ExternalStream:
         return 0, self.address
 
 
-@contextlib.contextmanager
-def use(device: int, stream: int | None, memory: tuple[Any, Any] | None) -> Iterator[None]:
-    """Make `device` current, and the stream of another library where an address is given; CuPy's own one otherwise.
+@functools.lru_cache(64)  # making one takes 5 microseconds
+def _stream(address: int, device: int) -> Any:
+    return cupy.cuda.Stream.from_external(_ExternalStream(address))
 
-    `memory` is two functions of that library, which allocate (bytes, device) -> address for its current stream, and
-    free (address). Results outlive this context: each remembers how it is freed.
+
+class _Thread(threading.local):
+    """What this thread is at."""
+
+    def __init__(self) -> None:
+        self.lender: Lender | None = None
+        self.device = 0
+        self.blas_handles: dict[int, Any] = {}  # by device; a handle serves one thread
+
+
+_thread = _Thread()
+
+
+def use(backend: Any, device: int, lender: Lender | None, foreign: bool) -> AbstractContextManager[Any]:
+    """A context that gives `backend`; in it `device` is current, and the stream of the lender if there is one.
+
+    New arrays lie in memory of the lender then, and outlive the context. With `foreign` arguments, those of a library
+    that neither lends nor knows CuPy's stream, the end of the context waits for the work on them.
     """
-    with cupy.cuda.Device(device):
-        if stream is None or memory is None:
-            yield
-            return
-        allocator = _allocator(*memory)
-        with cupy.cuda.Stream.from_external(_ExternalStream(stream)), cupy.cuda.using_allocator(allocator.malloc):
-            yield
+    return _Use(backend, device, lender, foreign)
 
 
-@functools.cache
-def _allocator(allocate: Any, free: Any) -> Any:
-    return cupy.cuda.PythonFunctionAllocator(allocate, lambda address, device: free(address))
+class _Use:  # a class, because a generator would cost each call 2 microseconds more
+    def __init__(self, backend: Any, device: int, lender: Lender | None, foreign: bool) -> None:
+        self._backend, self._number, self._lender, self._foreign = backend, device, lender, foreign
+        self._contexts = [cupy.cuda.Device(device)]
+        if lender:
+            self._contexts += _stream(lender.stream, device), cupy.cuda.using_allocator(_borrow)
+
+    def __enter__(self) -> Any:
+        self._before = _thread.lender, _thread.device
+        for context in self._contexts:
+            context.__enter__()
+        _thread.lender, _thread.device = self._lender, self._number
+        return self._backend
+
+    def __exit__(self, *error: Any) -> None:
+        _thread.lender, _thread.device = self._before
+        try:
+            if self._foreign:
+                cupy.cuda.get_current_stream().synchronize()
+        finally:
+            for context in reversed(self._contexts):
+                context.__exit__(None, None, None)
+
+
+def _borrow(size: int) -> Any:
+    """Memory of the lender, for what CuPy allocates itself."""
+    return _pointer_to(_thread.lender.empty((size,), "uint8"), size)  # type: ignore[union-attr]
+
+
+def _pointer_to(lent: Any, size: int) -> Any:
+    address = _thread.lender.address(lent)  # type: ignore[union-attr]
+    return cupy.cuda.MemoryPointer(_Lent(lent, address, size, _thread.device), 0)
+
+
+def _lent_array(lent: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    return cupy.ndarray(shape, dtype, _pointer_to(lent, math.prod(shape) * dtype.itemsize))
 
 
 def asarray(array: Any, name: str) -> Array:
     """Return `array` as a cupy.ndarray of the same memory, ordered after the work that produces it."""
-    return array if isinstance(array, cupy.ndarray) else share(array, name, cupy.from_dlpack)
+    if isinstance(array, cupy.ndarray):
+        return array
+    if _thread.lender is None:
+        return share(array, name, cupy.from_dlpack)
+    export = _thread.lender.export  # its stream is the current one: nothing to wait for, and five times as fast
+    return share(array, name, lambda array: cupy.from_dlpack(export(array)))
 
 
 def to_host(array: Array) -> Any:
     """A copy of `array` as a numpy.ndarray; waits for the device."""
     return cupy.asnumpy(array)
+
+
+def upload(array: Any) -> Array:
+    """A copy of a numpy.ndarray that any stream may use from now on: waits for the transfer.
+
+    In memory of CuPy's own, not of a lender's: it outlives the call, and what is lent while a graph is captured is the
+    graph's.
+    """
+    stream = cupy.cuda.get_current_stream()
+    if cupy.cuda.runtime.streamIsCapturing(stream.ptr):
+        raise RuntimeError("a layer uploads its parameters at its first call on a GPU: call it before the capture")
+    with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
+        uploaded = cupy.asarray(array)
+    stream.synchronize()
+    return uploaded
 
 
 def current_gpu() -> int | None:
@@ -79,7 +153,10 @@ def current_gpu() -> int | None:
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """A new array, uninitialised."""
-    return cupy.empty(shape, dtype)
+    if _thread.lender is None:
+        return cupy.empty(shape, dtype)
+    dtype = _dtype(dtype)
+    return _lent_array(_thread.lender.empty(shape, _name_of(dtype)), shape, dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -112,9 +189,16 @@ def dtype_code(array: Array) -> int:
     return _code_of(array.dtype)
 
 
-@functools.cache  # `name` takes 2 microseconds
 def _code_of(dtype: Any) -> int:
-    return DTYPE_CODES[dtype.name]
+    return DTYPE_CODES[_name_of(dtype)]
+
+
+_dtype = functools.cache(np.dtype)
+
+
+@functools.cache  # `name` takes 2 microseconds
+def _name_of(dtype: Any) -> str:
+    return str(dtype.name)
 
 
 def read(scalar: Array) -> int:
@@ -131,48 +215,87 @@ def order_of_keys(keys: Array) -> Array:
 _DATA_TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}
 _COMPUTE_32F, _COMPUTE_64F = 68, 70
 _SUMS_IN_32F = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION, and with it no TF32
+_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
+_WORKSPACE_BYTES = 32 << 20  # what cuBLAS would take on Hopper
 
 
 def matmul(a: Array, b: Array, out: Array, accumulate: bool) -> None:
-    """Compute out = a @ b, or out += a @ b if `accumulate`: by cuBLAS, on the current stream, not waited for.
+    """Compute out = a @ b, or out += a @ b if `accumulate`, on the current stream, not waited for.
 
+    By the lender's own products where there is a lender: its flags decide what may be shortened (TF32). Else by cuBLAS:
     `a` and `b` have one dtype, `out` too, or float32 where that is a 16-bit one: then tensor cores multiply, and sums
     are float32; float32 itself is not shortened to TF32. Operands have two dimensions or three, the first of them a
     batch; one of the other two must have neighbours next to each other (in `out` the last), so that slices and
-    transposed views are used in place. One launch as far as cvops is concerned; the same bits on every run, unless
-    the host thread computes on several streams at once, for which cuBLAS may choose other kernels.
+    transposed views are used in place. One launch as far as cvops is concerned; the same bits on every run.
     """
-    # Loads cuBLAS, some hundred megabytes: not before a product is wanted.
-    from cupy_backends.cuda.libs import cublas
-
+    if _thread.lender is not None:
+        _thread.lender.multiply(a, b, out, accumulate)
+        return
     if a.dtype.char == "E" and int(cupy.cuda.device.get_compute_capability()) < 80:  # no bfloat16 products there
         wide = out.astype("f") if accumulate else cupy.empty(out.shape, "f")
         matmul(a.astype("f"), b.astype("f"), wide, accumulate)
         out[...] = wide
         return
     call, of_a, of_out = product(a, b, out), _DATA_TYPES[a.dtype.char], _DATA_TYPES[out.dtype.char]
-    real, compute = ("d", _COMPUTE_64F) if of_a == _DATA_TYPES["d"] else ("f", _COMPUTE_32F)
+    real, compute = (np.float64, _COMPUTE_64F) if of_a == _DATA_TYPES["d"] else (np.float32, _COMPUTE_32F)
     factors = np.array([1, accumulate], real)  # of the product and of what is there; read before the call returns
     one, before = (factors.ctypes.data + i * factors.itemsize for i in range(2))
-    handle = cupy.cuda.device.get_cublas_handle()
-    mode = cublas.getMathMode(handle)
-    cublas.setMathMode(handle, _SUMS_IN_32F)
-    try:
-        shape = handle, not call.left.as_it_is, not call.right.as_it_is, call.rows, call.columns, call.depth
-        if call.batch == 1:
-            cublas.gemmEx(
-                *shape, one, b.data.ptr, of_a, call.left.pitch, a.data.ptr, of_a, call.right.pitch,
-                before, out.data.ptr, of_out, call.out.pitch, compute, cublas.CUBLAS_GEMM_DEFAULT,
-            )  # fmt: skip
-        else:
-            cublas.gemmStridedBatchedEx(
-                *shape, one, b.data.ptr, of_a, call.left.pitch, call.left.step,
-                a.data.ptr, of_a, call.right.pitch, call.right.step,
-                before, out.data.ptr, of_out, call.out.pitch, call.out.step,
-                call.batch, compute, cublas.CUBLAS_GEMM_DEFAULT,
-            )  # fmt: skip
-    finally:
-        cublas.setMathMode(handle, mode)
+    blas, handle = _blas(), _blas_handle(cupy.cuda.runtime.getDevice())
+    # Bound to the stream and given memory anew: cuBLAS would keep the one and allocate the other, neither of which a
+    # graph that is captured can own.
+    workspace = cupy.empty((_WORKSPACE_BYTES,), "uint8")
+    _require(blas.cublasSetStream_v2(handle, cupy.cuda.get_current_stream().ptr))
+    _require(blas.cublasSetWorkspace_v2(handle, workspace.data.ptr, _WORKSPACE_BYTES))
+    status = blas.cublasGemmStridedBatchedEx(
+        handle, not call.left.as_it_is, not call.right.as_it_is, call.rows, call.columns, call.depth,
+        one, b.data.ptr, of_a, call.left.pitch, call.left.step,
+        a.data.ptr, of_a, call.right.pitch, call.right.step,
+        before, out.data.ptr, of_out, call.out.pitch, call.out.step, call.batch, compute, _ALGORITHM,
+    )  # fmt: skip
+    _require(status)
+
+
+def convolve(input: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Any:
+    """The convolution by the lender's own, whose flags decide what may be shortened (TF32); None without a lender."""
+    if _thread.lender is None:
+        return None
+    lent = _thread.lender.convolve(input, weight, bias, stride, padding)
+    return _lent_array(lent, tuple(lent.shape), input.dtype)
+
+
+@functools.cache
+def _blas() -> Any:
+    """The library cuBLAS, some hundred megabytes: not before a product is wanted.
+
+    Not by CuPy, which binds a stream at each call and refuses to do so while a graph is captured.
+    """
+    from cuda.pathfinder import load_nvidia_dynamic_lib  # CuPy finds its libraries by it
+
+    blas = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+    pointer, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+    blas.cublasCreate_v2.argtypes = (pointer,)
+    blas.cublasSetMathMode.argtypes = (pointer, number)
+    blas.cublasSetStream_v2.argtypes = (pointer, pointer)
+    blas.cublasSetWorkspace_v2.argtypes = (pointer, pointer, ctypes.c_size_t)
+    matrix: list[Any] = [pointer, number, number, long]
+    blas.cublasGemmStridedBatchedEx.argtypes = [
+        pointer, *[number] * 5, pointer, *matrix, *matrix, pointer, *matrix, *[number] * 3
+    ]  # fmt: skip
+    return blas
+
+
+def _blas_handle(device: int) -> Any:
+    if device not in _thread.blas_handles:
+        handle = ctypes.c_void_p()
+        _require(_blas().cublasCreate_v2(ctypes.byref(handle)))
+        _require(_blas().cublasSetMathMode(handle, _SUMS_IN_32F))
+        _thread.blas_handles[device] = handle
+    return _thread.blas_handles[device]
+
+
+def _require(status: int) -> None:
+    if status:
+        raise RuntimeError(f"cuBLAS failed with status {status}")
 
 
 def launch(file: str, kernel: str, dtype: str, blocks: int, threads: int, *arguments: Any) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import sys
 import types
 
 import numpy as np
 import pytest
 
+from cvops import _arrays
+from tests import libraries
 from tests.host_emulation import device
 from tests.libraries import require
 
@@ -85,53 +86,37 @@ class Memory(np.ndarray):
 
 
 class Blas:
-    """The functions of `cupy_backends.cuda.libs.cublas` that are used, with its parameters."""
-
-    CUBLAS_GEMM_DEFAULT = -1
+    """The functions of cuBLAS that are used, with its parameters. Each call must come with a stream and memory."""
 
     def __init__(self):
-        self.mode, self.modes, self.batches = 3, [], []
+        self.modes, self.batches, self.given = [], [], set()
 
-    def getMathMode(self, handle):
-        return self.mode
+    def cublasCreate_v2(self, handle):
+        handle._obj.value = 17
+        return 0
 
-    def setMathMode(self, handle, mode):
-        self.mode = mode
+    def cublasSetMathMode(self, handle, mode):
+        self.modes.append(mode)
+        return 0
 
-    def gemmEx(
-        self,
-        handle,
-        transa,
-        transb,
-        m,
-        n,
-        k,
-        alpha,
-        A,
-        Atype,
-        lda,
-        B,
-        Btype,
-        ldb,
-        beta,
-        C,
-        Ctype,
-        ldc,
-        computeType,
-        algo,
-    ):
-        self.gemmStridedBatchedEx(
-            handle, transa, transb, m, n, k, alpha, A, Atype, lda, 0, B, Btype, ldb, 0, beta, C, Ctype, ldc, 0,
-            1, computeType, algo,
-        )  # fmt: skip
+    def cublasSetStream_v2(self, handle, stream):
+        assert (handle.value, stream) == (17, 5)
+        self.given = {"stream"}  # which makes cuBLAS forget the memory
+        return 0
 
-    def gemmStridedBatchedEx(
+    def cublasSetWorkspace_v2(self, handle, address, size):
+        assert address
+        assert size == 32 << 20
+        self.given.add("workspace")
+        return 0
+
+    def cublasGemmStridedBatchedEx(
         self, handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB,
         beta, C, Ctype, ldc, strideC, batchCount, computeType, algo,
     ):  # fmt: skip
-        assert handle == 17
-        assert algo == self.CUBLAS_GEMM_DEFAULT
-        self.modes.append(self.mode)
+        assert handle.value == 17
+        assert algo == -1
+        assert self.given == {"stream", "workspace"}
         self.batches.append(batchCount)
         real = {68: np.float32, 70: np.float64}[computeType]
         factors = [np.frombuffer((ctypes.c_char * real().itemsize).from_address(at), real)[0] for at in (alpha, beta)]
@@ -141,6 +126,9 @@ class Blas:
             out = _by_columns(C, Ctype, i * strideC, m, n, ldc)
             sums = (left.T if transa else left).astype(real) @ (right.T if transb else right).astype(real)
             out[...] = factors[0] * sums + (factors[1] * out.astype(real) if factors[1] else 0)
+        return self.status
+
+    status = 0
 
 
 def _by_columns(address, data_type, start, rows, columns, pitch):
@@ -160,22 +148,22 @@ def _bfloat16():
 def gpu(monkeypatch):
     """`cvops_cuda._device` on modules in place of CuPy's; `blas` records, `capability` may be set."""
     name = "cvops_cuda_without_a_gpu"
-    place = types.SimpleNamespace(get_cublas_handle=lambda: 17, get_compute_capability=lambda: gpu.capability)
-    cuda = types.SimpleNamespace(device=place)
     cupy = types.ModuleType("cupy")
-    cupy.__version__, cupy.ndarray, cupy.cuda = "14.2.0", np.ndarray, cuda
+    cupy.__version__, cupy.ndarray = "14.2.0", np.ndarray
+    cupy.cuda = types.SimpleNamespace(
+        UnownedMemory=object,
+        device=types.SimpleNamespace(get_compute_capability=lambda: gpu.capability),
+        runtime=types.SimpleNamespace(getDevice=lambda: 0),
+        get_current_stream=lambda: types.SimpleNamespace(ptr=5),
+    )
     cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(Memory)
-    libs = types.ModuleType("cupy_backends.cuda.libs")
-    libs.cublas = Blas()
-    modules = {"cupy": cupy, "cupy_backends.cuda.libs": libs, "cupy_backends.cuda.libs.cublas": libs.cublas}
-    for parent in ("cupy_backends", "cupy_backends.cuda"):
-        modules[parent] = types.ModuleType(parent)
     package = types.ModuleType(name)
     package.__path__ = [str(device.ROOT / "cvops_cuda")]
-    for module, stand_in in {**modules, name: package}.items():
+    for module, stand_in in {"cupy": cupy, name: package}.items():
         monkeypatch.setitem(sys.modules, module, stand_in)
     loaded = importlib.import_module(f"{name}._device")
-    gpu = types.SimpleNamespace(matmul=loaded.matmul, blas=libs.cublas, capability="90")
+    gpu = types.SimpleNamespace(device=loaded, matmul=loaded.matmul, blas=Blas(), capability="90")
+    monkeypatch.setattr(loaded, "_blas", lambda: gpu.blas)
     yield gpu
     for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
         del sys.modules[module]
@@ -193,8 +181,13 @@ def test_what_cublas_is_told(gpu, of_a, of_b, accumulate):
             np.testing.assert_array_equal(out[..., :n], a @ b + 7 * accumulate)
             assert (out[..., n:] == 7).all()
             assert gpu.blas.batches.pop() == (batch or (1,))[0]
-    assert set(gpu.blas.modes) == {16}  # sums in float32, no TF32; and after the call what was set before
-    assert gpu.blas.mode == 3
+    assert gpu.blas.modes == [16]  # sums in float32, no TF32; of a handle that nobody else has
+
+
+def test_a_failure_of_cublas(gpu):
+    gpu.blas.status = 13
+    with pytest.raises(RuntimeError, match="cuBLAS failed with status 13"):
+        gpu.matmul(*(np.ones((2, 2), "f").view(Memory) for _ in range(3)), False)
 
 
 @pytest.mark.parametrize("capability", ["75", "90"])
@@ -210,3 +203,80 @@ def test_dtypes_that_cublas_is_told(gpu, dtype, to, accumulate, capability):
     gpu.matmul(a, b, out, accumulate)
     want = np.asarray(a, "f") @ np.asarray(b, "f") + 7 * accumulate
     np.testing.assert_array_equal(np.asarray(out, "f"), want)
+
+
+# --------------------------------------------------------------------------------------------- what torch lends
+
+
+class Lendable(np.ndarray):
+    """An array that is exported as CuPy exports its own: with a stream that is not to be waited for."""
+
+    def __dlpack__(self, *, stream):
+        assert stream == -1
+        return np.asarray(self).__dlpack__()
+
+
+@pytest.fixture
+def lender():
+    libraries.require("torch")
+    return _arrays._torch_lends("cpu")(7)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("of_a", LAYOUTS)
+@pytest.mark.parametrize("of_b", LAYOUTS)
+def test_products_of_torch(lender, of_a, of_b, accumulate):
+    """The same operands as for cuBLAS; what is not accumulated may be NaN before."""
+    for m, k, n in SIZES:
+        for batch in ((), (1,), (2,)):
+            a, b = strided((*batch, m, k), of_a, "d").view(Lendable), strided((k, n), of_b, "d").view(Lendable)
+            if batch:
+                a, b = a[0], np.stack([b] * batch[0]).view(Lendable)
+            before = 7 if accumulate else np.nan
+            out = np.full((*batch, m, n + 2), before, "d")
+            lender.multiply(a, b, out[..., :n].view(Lendable), accumulate)
+            np.testing.assert_array_equal(out[..., :n], a @ b + 7 * accumulate)
+            np.testing.assert_array_equal(out[..., n:], before)
+
+
+def test_convolution_of_torch(lender):
+    rng = np.random.default_rng(0)
+    input, weight, bias = (rng.normal(size=s).view(Lendable) for s in ((2, 3, 7, 8), (4, 3, 3, 3), (4,)))
+    got = lender.convolve(input, weight, bias, (2, 1), (1, 0)).numpy()
+    padded = np.pad(input, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2]
+    np.testing.assert_allclose(got, np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None], rtol=1e-12)
+    channels_last = np.ascontiguousarray(input.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2).view(Lendable)
+    again = lender.convolve(channels_last, weight, bias, (2, 1), (1, 0))
+    assert again.is_contiguous()
+
+
+class OnGpu(types.SimpleNamespace):
+    __cuda_array_interface__ = None
+
+
+def native(tensor, dtype, shape, strides, offset):
+    """What the backend returns: a part of the memory of a tensor."""
+    data = types.SimpleNamespace(ptr=tensor.data_ptr() + offset, mem=types.SimpleNamespace(lent=tensor))
+    dtype = np.dtype(dtype)
+    return OnGpu(data=data, dtype=dtype, itemsize=dtype.itemsize, shape=shape, strides=strides)
+
+
+def test_results_are_tensors_that_own_their_memory(lender):
+    """So that torch knows who uses it: record_stream, and the pool of a graph."""
+    whole = lender.empty((6, 4), "float32")
+    assert _arrays.to_caller(native(whole, "f4", (6, 4), (16, 4), 0), whole) is whole
+    part = _arrays.to_caller(native(whole, "f4", (2, 4), (16, 4), 32), whole)
+    assert part.data_ptr() == whole.data_ptr() + 32
+    assert part.untyped_storage().data_ptr() == whole.data_ptr()
+    assert (part.shape, part.stride()) == ((2, 4), (4, 1))
+    raw = lender.empty((96,), "uint8")  # as CuPy allocates what it computes itself
+    for name, dtype, shape, strides in (
+        ("int64", "i8", (3,), (8,)),
+        ("float64", "f8", (), ()),
+        ("bool", "?", (5,), (1,)),
+    ):
+        other = _arrays.to_caller(native(raw, dtype, shape, strides, 8), whole)
+        assert str(other.dtype) == f"torch.{name}"
+        assert other.shape == shape
+        assert other.data_ptr() == raw.data_ptr() + 8

@@ -13,6 +13,7 @@ from tests.host_emulation import device
 # A device type of DLPack for anything: a machine with a GPU can test both kinds of CUDA.
 _EMULATED = 12
 _arrays._BACKENDS[_EMULATED] = device.PACKAGE
+_arrays._OF_CUDA_BACKEND.add("tests")
 
 
 def _to_numpy(exporter):
