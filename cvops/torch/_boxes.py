@@ -15,9 +15,10 @@ from .._boxes import _check_format
 from .._checks import number
 from . import _checks
 from ._ops import shape_text
+from ._types import Format, Number, Size
 
 
-def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
+def box_area(boxes: Tensor, fmt: Format = "xyxy") -> Tensor:
     """Area of each box: `cvops.box_area` for tensors.
 
     Parameters
@@ -49,7 +50,7 @@ def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
     return area_of(boxes.to(_working_dtype(boxes, boxes)), fmt)
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
+def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
     """Intersection over union of each box of one set with each of another: `cvops.box_iou` for tensors.
 
     Parameters
@@ -195,7 +196,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     return iou - _distance(boxes1, boxes2) / (width**2 + height**2 + eps) - penalty
 
 
-def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
+def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
     """Boxes in another format: `cvops.box_convert` for tensors.
 
     Parameters
@@ -241,7 +242,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     return converted if halves and not boxes.is_floating_point() else converted.to(boxes.dtype)
 
 
-def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes_to_image(boxes: Tensor, size: Size) -> Tensor:
     """Boxes with their corners moved into the image: `cvops.clip_boxes_to_image` for tensors.
 
     Parameters
@@ -282,7 +283,7 @@ def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack([x, y], -1).reshape(boxes.shape).to(boxes.dtype)
 
 
-def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
+def remove_small_boxes(boxes: Tensor, min_size: Number) -> Tensor:
     """Indices of the boxes of which both sides are at least `min_size`: `cvops.remove_small_boxes` for tensors.
 
     Parameters

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from ._boxes import area_of, aspect_penalty, check_boxes, distance_of_pairs, intersection_and_hull
 from ._ops import shape_text
+from ._types import Reduction
 
 
-def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+def generalized_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7
+) -> Tensor:
     """One less the generalized IoU of each box with its counterpart [1]_.
 
     Parameters
@@ -47,7 +50,7 @@ def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "n
     return _reduced(1 - inter / (union + eps) + (hull - union) / (hull + eps), reduction)
 
 
-def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7) -> Tensor:
     """One less the distance IoU of each box with its counterpart [1]_.
 
     Parameters
@@ -79,7 +82,7 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
     return _reduced(_distance_loss(boxes1, boxes2, eps)[0], reduction)
 
 
-def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7) -> Tensor:
     """One less the complete IoU of each box with its counterpart [1]_.
 
     Parameters
@@ -113,7 +116,7 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
 
 
 def sigmoid_focal_loss(
-    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: Reduction = "none"
 ) -> Tensor:
     """Binary cross-entropy in which what is classified well already weighs less: the focal loss [1]_.
 

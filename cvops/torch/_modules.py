@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.jit.annotations import BroadcastingList2
 
 from .._checks import count, integer, pair, positive, ratio
 from . import _checks
 from ._ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool, rois_of
+from ._types import BroadcastingList2, Integer, Ints, Number
 
 
 class RoIAlign(nn.Module):
@@ -33,7 +33,7 @@ class RoIAlign(nn.Module):
     """
 
     def __init__(
-        self, output_size: BroadcastingList2[int], spatial_scale: float, sampling_ratio: int, aligned: bool = False
+        self, output_size: BroadcastingList2[int], spatial_scale: Number, sampling_ratio: Integer, aligned: bool = False
     ):
         super().__init__()
         self.output_size = output_size
@@ -64,7 +64,7 @@ class RoIPool(nn.Module):
     RoIPool(output_size=(7, 7), spatial_scale=0.25)
     """
 
-    def __init__(self, output_size: BroadcastingList2[int], spatial_scale: float):
+    def __init__(self, output_size: BroadcastingList2[int], spatial_scale: Number):
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
@@ -92,7 +92,7 @@ class PSRoIAlign(nn.Module):
     PSRoIAlign(output_size=7, spatial_scale=0.0625, sampling_ratio=-1)
     """
 
-    def __init__(self, output_size: BroadcastingList2[int], spatial_scale: float, sampling_ratio: int):
+    def __init__(self, output_size: BroadcastingList2[int], spatial_scale: Number, sampling_ratio: Integer):
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
@@ -121,7 +121,7 @@ class PSRoIPool(nn.Module):
     PSRoIPool(output_size=7, spatial_scale=0.0625)
     """
 
-    def __init__(self, output_size: BroadcastingList2[int], spatial_scale: float):
+    def __init__(self, output_size: BroadcastingList2[int], spatial_scale: Number):
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
@@ -169,7 +169,7 @@ class MultiScaleRoIAlign(nn.Module):
         self,
         featmap_names: list[str],
         output_size: int | tuple[int, int] | list[int],
-        sampling_ratio: int,
+        sampling_ratio: Integer,
         *,
         canonical_scale: int = 224,
         canonical_level: int = 4,
@@ -269,10 +269,10 @@ class DeformConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         bias: bool = True,
     ):

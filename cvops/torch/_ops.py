@@ -1,24 +1,41 @@
 """The operators of torchvision.ops for tensors: differentiable, and known to torch.compile, export and TorchScript."""
 
 # Not `from __future__ import annotations`: TorchScript reads the annotations.
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.jit.annotations import BroadcastingList2
 
 from .._checks import count, number, pair, positive, ratio
 from . import _checks
+from ._types import BroadcastingList2, Integer, Ints, Number
 
 # What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
 
 
+# fmt: off
+@overload
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., *, padded: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
 def nms(
     boxes: Tensor,
     scores: Tensor,
-    iou_threshold: float,
-    score_threshold: float | None = None,
-    max_output: int | None = None,
+    iou_threshold: Number,
+    score_threshold: Number | None = None,
+    max_output: Integer | None = None,
     padded: bool = False,
 ):
     """Keep the best-scored boxes and drop every box that overlaps a better kept one: `cvops.nms` for tensors.
@@ -67,13 +84,30 @@ def nms(
     return torch.ops.cvops.nms(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
 
 
+# fmt: off
+@overload
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., *, padded: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
 def batched_nms(
     boxes: Tensor,
     scores: Tensor,
     idxs: Tensor,
-    iou_threshold: float,
-    score_threshold: float | None = None,
-    max_output: int | None = None,
+    iou_threshold: Number,
+    score_threshold: Number | None = None,
+    max_output: Integer | None = None,
     padded: bool = False,
 ):
     """Non-maximum suppression within each class: `cvops.batched_nms` for tensors.
@@ -124,8 +158,8 @@ def roi_align(
     input: Tensor,
     boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
     aligned: bool = False,
 ) -> Tensor:
     """Pool each region of interest into bins by averaging bilinear samples: `cvops.roi_align` for tensors.
@@ -177,7 +211,7 @@ def roi_pool(
     input: Tensor,
     boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
-    spatial_scale: float = 1.0,
+    spatial_scale: Number = 1.0,
 ) -> Tensor:
     """Pool each region of interest into bins by their maximum: `cvops.roi_pool` for tensors.
 
@@ -225,8 +259,8 @@ def ps_roi_align(
     input: Tensor,
     boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
+    spatial_scale: Number = 1.0,
+    sampling_ratio: Integer = -1,
 ) -> Tensor:
     """`roi_align` with channels of its own for each bin: `cvops.ps_roi_align` for tensors.
 
@@ -270,7 +304,7 @@ def ps_roi_pool(
     input: Tensor,
     boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
-    spatial_scale: float = 1.0,
+    spatial_scale: Number = 1.0,
 ) -> Tensor:
     """Average each bin of a region over channels of its own: `cvops.ps_roi_pool` for tensors.
 
@@ -312,9 +346,9 @@ def deform_conv2d(
     offset: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
+    stride: Ints = (1, 1),
+    padding: Ints = (0, 0),
+    dilation: Ints = (1, 1),
     mask: Tensor | None = None,
 ) -> Tensor:
     """Convolution whose taps read at offsets from their regular places: `cvops.deform_conv2d` for tensors.

@@ -2,6 +2,7 @@
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
+from collections import Counter
 from typing import assert_type
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import cvops
+import cvops.torch as ops
 
 
 def plain(maps: Tensor, boxes: Tensor, scores: Tensor, array: NDArray[np.float32], flag: bool) -> None:
@@ -38,3 +40,30 @@ def plain(maps: Tensor, boxes: Tensor, scores: Tensor, array: NDArray[np.float32
     cvops.nms([boxes], scores, 0.5)  # type: ignore[call-overload]
     cvops.box_convert(boxes, "xyzz", "xyxy")  # type: ignore[call-overload]
     cvops.roi_align(maps, [boxes, 3], 7)  # type: ignore[list-item]
+
+
+def differentiable(maps: Tensor, boxes: Tensor, scores: Tensor, flag: bool) -> None:
+    assert_type(ops.nms(boxes, scores, 0.5), Tensor)
+    assert_type(ops.nms(boxes, scores, np.float32(0.5), None, 10), Tensor)
+    assert_type(ops.nms(boxes, scores, scores[0], padded=True), tuple[Tensor, Tensor])
+    assert_type(ops.nms(boxes, scores, 0.5, padded=flag), Tensor | tuple[Tensor, Tensor])
+    assert_type(ops.batched_nms(boxes, scores, scores, 0.5), Tensor)
+    assert_type(ops.batched_nms(boxes, scores, scores, 0.5, padded=True), tuple[Tensor, Tensor])
+    assert_type(ops.roi_align(maps, [boxes], 7), Tensor)
+    assert_type(ops.roi_pool(maps, boxes, (7, 7), 0.25), Tensor)
+    assert_type(ops.deform_conv2d(maps, maps, maps, stride=1, padding=(1, 1)), Tensor)
+    assert_type(ops.box_convert(boxes, "xyxy", "cxcywh"), Tensor)
+    assert_type(ops.clip_boxes_to_image(boxes, maps.shape[-2:]), Tensor)
+    assert_type(ops.complete_box_iou_loss(boxes, boxes, reduction="mean"), Tensor)
+    ops.DeformConv2d(4, 8, (3, 3), padding=1)
+    ops.RoIAlign((7, 7), 0.25, 2)
+    with ops.replace_torchvision() as calls:
+        assert_type(calls, Counter[str])
+
+    ops.nms("boxes", scores, 0.5)  # type: ignore[call-overload]
+    ops.nms(boxes, scores, "0.5")  # type: ignore[call-overload]
+    ops.roi_align(maps, [boxes], "7")  # type: ignore[arg-type]
+    ops.roi_align(maps, [[0, 0, 1, 1]], 7)  # type: ignore[list-item]
+    ops.deform_conv2d(maps, maps, maps, stride=0.5)  # type: ignore[arg-type]
+    ops.box_convert(boxes, "xyzz", "xyxy")  # type: ignore[arg-type]
+    ops.generalized_box_iou_loss(boxes, boxes, "median")  # type: ignore[arg-type]
