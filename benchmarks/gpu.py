@@ -1,8 +1,9 @@
 """Every operator on a GPU, on CuPy arrays and on torch tensors, beside torchvision: `python -m benchmarks gpu`.
 
-Each row is measured twice. Device time is that between two CUDA events around many calls, which the host queues while
-the device is kept busy with something else; a call that itself waits for the device (nms, without `padded`) shows the
-host's part as well, on every side. Wall time is that of a call and of waiting until its result is there.
+Each row is measured three times. Device time is that between two CUDA events around some calls, which the host queues
+while the device is kept busy with something else; a call that itself waits for the device (nms, without `padded`) shows
+the host's part as well, on every side. Host time is how long the host is busy with a call that it does not wait for.
+Wall time is that of a call and of waiting until its result is there.
 
 Each call takes the next one of several copies of the inputs, together twice as large as the L2 cache, so that none is
 still in it.
@@ -26,12 +27,15 @@ from .data import Array, clustered, deformed, pyramid_boxes, uniform
 from .deform_conv import SHAPES
 from .deform_conv import name as name_of_shape
 from .harness import Call, Row, all_close, all_close_to_largest, same_indices
+from .pyramid import CHANNELS
 from .roi import CASES, POSITION_SENSITIVE, SMALL, SMALL_POSITION_SENSITIVE, Case
 
-NMS_SIZES = [100, 1_000, 10_000, 100_000]
+TINY = Case((1, 8, 50, 50), 4, 7, 1 / 4, 2)  # where the host decides
+NMS_SIZES = [10, 100, 1_000, 10_000, 100_000]
 BATCHED_SIZES = [1_000, 20_000, 100_000]
 MOST_COPIES = 4096
-QUEUE_CYCLES = 40_000_000  # of the GPU: about 20 ms, in which the host queues some hundred calls
+# So many calls are queued at most: a call may be thirty launches, and a queue of about a thousand makes the host wait.
+MOST_QUEUED = 16
 
 Arrays = Mapping[str, Any]
 # Arrays by name, as a side takes them, to what it computes from them.
@@ -73,13 +77,14 @@ def rows(quick: bool) -> Iterator[Row]:
         yield from nms_rows(n)
     for n in BATCHED_SIZES[: 1 if quick else None]:
         yield from batched_nms_rows(n)
-    for case in SMALL if quick else CASES:
+    for case in SMALL if quick else [*CASES, TINY]:
         yield from roi_rows("roi_align", case, case.samples)
         yield from roi_rows("roi_pool", case)
     position_sensitive = SMALL_POSITION_SENSITIVE if quick else POSITION_SENSITIVE
     yield from roi_rows("ps_roi_align", position_sensitive, position_sensitive.samples)
     yield from roi_rows("ps_roi_pool", position_sensitive)
     yield from pooler_rows(*((200, 336, 32, 64) if quick else (800, 1344, 256, 1000)))
+    yield from network_rows(*((100, 168) if quick else (800, 1344)))
     for shape in SHAPES[: 1 if quick else None]:
         for dtype in ("float32", "float16"):
             yield from deform_conv2d_rows(shape, dtype)
@@ -90,15 +95,29 @@ def rows(quick: bool) -> Iterator[Row]:
 
 def device_seconds(call: Call, number: int) -> float:
     """Seconds of the device for `number` calls."""
-    start, end = load("torch").cuda.Event(enable_timing=True), load("torch").cuda.Event(enable_timing=True)
-    load("torch").cuda.synchronize()
-    load("torch").cuda._sleep(QUEUE_CYCLES)
+    torch, queued = load("torch"), min(number, MOST_QUEUED)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    # The device sleeps for as long as the host takes to queue the calls, and somewhat more.
+    cycles_per_second = 1e3 * load("cupy").cuda.Device().attributes["ClockRate"]
+    sleep = int(cycles_per_second * (1.5 * host_seconds(call, queued) + 200e-6))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(sleep)
     start.record()
-    for _ in range(number):
+    for _ in range(queued):
         call()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+    return float(start.elapsed_time(end)) / 1e3 * number / queued
+
+
+def host_seconds(call: Call, number: int) -> float:
+    """Seconds of the host for `number` calls that are not waited for, unless they wait themselves."""
+    queued = min(number, MOST_QUEUED)
+    load("torch").cuda.synchronize()
+    start = perf_counter()
+    for _ in range(queued):
+        call()
+    return (perf_counter() - start) * number / queued
 
 
 def synchronised_seconds(call: Call, number: int) -> float:
@@ -111,7 +130,7 @@ def synchronised_seconds(call: Call, number: int) -> float:
     return perf_counter() - start
 
 
-CLOCKS = {"device time": device_seconds, "wall time": synchronised_seconds}
+CLOCKS = {"device time": device_seconds, "host time": host_seconds, "wall time": synchronised_seconds}
 
 
 # ----------------------------------------------------------------------------------------------------------- sides
@@ -306,6 +325,28 @@ def pooler_rows(height: int, width: int, channels: int, boxes: int) -> Iterator[
     sides = both(of_cvops)
     sides["torchvision"] = gradient(peer, levels)
     yield from measured_rows("MultiScaleRoIAlign, gradient", name, inputs, arrays, sides, all_close_to_largest)
+
+
+def network_rows(height: int, width: int) -> Iterator[Row]:
+    """The pyramid network; torch's convolutions shorten float32 to TF32 on both sides, if its flag says so."""
+    torch, operators = load("torch"), load("torchvision").ops
+    arrays = {
+        f"p{level}": uniform((1, channels, height >> level, width >> level), seed=level)
+        for level, channels in enumerate(CHANNELS, start=2)
+    }
+    network = cvops.FeaturePyramidNetwork(CHANNELS, 256)
+    torchvision_network = operators.FeaturePyramidNetwork(CHANNELS, 256)
+    torchvision_network.load_state_dict({n: torch.from_numpy(array) for n, array in network.state_dict().items()})
+    torchvision_network = torchvision_network.cuda().eval()
+
+    def peer(given: Arrays) -> Any:
+        with torch.no_grad():
+            return tuple(torchvision_network(dict(given)).values())
+
+    sides = both(lambda given: tuple(network(given).values()))
+    sides["torchvision"] = peer
+    inputs = "uniform maps and Kaiming weights"
+    yield from measured_rows("FeaturePyramidNetwork, 256 channels", f"{height} x {width}", inputs, arrays, sides, None)
 
 
 def deform_conv2d_rows(shape: tuple[int, int, int, int, int], dtype: str) -> Iterator[Row]:
