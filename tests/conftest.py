@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import hypothesis
@@ -9,6 +10,7 @@ import pytest
 
 import cvops
 from tests import host_emulation, libraries
+from tests import nvrtc as compilers
 from tests.host_emulation import device
 
 # The same examples on every run, so that a failure is a change of the code and not of the dice.
@@ -30,25 +32,50 @@ def pytest_runtest_call():
         pytest.skip("Numba is not installed")
 
 
+def pytest_report_header():
+    missing = ", ".join(sorted(libraries.missing()))
+    yield "cvops: the whole suite takes two to three minutes; pytest -m '' includes what is slow, and takes ten"
+    if missing:
+        yield f"tests of what is missing here are left out; install it, or list it in CVOPS_REQUIRE: {missing}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests that need what is missing: a fixture or a parameter has its name."""
+    missing = libraries.missing() | ({"emulated"} if "cuda-emulated" in libraries.missing() else set())
+
+    def runs(item):
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else []
+        return missing.isdisjoint([*item.fixturenames, *(value for value in parameters if isinstance(value, str))])
+
+    config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
+    items[:] = filter(runs, items)
+
+
 def pytest_configure():
     unknown = libraries.required() - {*libraries.OPTIONAL, *libraries.CONVERTERS, "nvrtc"}
     if unknown:
         raise pytest.UsageError(f"CVOPS_REQUIRE lists {', '.join(sorted(unknown))}, which no test asks for")
 
 
-@pytest.fixture(scope="session", params=libraries.CONVERTERS)
+@pytest.fixture(scope="session", params=libraries.PRESENT)
 def array(request):
     """A converter from a NumPy array to an array of one library; the test runs once for each library."""
     convert = libraries.CONVERTERS[request.param]
-    convert([0.0])  # skips where the library is missing
+    convert([0.0])  # fails where CVOPS_REQUIRE lists a library that is missing
     return convert
 
 
-@pytest.fixture(scope="session", params=libraries.BACKENDS)
+@pytest.fixture(scope="session", params=[name for name in libraries.BACKENDS if name in libraries.PRESENT])
 def ops(request):
     """The functions of cvops for NumPy arrays; the test runs once for each backend."""
     libraries.CONVERTERS[request.param]([0.0])
     return libraries.Operators(request.param)
+
+
+@pytest.fixture(scope="session", params=compilers.LIBRARIES)
+def nvrtc(request):
+    """`compile_for` of one version of NVRTC; the test runs once for each version."""
+    return functools.partial(compilers.compile_for, request.param)
 
 
 @pytest.fixture

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import os
 
 import numpy as np
 import pytest
 
 import cvops
-from tests import host_emulation
+from tests import host_emulation, nvrtc
 
 # Modules that tests ask for with `require`; CI lists in CVOPS_REQUIRE those that have to be there.
 OPTIONAL = (
@@ -31,6 +33,19 @@ OPTIONAL = (
 
 def required():
     return {name for name in os.environ.get("CVOPS_REQUIRE", "").replace(" ", "").split(",") if name}
+
+
+@functools.cache
+def missing():
+    """What tests can use and this machine does not have, but for what CVOPS_REQUIRE lists: that fails."""
+    absent = {name for name in OPTIONAL if not importlib.util.find_spec(name)} | {"cuda-emulated"}
+    if not nvrtc.is_installed():
+        absent.add("nvrtc")
+    if "cupy" not in absent and not importlib.import_module("cupy").cuda.is_available():
+        absent.add("cupy")
+    if absent & {"cupy", "torch"} or not importlib.import_module("torch").cuda.is_available():
+        absent.add("torch-cuda")
+    return absent - required()
 
 
 def require(name, listed=None):
@@ -117,6 +132,8 @@ CONVERTERS = {
     "cupy": _cupy,
     "torch-cuda": _torch_cuda,
 }
+# Those that the tests run over here.
+PRESENT = [name for name in CONVERTERS if name not in missing()]
 # Those whose arrays the CUDA backend takes.
 CUDA = ("cuda-emulated", "cupy", "torch-cuda")
 # A library for each backend -> how many boxes are many there. On the CPU, if a thousand are kept, each is compared only

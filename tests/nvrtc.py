@@ -7,18 +7,12 @@ import functools
 import sysconfig
 from pathlib import Path
 
-import pytest
-
-from tests import libraries
-
 # Where the packages nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc put the library, by major version.
 LIBRARIES = {12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", 13: "nvidia/cu13/lib/libnvrtc.so.13"}
 
 
-def require(version):
-    """Skip the test where that version is missing, or fail it if CVOPS_REQUIRE lists nvrtc."""
-    if not _path(version).exists() and "nvrtc" not in libraries.required():
-        pytest.skip(f"NVRTC {version} is not installed")
+def is_installed():
+    return all(_path(version).exists() for version in LIBRARIES)
 
 
 def _path(version):

@@ -17,7 +17,7 @@ import pytest
 import cvops
 from benchmarks import data
 from cvops import _arrays, _warmup
-from tests import compare, host_emulation, libraries, nvrtc, reference, reference_roi, strategies_roi
+from tests import compare, host_emulation, libraries, reference, reference_roi, strategies_roi
 from tests.host_emulation import device, mutant
 
 FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))
@@ -345,7 +345,7 @@ def test_warmup_reaches_every_file(emulated, launches, small_batches):
         assert {*launches} & {*device.kernels(device.sources().source(file))}, file
 
 
-def test_calls_do_not_import_numba():
+def test_calls_do_not_import_numba(emulated):
     code = """
 import sys
 import numpy as np, cvops
@@ -494,16 +494,14 @@ def test_every_barrier_is_needed(emulated, file, number, line):
 # ------------------------------------------------------------------------------------- NVIDIA's compiler, no GPU
 
 
-@pytest.mark.parametrize("version", nvrtc.LIBRARIES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("file", "dtype"), MODULES)
-def test_kernels_compile_for_every_architecture(file, dtype, architecture, version):
+def test_kernels_compile_for_every_architecture(nvrtc, file, dtype, architecture):
     """Without a stack or spilled registers, and in shared memory that every GPU has."""
-    nvrtc.require(version)
     source = device.sources().source(file)
     # The options of _device.py, and what CuPy adds to them.
     options = ["-std=c++17", f"-DELEMENT={device.sources().ELEMENTS[dtype]}", "-ftz=true"]
-    ptx, log = nvrtc.compile_for(version, source, architecture, options)
+    ptx, log = nvrtc(source, architecture, options)
     assert sorted(re.findall(r"Compiling entry function '(\w+)'", log)) == sorted(device.kernels(source))
     assert set(re.findall(r"(\d+) bytes (?:stack frame|spill)", log)) == {"0"}, log
     assert all(int(size) <= 48 * 1024 for size in re.findall(r"(\d+) bytes smem", log)), log

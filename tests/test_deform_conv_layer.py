@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cvops
-from tests import compare, libraries
+from tests import compare
 from tests import reference_deform as reference
 from tests.strategies_deform import FLOATS, Case
 
@@ -84,10 +84,10 @@ def test_parameters_of_the_layer():
     assert layer.bias is None
 
 
-def test_parameters_are_uploaded_once():
+def test_parameters_are_uploaded_once(emulated):
     """And again only when they are replaced."""
     layer, given = layer_of(Case(dtype="float32"))
-    on_device = [libraries.CONVERTERS["cuda-emulated"](array) for array in given]
+    on_device = [emulated(array) for array in given]
     layer(*on_device)
     kept = dict(layer._uploaded)
     assert len(kept) == 2

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cvops
-from tests import compare, libraries
+from tests import compare
 from tests import reference_deform as reference
 from tests.libraries import to_numpy
 
@@ -249,12 +249,11 @@ def test_loading_takes_effect_after_a_call(ops):
     check(pyramid(ops.array(maps)), reference.feature_pyramid(maps, other), ops.array(maps["feature 1"]))
 
 
-def test_parameters_are_uploaded_once():
+def test_parameters_are_uploaded_once(emulated):
     pyramid, _ = with_random_parameters(cvops.FeaturePyramidNetwork([3], 2))
-    array = libraries.CONVERTERS["cuda-emulated"]
     kept = []
     for dtype in ("float32", "float32", "float64"):
-        pyramid({"map": array(np.ones((1, 3, 4, 4), dtype))})
+        pyramid({"map": emulated(np.ones((1, 3, 4, 4), dtype))})
         kept.append(dict(pyramid._uploaded))
     assert [len(each) for each in kept] == [4, 4, 8]
     assert all(kept[0][key] is kept[2][key] for key in kept[0])

@@ -236,9 +236,9 @@ def test_batch_indices_that_name_no_image(operator, library):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_batch_indices_that_name_no_image_make_nan_on_cuda(operator, dtype):
+def test_batch_indices_that_name_no_image_make_nan_on_cuda(emulated, operator, dtype):
     """Where the host reads no values. Such a RoI has no gradient; the others are as ever."""
-    array, argmax = CONVERTERS["cuda-emulated"], argmax_of(operator)
+    array, argmax = emulated, argmax_of(operator)
     maps, grad, silent = array(MAP), array(grad_of(operator)), grad_of(operator)
     silent[[3, 7]] = 0
     want = pooled(operator, MAP, ROIS.astype(dtype), module=reference)
