@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -221,6 +224,18 @@ def decode(jpeg: NDArray[Any], size: tuple[int, int]) -> Image.Image:
     if picture.size != size:
         raise ValueError(f"`image_jpeg` is {picture.width} x {picture.height}, `image_hw` says {size[0]} x {size[1]}")
     return picture
+
+
+@contextmanager
+def said_if_slow(text: str) -> Iterator[None]:
+    """Print the text if what follows takes more than a few seconds."""
+    timer = threading.Timer(3, print, [text], {"flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def table(detections: list[Detection]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detect import OneLineParser, free_spot, picture_path, read_arrays, visible_part
+from detect import OneLineParser, free_spot, picture_path, read_arrays, said_if_slow, visible_part
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -54,7 +54,8 @@ def main() -> None:
 
     try:
         maps, rois = read(options.file)
-        build_and_pool(maps, rois)  # the first call compiles
+        with said_if_slow("Compiling, which only the first run on a machine does ..."):
+            build_and_pool(maps, rois)
         start = time.perf_counter()
         pyramid, pooled = build_and_pool(maps, rois)
         milliseconds = 1e3 * (time.perf_counter() - start)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from detect import ASTRONAUT, OneLineParser, picture_path, read, read_arrays
+from detect import ASTRONAUT, OneLineParser, picture_path, read, read_arrays, said_if_slow
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -59,7 +59,8 @@ def main() -> None:
     pool = cvops.MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2)
     try:
         pyramid = read_pyramid(options.file)
-        pool(pyramid.features, [pyramid.boxes], [(SIDE, SIDE)])  # the first call compiles
+        with said_if_slow("Compiling, which only the first run on a machine does ..."):
+            pool(pyramid.features, [pyramid.boxes], [(SIDE, SIDE)])
         start = time.perf_counter()
         pooled = pool(pyramid.features, [pyramid.boxes], [(SIDE, SIDE)])
         milliseconds = 1e3 * (time.perf_counter() - start)

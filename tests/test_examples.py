@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 import cvops
+from examples import detect as example
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "examples" / "data"
@@ -370,3 +373,23 @@ def test_help_says_what_a_file_of_maps_holds(example, tmp_path):
     text = run_without_frameworks(tmp_path, ROOT / "examples" / example, "--help").stdout
     assert re.search(r"p3, p4, p5 +\(1, C, H, W\), floats", text)
     assert re.search(r"rois +\(L, 4\), floats", text)
+
+
+def test_what_takes_more_than_seconds_says_so(capsys, monkeypatch):
+    waited = []
+
+    class Timer(threading.Timer):
+        def __init__(self, seconds, *arguments):
+            waited.append(seconds)
+            super().__init__(0, *arguments)
+
+    monkeypatch.setattr(example.threading, "Timer", Timer)
+    with example.said_if_slow("Compiling"):
+        time.sleep(0.5)
+    assert (waited, capsys.readouterr().out) == ([3], "Compiling\n")
+
+
+def test_what_takes_no_time_says_nothing(capsys):
+    with example.said_if_slow("Compiling"):
+        pass
+    assert capsys.readouterr().out == ""
