@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from ._types import ArrayT
 
+from ._checks import CONVERSION, kind
+
 # DLPack device type -> backend module. Pinned host memory (3) is ordinary memory to a CPU, managed (13) to a GPU.
 _BACKENDS = {1: "cvops._cpu", 2: "cvops_cuda", 3: "cvops._cpu", 13: "cvops_cuda"}
 _OF_CUDA_BACKEND = {"cupy"}  # modules of the arrays that it computes on, whose memory waits for its stream
@@ -56,12 +58,18 @@ def share(array: Any, name: str, from_dlpack: Any) -> Any:
         array = array.resolve_neg()  # torch may have put off a change of sign, and DLPack would not show it
     try:
         return from_dlpack(array)
-    except (BufferError, RuntimeError) as error:
+    except Exception as error:  # whatever the producer raises, or NumPy of what it returns
         dtype = str(getattr(array, "dtype", "unknown")).rpartition(".")[2]
-        if dtype.startswith(("bfloat", "float", "int", "uint")):  # one that the backend's library has not
-            text = f"`{name}` must be float64, float32 or float16, got {dtype}: convert it with .astype"
+        known = isinstance(error, (BufferError, RuntimeError)) and dtype.startswith(("bfloat", "float", "int", "uint"))
+        if known:  # one that the backend's library has not
+            text = f"`{name}` must be float64, float32 or float16, got {dtype}: {CONVERSION}"
             raise TypeError(text) from error
         raise TypeError(f"`{name}` cannot be shared through DLPack: {error}") from error
+
+
+def name_conversion(error: TypeError, conversion: str) -> None:
+    """Have `error`, if it names a conversion of arrays, name this one."""
+    error.args = tuple(str(arg).replace(CONVERSION, f"convert it with {conversion}") for arg in error.args)
 
 
 def to_caller(result: Any, like: ArrayT) -> ArrayT:
@@ -151,6 +159,21 @@ def _cpu() -> AbstractContextManager[Any]:
     return contextlib.nullcontext(_load("cvops._cpu"))
 
 
+class _InWordsOf:  # a class, because a generator would cost each call 2 microseconds more
+    """A context, whose errors about an argument name the conversion that its library has."""
+
+    def __init__(self, arrays: dict[str, Any], context: AbstractContextManager[Any]) -> None:
+        self._arrays, self._context = arrays, context
+
+    def __enter__(self) -> Any:
+        return self._context.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is TypeError and _is_tensor(self._arrays.get(str(error)[1:].partition("`")[0])):
+            name_conversion(error, ".to")
+        self._context.__exit__(kind, error, traceback)
+
+
 def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
     first_name, first = next(iter(arrays.items()))
     devices = {name: _device_of(name, array) for name, array in arrays.items()}
@@ -163,16 +186,16 @@ def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
         place = _device_text(devices[first_name])
         raise ValueError(f"`{first_name}` is on {place}: cvops computes on the CPU and on CUDA; move it to the host")
     if not _is_ndarray(first) and _from_dlpack_of(first) is None:
-        raise TypeError(f"`{first_name}`: {_kind(first)} has no from_dlpack to give a result back with")
+        raise TypeError(f"`{first_name}`: {kind(first)} has no from_dlpack to give a result back with")
     if device_type == 1:
-        return _cpu()
+        return _InWordsOf(arrays, _cpu())
     lender, foreign = None, False
     if all(map(_is_tensor, arrays.values())):
         lender = _torch_lends(f"cuda:{number}")(sys.modules["torch"].cuda.current_stream(number).cuda_stream)
     else:
         foreign = not all(type(array).__module__.partition(".")[0] in _OF_CUDA_BACKEND for array in arrays.values())
     backend = _load(_BACKENDS[device_type])
-    return backend.use(backend, number, lender, foreign)  # type: ignore[no-any-return]
+    return _InWordsOf(arrays, backend.use(backend, number, lender, foreign))
 
 
 def _device_of(name: str, array: Any) -> tuple[int, int]:
@@ -180,26 +203,25 @@ def _device_of(name: str, array: Any) -> tuple[int, int]:
     if _is_ndarray(array):
         masked = sys.modules.get("numpy.ma")
         if masked is not None and isinstance(array, masked.MaskedArray):
-            raise TypeError(f"`{name}` must be an array, got MaskedArray")
+            raise TypeError(f"`{name}` must be an array, got MaskedArray: use np.asarray on what .filled() gives")
         if array.dtype.hasobject:
-            raise TypeError(f"`{name}` must be an array, got {_kind(array)} of objects")
+            raise TypeError(f"`{name}` must be an array, got {kind(array)} of objects: use np.asarray with a dtype")
         return (1, 0)
     # Looked up on the type: instances of proxies and modules may answer to any name.
     if not hasattr(type(array), "__dlpack__"):
-        raise TypeError(f"`{name}` must be an array, got {_kind(array)}")
+        raise TypeError(f"`{name}` must be an array, got {kind(array)}: use np.asarray")
     _refuse_hidden_computation(name, array)
     try:
-        device_type, number = array.__dlpack_device__()
+        device_type, number = map(int, array.__dlpack_device__())
     except Exception as error:
         device = getattr(array, "device", None)
         if device is None:
-            raise TypeError(f"`{name}` must be an array, got {_kind(array)}: {error}") from error
+            raise TypeError(f"`{name}` must be an array, got {kind(array)}: {error}") from error
         text = f"`{name}` is on {device}: cvops computes on the CPU and on CUDA; move it to the host"
         raise ValueError(text) from error
-    device_type = int(device_type)
     if device_type in (1, 3):
         return (1, 0)  # every host has one memory, whatever the producer numbers it
-    return (2 if device_type == 13 else device_type, int(number))
+    return (2 if device_type == 13 else device_type, number)
 
 
 def _refuse_hidden_computation(name: str, array: Any) -> None:
@@ -208,7 +230,7 @@ def _refuse_hidden_computation(name: str, array: Any) -> None:
         _refuse_compilation(name)
         torch = sys.modules["torch"]
         if "Fake" in type(array).__name__ or "Functional" in type(array).__name__:
-            raise TypeError(f"`{name}` is a {_kind(array)} without values (torch.compile, export): use cvops.torch")
+            raise TypeError(f"`{name}` is a {kind(array)} without values (torch.compile, export): use cvops.torch")
         if torch._C._functorch.is_functorch_wrapped_tensor(array):
             raise TypeError(f"`{name}` is traced by torch.func: use cvops.torch")
         if array.requires_grad:
@@ -216,7 +238,7 @@ def _refuse_hidden_computation(name: str, array: Any) -> None:
         if torch.autograd.forward_ad.unpack_dual(array).tangent is not None:
             raise TypeError(f"`{name}` carries a tangent: use cvops.torch")
         if array.layout is not torch.strided:
-            raise TypeError(f"`{name}` must be an array, got a {_kind(array)} of layout {array.layout}")
+            raise TypeError(f"`{name}` must be an array, got a {kind(array)} of layout {array.layout}")
     jax: Any = sys.modules.get("jax")
     if jax is not None and isinstance(array, jax.core.Tracer):
         raise TypeError(f"`{name}` is traced by jax (jit, grad, vmap): use cvops.jax")
@@ -236,9 +258,8 @@ def _from_dlpack_of(array: Any) -> Any:
     if _is_tensor(array):
         return sys.modules["torch"].from_dlpack
     if hasattr(type(array), "__array_namespace__"):
-        from_dlpack = getattr(array.__array_namespace__(), "from_dlpack", None)
-        if from_dlpack is not None:
-            return from_dlpack
+        with contextlib.suppress(Exception):  # of an object that has but the name
+            return array.__array_namespace__().from_dlpack
     root = sys.modules.get(type(array).__module__.partition(".")[0])
     return getattr(root, "from_dlpack", None)
 
@@ -251,10 +272,6 @@ def _is_ndarray(array: Any) -> bool:
 def _is_tensor(array: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, getattr(torch, "Tensor", ()))
-
-
-def _kind(array: Any) -> str:
-    return "None" if array is None else type(array).__name__
 
 
 def _device_text(device: tuple[int, int]) -> str:

@@ -14,6 +14,7 @@ from ._checks import (
     check_dtype,
     image_limits,
     number,
+    one_of,
     working_dtype,
 )
 
@@ -477,10 +478,9 @@ def _boxes_of(masks: Any, backend: Any) -> Any:
 
 
 def _check_format(fmt: Any, name: str) -> None:
-    if fmt in _ROTATED_FORMATS:
+    if isinstance(fmt, str) and fmt in _ROTATED_FORMATS:
         raise ValueError(f"`{name}` {fmt!r}: rotated boxes are not supported yet")
-    if fmt not in _FORMATS:
-        raise ValueError(f"`{name}` must be one of {', '.join(_FORMATS)}, got {fmt!r}")
+    one_of(fmt, name, _FORMATS)
 
 
 def _pair(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, Any, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Integral, Real
+import sys
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from numbers import Integral, Number, Real
 from typing import Any
 
 # Type codes, because `dtype.name` is slow: d float64, f float32, e float16, E bfloat16, which only a GPU lets through
@@ -17,6 +19,8 @@ _NAMES = {
     INTEGERS: "an integer dtype",
     BOX_DTYPES: "float64, float32, float16 or an integer dtype",
 }
+# As NumPy and most others call it; the seam puts in what the library of the argument has.
+CONVERSION = "convert it with .astype"
 # Larger steps and paddings than this are mistakes, and would overflow in the arithmetic of kernels.
 _MOST = 2**31 - 1
 
@@ -24,7 +28,7 @@ _MOST = 2**31 - 1
 def check_dtype(array: Any, name: str, allowed: str) -> None:
     """Raise TypeError unless the dtype of `array` is in `allowed`, one of the groups above."""
     if array.dtype.char not in allowed:
-        raise TypeError(f"`{name}` must be {_NAMES[allowed]}, got {array.dtype}: convert it with .astype")
+        raise TypeError(f"`{name}` must be {_NAMES[allowed]}, got {array.dtype}: {CONVERSION}")
 
 
 def check_boxes(array: Any, name: str) -> None:
@@ -51,7 +55,10 @@ def check_images(array: Any, name: str) -> None:
 def check_rois(array: Any, name: str, columns: int) -> None:
     """Raise unless `array` has shape (K, columns), 4 or with the image index 5, and a dtype that RoIs may have."""
     if array.ndim != 2 or array.shape[1] != columns:
-        raise ValueError(f"`{name}` must have shape ({'K' if columns == 5 else 'L'}, {columns}), got {array.shape}")
+        text = f"`{name}` must have shape ({'K' if columns == 5 else 'L'}, {columns}), got {array.shape}"
+        if columns == 5 and array.ndim == 2 and array.shape[1] == 4:
+            text += ": give (image index, x1, y1, x2, y2) for each, or a list of arrays, one for each image"
+        raise ValueError(text)
     check_dtype(array, name, FLOATS)
 
 
@@ -76,39 +83,130 @@ def check_length(array: Any, name: str, length: int, of: str) -> None:
         raise ValueError(f"`{name}` must have shape ({length},), the length of `{of}`, got {array.shape}")
 
 
-def number(value: Any, name: str, minimum: float = -math.inf) -> float:
-    """`value` as a float, at least `minimum` and not NaN."""
-    if type(value) is not float:
-        # A 0-d array is refused: on a GPU, reading it would wait for the device.
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"`{name}` must be a Python or NumPy number, got {type(value).__name__}")
-        value = float(value)
-    if not value >= minimum:
+def number(value: Any, name: str, minimum: float = -math.inf, maximum: float = math.inf) -> float:
+    """`value` as a float from `minimum` to `maximum`, not NaN."""
+    real = value if type(value) is float else _float(value, name)
+    if not minimum <= real <= maximum:
         wanted = "a number" if minimum == -math.inf else f">= {minimum:g}"
-        raise ValueError(f"`{name}` must be {wanted}, got {value}")
-    return float(value)
+        if maximum != math.inf:
+            wanted = f"from {minimum:g} to {maximum:g}"
+        raise ValueError(f"`{name}` must be {wanted}, got {shown(value)}")
+    return real
+
+
+def _float(value: Any, name: str) -> float:
+    value = _scalar(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a Python or NumPy number, got {type(value).__name__}")
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf
+    if math.isinf(real) and real != value and -real != value:
+        raise ValueError(f"`{name}` must be a number that a float holds, got {shown(value)}")
+    return real
+
+
+def _scalar(value: Any) -> Any:
+    """`value`, or the one element of a NumPy array without dimensions.
+
+    Arrays of other libraries are refused by who asks: on a GPU, reading one would wait for the device.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray) and value.ndim == 0:
+        return value[()]
+    return value
 
 
 def integer(value: Any, name: str) -> int:
     """`value` as an int."""
-    if type(value) is not int and (not isinstance(value, Integral) or isinstance(value, bool)):
+    if type(value) is int:
+        return value
+    value = _scalar(value)
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
     return int(value)
 
 
-def count(value: Any, name: str, minimum: int = 0) -> int:
-    """`value` as an int that is at least `minimum`."""
+def count(value: Any, name: str, minimum: int = 0, maximum: float = _MOST) -> int:
+    """`value` as an int from `minimum` to `maximum`."""
     whole = integer(value, name)
-    if whole < minimum:
-        raise ValueError(f"`{name}` must be >= {minimum}, got {value}")
+    if not minimum <= whole <= maximum:
+        wanted = f">= {minimum}" if whole < minimum else f"<= {maximum}"
+        raise ValueError(f"`{name}` must be {wanted}, got {shown(whole)}")
     return whole
+
+
+def flag(value: Any, name: str) -> bool:
+    """`value`, a Python or NumPy bool or integer, as a bool."""
+    if type(value) is bool:
+        return value
+    value = _scalar(value)
+    if not isinstance(value, Integral) and type(value).__name__ not in ("bool", "bool_"):  # NumPy's
+        raise TypeError(f"`{name}` must be True or False, got {kind(value)}")
+    return bool(value)
+
+
+def one_of(value: Any, name: str, known: Sequence[str]) -> str:
+    """`value`, a str that is among `known`."""
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` must be a str, one of {', '.join(known)}, got {kind(value)}")
+    if value not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {shown(value)}")
+    return value
+
+
+def strings(value: Any, name: str, or_one: bool = False) -> list[str]:
+    """`value`, an iterable of str, as a list; also one str alone if `or_one`."""
+    if or_one and isinstance(value, str):
+        return [value]
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be a list of str, got {kind(value)}")
+    texts = list(value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"`{name}` must be a list of str, got {kind(text)} in it")
+    return texts
+
+
+def kind(value: Any) -> str:
+    """The type of `value` in the text of an error."""
+    return "None" if value is None else type(value).__name__
+
+
+def shown(value: Any) -> str:
+    """`value` in the text of an error, where arrays, long lists and endless numbers have no place."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "...")
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, Number) and not isinstance(value, Fraction):
+        return str(value)
+    if isinstance(value, (tuple, list)) and len(value) <= 8:
+        parts = ", ".join(shown(part) if isinstance(part, (str, Number)) else kind(part) for part in value)
+        return f"[{parts}]" if isinstance(value, list) else f"({parts},)" if len(value) == 1 else f"({parts})"
+    return kind(value)
+
+
+# Type code -> digits of the significand in bits, and the exponents of the smallest step and of what is infinite.
+_FORMATS = {"e": (11, -24, 16), "f": (24, -149, 128), "E": (8, -133, 128)}
+
+
+def rounded(value: float, dtype: str) -> float:
+    """`value` as the nearest number of the dtype of this type code, ties to even, or infinity beyond the last."""
+    if dtype == "d" or not math.isfinite(value):
+        return value
+    digits, smallest, infinite = _FORMATS[dtype]
+    exponent = max(math.frexp(value)[1] - digits, smallest)
+    nearest = math.ldexp(round(math.ldexp(value, -exponent)), exponent)
+    return nearest if abs(nearest) < 2.0**infinite else math.copysign(math.inf, value)
 
 
 def positive(value: Any, name: str) -> float:
     """`value` as a float that is finite and greater than 0."""
     real = number(value, name)
     if not 0 < real < math.inf:
-        raise ValueError(f"`{name}` must be finite and > 0, got {value}")
+        raise ValueError(f"`{name}` must be finite and > 0, got {shown(value)}")
     return real
 
 
@@ -121,10 +219,7 @@ def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """`value`, one integer or two that are at least `minimum`, as (height, width)."""
     if not isinstance(value, (tuple, list)):
         value = value, value
-    height, width = image_size(value, name, minimum)
-    if max(height, width) > _MOST:
-        raise ValueError(f"`{name}` must be <= {_MOST}, got {max(height, width)}")
-    return height, width
+    return image_size(value, name, minimum)
 
 
 def image_size(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
@@ -136,12 +231,15 @@ def image_size(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
 def image_limits(size: Any, largest: int | None = None) -> tuple[Any, Any]:
     """`size`, two numbers, as (height, width): floats, or, for boxes of integers, integers of at most `largest`."""
     if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size` must be (height, width), got {size!r}")
+        raise ValueError(f"`size` must be (height, width), got {shown(size)}")
     height, width = (number(side, "size", 0.0) for side in size)
     if largest is None:
         return height, width
     # Not through a float, which has no neighbouring integers beyond 2**53.
-    height, width = (side if isinstance(side, Integral) or side < largest else largest for side in size)
+    height, width = (
+        side if isinstance(side, Integral) or real < largest else largest
+        for side, real in zip(size, (height, width), strict=True)
+    )
     return min(int(height), largest), min(int(width), largest)
 
 
@@ -154,9 +252,9 @@ def image_shape(value: Any, name: str) -> tuple[int, int, int, int]:
 def _integers(value: Any, name: str, form: str) -> Sequence[int]:
     """`value`, a tuple or list of as many integers as `form` names."""
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"`{name}` must be {form}, got {type(value).__name__}")
+        raise TypeError(f"`{name}` must be {form}, got {kind(value)}")
     if len(value) != form.count(",") + 1:
-        raise ValueError(f"`{name}` must be {form}, got {value!r}")
+        raise ValueError(f"`{name}` must be {form}, got {shown(value)}")
     return [integer(number, name) for number in value]
 
 

@@ -6,7 +6,18 @@ import math
 from typing import TYPE_CHECKING, Any, overload
 
 from ._arrays import backend_of, to_caller
-from ._checks import FLOATS, check_dtype, check_floats, check_same_dtype, check_shape, count, pair
+from ._checks import (
+    FLOATS,
+    check_dtype,
+    check_floats,
+    check_same_dtype,
+    check_shape,
+    count,
+    flag,
+    one_of,
+    pair,
+    strings,
+)
 from ._parameters import Parameters, generator, uniform
 
 if TYPE_CHECKING:
@@ -198,10 +209,7 @@ def deform_conv2d_backward(
     >>> gradients[2]
     array([[[[36.]]]], dtype=float32)
     """
-    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    for name in names:
-        if name not in _GRADIENTS:
-            raise ValueError(f"`wanted` must be among {', '.join(_GRADIENTS)}, got {name!r}")
+    names = tuple(one_of(name, "wanted", _GRADIENTS) for name in strings(wanted, "wanted", or_one=True))
     arguments = _given(grad=grad, input=input, offset=offset, weight=weight, bias=bias, mask=mask)
     with backend_of(**arguments) as backend:
         native = {name: backend.asarray(array, name) for name, array in arguments.items()}
@@ -279,7 +287,7 @@ class DeformConv2d(Parameters):
         rng = generator(rng)
         bound = math.prod(shape[1:]) ** -0.5
         parameters = {"weight": uniform(rng, bound, shape)}
-        if bias:
+        if flag(bias, "bias"):
             parameters["bias"] = uniform(rng, bound, (outputs,))
         super().__init__(parameters)
 

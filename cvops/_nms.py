@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ._arrays import backend_of, to_caller
-from ._checks import FLOATS, INTEGERS, check_boxes, check_dtype, check_length, count, number
+from ._checks import (
+    FLOATS,
+    INTEGERS,
+    check_boxes,
+    check_dtype,
+    check_length,
+    count,
+    flag,
+    number,
+    rounded,
+)
+
+_MOST_PADDED = 2**48  # indices: more than any memory holds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,10 +75,11 @@ def nms(
         Corners ``x1, y1, x2, y2``, in any one unit. Integers of 32 and 64 bits are computed in float64.
     scores : array of shape (L,), float64 | float32 | float16
         A box of higher score suppresses one of lower score.
-    iou_threshold : float >= 0
-        A box is dropped when its intersection over union with a kept box is greater than this. 1 and more drop nothing.
+    iou_threshold : float from 0 to 1
+        A box is dropped when its intersection over union with a kept box is greater than this. 1 drops nothing.
     score_threshold : float, optional
-        Only boxes with a score greater than this take part. By default all do.
+        Only boxes with a score greater than this take part. By default all do. It is rounded to the dtype of `scores`
+        first, so that float32 scores of 0.3 do not pass 0.3.
     max_output : int >= 0, optional
         Return at most this many boxes, the best ones.
     padded : bool
@@ -84,8 +98,8 @@ def nms(
     TypeError
         `boxes` or `scores` is not an array or has another dtype, or a threshold is not a plain number.
     ValueError
-        A shape does not fit, a threshold is NaN, `iou_threshold` or `max_output` is negative, or the arrays are on
-        different devices.
+        A shape does not fit, `iou_threshold` is not from 0 to 1, `score_threshold` is NaN, `max_output` is negative, or
+        the arrays are on different devices.
 
     See Also
     --------
@@ -124,8 +138,8 @@ def nms(
     with backend_of(boxes=boxes, scores=scores) as backend:
         native_boxes, native_scores = backend.asarray(boxes, "boxes"), backend.asarray(scores, "scores")
         _check(native_boxes, native_scores)
-        options = _check_options(iou_threshold, score_threshold, max_output)
-        return _to_caller(backend.nms(native_boxes, native_scores, *options, padded), boxes)
+        options = _check_options(native_scores, iou_threshold, score_threshold, max_output, padded)
+        return _to_caller(backend.nms(native_boxes, native_scores, *options), boxes)
 
 
 # fmt: off
@@ -220,21 +234,31 @@ def batched_nms(
             xp, waits = backend.xp, not (padded and backend.current_gpu() is not None)
             if waits and not bool(xp.all((native_idxs == xp.trunc(native_idxs)) & xp.isfinite(native_idxs))):
                 raise ValueError("`idxs` must hold integers, got fractions, NaN or infinities")
-        options = _check_options(iou_threshold, score_threshold, max_output)
-        return _to_caller(backend.batched_nms(native_boxes, native_scores, native_idxs, *options, padded), boxes)
+        options = _check_options(native_scores, iou_threshold, score_threshold, max_output, padded)
+        return _to_caller(backend.batched_nms(native_boxes, native_scores, native_idxs, *options), boxes)
 
 
 def _check(boxes: Any, scores: Any) -> None:
     check_boxes(boxes, "boxes")
+    if scores.ndim == 2:
+        raise ValueError(
+            f"`scores` must have shape ({len(boxes)},), the length of `boxes`, got {scores.shape}: nms takes one score"
+            " for each box; for one for each class, give batched_nms a box, a score and a class for each of them"
+        )
     check_length(scores, "scores", len(boxes), "boxes")
     check_dtype(scores, "scores", FLOATS)
 
 
-def _check_options(iou_threshold: Any, score_threshold: Any, max_output: Any) -> tuple[float, float | None, int | None]:
+def _check_options(
+    scores: Any, iou_threshold: Any, score_threshold: Any, max_output: Any, padded: Any
+) -> tuple[float, float | None, int | None, bool]:
+    padded = flag(padded, "padded")
     return (
-        min(number(iou_threshold, "iou_threshold", 0.0), 1.0),  # no IoU is above 1
-        None if score_threshold is None else number(score_threshold, "score_threshold"),
-        None if max_output is None else count(max_output, "max_output"),
+        number(iou_threshold, "iou_threshold", 0.0, 1.0),
+        # In the dtype of the scores, as a comparison in any array library would be.
+        None if score_threshold is None else rounded(number(score_threshold, "score_threshold"), scores.dtype.char),
+        None if max_output is None else count(max_output, "max_output", maximum=_MOST_PADDED if padded else math.inf),
+        padded,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._arrays import backend_of
-from ._checks import FLOATS, check_dtype
+from ._checks import FLOATS, check_dtype, kind, strings
 
 if TYPE_CHECKING:
     from ._types import Array, Floats
@@ -47,7 +47,10 @@ class Parameters:
             Names are missing or unexpected (both are listed), or a shape does not fit. No parameter has changed then.
         """
         if not isinstance(state_dict, Mapping):
-            raise TypeError(f"`state_dict` must be a mapping of names to arrays, got {type(state_dict).__name__}")
+            raise TypeError(f"`state_dict` must be a dict of arrays by name, got {kind(state_dict)}")
+        if not isinstance(prefix, str):
+            raise TypeError(f"`prefix` must be a str, got {kind(prefix)}")
+        strings(state_dict, "state_dict")
         names: dict[str, str] = {}  # parameter -> its name in the state dict
         for name in state_dict:
             if name.startswith(prefix):
@@ -96,7 +99,7 @@ def generator(rng: Any) -> Any:
     if rng is None:
         return np.random.default_rng()
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"`rng` must be a numpy.random.Generator, got {type(rng).__name__}")
+        raise TypeError(f"`rng` must be a numpy.random.Generator, got {kind(rng)}")
     return rng
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,11 +15,13 @@ from ._checks import (
     check_images,
     check_same_dtype,
     count,
+    flag,
     image_size,
-    integer,
+    kind,
     pair,
     positive,
     ratio,
+    strings,
     working_dtype,
 )
 from ._parameters import Parameters, generator, uniform
@@ -129,7 +131,7 @@ class MultiScaleRoIAlign:
                 pyramid.scales,
                 pyramid.area_limits,
                 ratio(self.sampling_ratio, "sampling_ratio"),
-                bool(self.aligned),
+                flag(self.aligned, "aligned"),
             )
             return to_caller(pooled, features[pyramid.names[0]])
 
@@ -172,17 +174,20 @@ class MultiScaleRoIAlign:
                 pyramid.scales,
                 pyramid.area_limits,
                 ratio(self.sampling_ratio, "sampling_ratio"),
-                bool(self.aligned),
+                flag(self.aligned, "aligned"),
             )
             by_name = dict(zip(pyramid.names, gradients, strict=True))
             return {name: to_caller(by_name[name], grad) for name in self.featmap_names}
 
     def _maps(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """The maps to pool from, by the names that errors give them."""
-        missing = [name for name in self.featmap_names if name not in features]
-        if missing or not self.featmap_names:
+        names = strings(self.featmap_names, "featmap_names")
+        if not isinstance(features, Mapping):
+            raise TypeError(f"`features` must be a dict of arrays by name, got {kind(features)}")
+        missing = [name for name in names if name not in features]
+        if missing or not names:
             raise KeyError(f"`features` must have {missing or 'a map to pool from'}, got {list(features)}")
-        return {f"features[{name!r}]": features[name] for name in self.featmap_names}
+        return {f"features[{name!r}]": features[name] for name in names}
 
     def _pyramid(
         self, given: dict[str, Any], boxes: Any, image_shapes: Sequence[Sequence[Integer]], backend: Any
@@ -201,14 +206,11 @@ class MultiScaleRoIAlign:
         scales = self._scales([array.shape[2] for array in maps], image_shapes)
         order = sorted(range(len(maps)), key=lambda i: -scales[i])  # maps of one scale stay in the order of their names
         scales = [scales[i] for i in order]
+        canonical_scale = positive(self.canonical_scale, "canonical_scale")
+        canonical_level = count(self.canonical_level, "canonical_level", -(2**31))
         # Maps of one scale have one limit, so that no area lies between them; no area reaches NaN.
         limits = [
-            _least_area(
-                math.floor(-math.log2(scale)) + 1,
-                positive(self.canonical_scale, "canonical_scale"),
-                integer(self.canonical_level, "canonical_level"),
-                dtype,
-            )
+            _least_area(math.floor(-math.log2(scale)) + 1, canonical_scale, canonical_level, dtype)
             if scale > scales[-1]
             else math.nan
             for scale in scales[:-1]
@@ -224,11 +226,15 @@ class MultiScaleRoIAlign:
     def _scales(self, heights: list[int], image_shapes: Sequence[Sequence[Integer]]) -> list[float]:
         """Cells per pixel of maps with these heights, in the order of `featmap_names`."""
         if self.scales is not None:
-            if len(self.scales) != len(heights):
-                raise ValueError(f"`scales` must have one number for each of {list(self.featmap_names)}")
-            return [positive(scale, "scales") for scale in self.scales]
+            if not isinstance(self.scales, Iterable) or isinstance(self.scales, (str, Mapping)):
+                raise TypeError(f"`scales` must be a list of numbers, got {kind(self.scales)}")
+            scales = [positive(scale, "scales") for scale in self.scales]
+            if len(scales) != len(heights):
+                text = f"`scales` must have one number for each of {list(self.featmap_names)}, got {len(scales)}"
+                raise ValueError(text)
+            return scales
         if not isinstance(image_shapes, (tuple, list)):
-            raise TypeError(f"`image_shapes` must be a list of (height, width), got {type(image_shapes).__name__}")
+            raise TypeError(f"`image_shapes` must be a list of (height, width), got {kind(image_shapes)}")
         if not image_shapes:
             raise ValueError("`image_shapes` must have at least one (height, width)")
         tallest = max(image_size(shape, "image_shapes")[0] for shape in image_shapes)
@@ -331,11 +337,9 @@ class FeaturePyramidNetwork(Parameters):
         rng: np.random.Generator | None = None,
     ) -> None:
         if extra_blocks is not None and not isinstance(extra_blocks, LastLevelMaxPool | LastLevelP6P7):
-            kind = type(extra_blocks).__name__
-            raise TypeError(f"`extra_blocks` must be LastLevelMaxPool, LastLevelP6P7 or None, got {kind}")
+            raise TypeError(f"`extra_blocks` must be LastLevelMaxPool, LastLevelP6P7 or None, got {kind(extra_blocks)}")
         if not isinstance(in_channels_list, (tuple, list)):
-            kind = type(in_channels_list).__name__
-            raise TypeError(f"`in_channels_list` must be a list of integers, got {kind}")
+            raise TypeError(f"`in_channels_list` must be a list of integers, got {kind(in_channels_list)}")
         self._in_channels = [count(channels, "in_channels_list", 1) for channels in in_channels_list]
         if not self._in_channels:
             raise ValueError("`in_channels_list` must hold at least one number, got none")
@@ -383,7 +387,7 @@ class FeaturePyramidNetwork(Parameters):
             The number of maps or a shape does not fit, or the maps are on different devices.
         """
         if not isinstance(maps, Mapping):
-            raise TypeError(f"`maps` must be a mapping of names to arrays, got {type(maps).__name__}")
+            raise TypeError(f"`maps` must be a dict of arrays by name, got {kind(maps)}")
         if len(maps) != len(self._in_channels):
             raise ValueError(f"`maps` must hold {len(self._in_channels)} maps, got {len(maps)}")
         taken = [name for name in (self._extra_blocks.names if self._extra_blocks else ()) if name in maps]

@@ -12,6 +12,7 @@ from ._checks import (
     check_grad,
     check_images,
     check_rois,
+    flag,
     image_shape,
     pair,
     positive,
@@ -100,7 +101,7 @@ def roi_align(
         features, rois = _features_and_rois(input, boxes, backend)
         size, samples = pair(output_size, "output_size"), ratio(sampling_ratio, "sampling_ratio")
         scale = positive(spatial_scale, "spatial_scale")
-        return to_caller(backend.roi_align(features, rois, size, scale, samples, bool(aligned)), input)
+        return to_caller(backend.roi_align(features, rois, size, scale, samples, flag(aligned, "aligned")), input)
 
 
 def roi_align_backward(
@@ -150,7 +151,9 @@ def roi_align_backward(
     with backend_of(grad=grad, **named_boxes(boxes)) as backend:
         native, rois, shape = _grad_and_rois(grad, boxes, input_shape, backend, position_sensitive=False)
         scale, samples = positive(spatial_scale, "spatial_scale"), ratio(sampling_ratio, "sampling_ratio")
-        return to_caller(backend.roi_align_backward(native, rois, shape, scale, samples, bool(aligned)), grad)
+        return to_caller(
+            backend.roi_align_backward(native, rois, shape, scale, samples, flag(aligned, "aligned")), grad
+        )
 
 
 # fmt: off
@@ -228,7 +231,7 @@ def roi_pool(
     with backend_of(input=input, **named_boxes(boxes)) as backend:
         features, rois = _features_and_rois(input, boxes, backend)
         size, scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
-        if not return_argmax:
+        if not flag(return_argmax, "return_argmax"):
             return to_caller(backend.roi_pool(features, rois, size, scale, False), input)
         if features.shape[2] * features.shape[3] >= 1 << 31:
             raise ValueError(

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._checks import count
+from ._checks import count, one_of, strings
 
 if TYPE_CHECKING:
     from ._types import Device, Integer, WarmupDtype
@@ -107,8 +107,7 @@ class Step(NamedTuple):
 
 def warmup_steps(device: str, dtypes: Iterable[str], operators: Iterable[str] | None) -> list[Step]:
     """Check the arguments of `warmup`, and return what it has to do."""
-    if device not in _BACKENDS:
-        raise ValueError(f"`device` must be cpu or cuda, got {device!r}")
+    one_of(device, "device", list(_BACKENDS))
     from . import _warmup
 
     names = list(_warmup.CALLS) if operators is None else _names(operators, "operators", list(_warmup.CALLS))
@@ -121,8 +120,4 @@ def warmup_steps(device: str, dtypes: Iterable[str], operators: Iterable[str] | 
 
 
 def _names(given: Iterable[str], argument: str, known: list[str]) -> list[str]:
-    names = [given] if isinstance(given, str) else list(given)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"`{argument}` must be among {', '.join(known)}, got {name!r}")
-    return names
+    return [one_of(name, argument, known) for name in strings(given, argument, or_one=True)]

@@ -48,10 +48,12 @@ def nms(boxes, scores, iou_threshold, *, score_threshold=None, max_output=None):
 
 def batched_nms(boxes, scores, idxs, iou_threshold, *, score_threshold=None, max_output=None):
     """As `nms`, but only boxes of one class suppress each other."""
+    with np.errstate(all="ignore"):  # as NumPy compares: in the dtype of the scores
+        passes = np.full(len(scores), True) if score_threshold is None else scores > scores.dtype.type(score_threshold)
     boxes, scores = working(boxes, scores)
     keep = []
     for i in rank(scores):
-        if score_threshold is not None and not float(scores[i]) > score_threshold:
+        if not passes[i]:
             continue
         # A working-precision IoU against the double: float() keeps NumPy from rounding the threshold to float32.
         if not any(float(iou(boxes[j], boxes[i])) > iou_threshold for j in keep if idxs[j] == idxs[i]):

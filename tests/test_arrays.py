@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fractions
+import functools
 import gc
 import importlib
 import re
 import subprocess
 import sys
 import types
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -160,7 +162,7 @@ def test_results_go_back_without_a_copy(monkeypatch, library, operator):
     module = jax.numpy if jax else require("torch")
     from_dlpack = module.from_dlpack
     monkeypatch.setattr(module, "from_dlpack", lambda native: given.append(native) or from_dlpack(native))
-    with jax.enable_x64(True) if jax else nullcontext():  # else it has to convert int64
+    with jax.enable_x64(True) if jax else contextlib.nullcontext():  # else it has to convert int64
         result = getattr(cvops, operator)(*arguments(operator, module.asarray))
     address = result.unsafe_buffer_pointer() if jax else result.data_ptr()
     assert [native.ctypes.data for native in given] == [address]
@@ -517,29 +519,287 @@ def test_float16(library, operator):
 # ------------------------------------------------------------------------------------------------------ thresholds
 
 
+HUGE = 10**400
+LONG = 10**5000  # Python refuses to print it
+
+
+def calls_of_numbers(convert):
+    """[(call that takes a number, its name), ...] for numbers and for integers."""
+    boxes, scores, idxs = convert(BOXES), convert(SCORES), convert(IDXS)
+    image, rois = convert(np.ones((1, 4, 5, 5), np.float32)), convert(np.array([[0, 1, 1, 4, 4]], np.float32))
+    grad = convert(np.ones((1, 1, 2, 2), np.float32))
+    offset, weight = convert(np.zeros((1, 2, 5, 5), np.float32)), convert(np.ones((1, 4, 1, 1), np.float32))
+    floats = [
+        (lambda x: cvops.nms(boxes, scores, x), "iou_threshold"),
+        (lambda x: cvops.nms(boxes, scores, 0.5, score_threshold=x), "score_threshold"),
+        (lambda x: cvops.batched_nms(boxes, scores, idxs, x), "iou_threshold"),
+        (lambda x: cvops.batched_nms(boxes, scores, idxs, 0.5, score_threshold=x, padded=True), "score_threshold"),
+        (lambda x: cvops.distance_box_iou(boxes, boxes, x), "eps"),
+        (lambda x: cvops.complete_box_iou(boxes, boxes, x), "eps"),
+        (lambda x: cvops.clip_boxes_to_image(boxes, (x, 5)), "size"),
+        (lambda x: cvops.clip_boxes_to_image(boxes, (5, x)), "size"),
+        (lambda x: cvops.remove_small_boxes(boxes, x), "min_size"),
+        (lambda x: cvops.roi_align(image, rois, 2, x), "spatial_scale"),
+        (lambda x: cvops.roi_pool(image, rois, 2, x), "spatial_scale"),
+        (lambda x: cvops.ps_roi_align(image, rois, 2, x), "spatial_scale"),
+        (lambda x: cvops.ps_roi_pool(image, rois, 2, x), "spatial_scale"),
+        (lambda x: cvops.roi_align_backward(grad, rois, (1, 1, 5, 5), x), "spatial_scale"),
+        (lambda x: cvops.MultiScaleRoIAlign(["a"], 2, 2, scales=[x])({"a": image}, rois, []), "scales"),
+        (
+            lambda x: cvops.MultiScaleRoIAlign(["a"], 2, 2, canonical_scale=x)({"a": image}, rois, [(5, 5)]),
+            "canonical_scale",
+        ),
+    ]
+    integers = [
+        (lambda x: cvops.nms(boxes, scores, 0.5, max_output=x, padded=True), "max_output"),
+        (lambda x: cvops.roi_align(image, rois, x), "output_size"),
+        (lambda x: cvops.roi_pool(image, rois, (2, x)), "output_size"),
+        (lambda x: cvops.roi_align_backward(grad, rois, (1, 1, x, 5)), "input_shape"),
+        (lambda x: cvops.roi_align_backward(grad, rois, (x, 1, 5, 5)), "input_shape"),
+        (lambda x: cvops.deform_conv2d(image, offset, weight, None, x), "stride"),
+        (lambda x: cvops.deform_conv2d(image, offset, weight, None, 1, x), "padding"),
+        (lambda x: cvops.deform_conv2d(image, offset, weight, None, 1, 0, (1, x)), "dilation"),
+        (
+            lambda x: cvops.MultiScaleRoIAlign(["a"], 2, 2, canonical_level=x)({"a": image}, rois, [(5, 5)]),
+            "canonical_level",
+        ),
+        (lambda x: cvops.MultiScaleRoIAlign(["a"], 2, 2)({"a": image}, rois, [(x, 5)]), "image_shapes"),
+        (lambda x: cvops.DeformConv2d(x, 4, 3), "in_channels"),
+        (lambda x: cvops.DeformConv2d(4, x, 3), "out_channels"),
+        (lambda x: cvops.DeformConv2d(4, 4, 3, groups=x), "groups"),
+        (lambda x: cvops.FeaturePyramidNetwork([x], 4), "in_channels_list"),
+        (lambda x: cvops.FeaturePyramidNetwork([4], x), "out_channels"),
+        (lambda x: cvops.LastLevelP6P7(x, 4), "in_channels"),
+    ]
+    return floats, integers
+
+
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_numbers_that_are_arrays(array, shape):
     """Also where it would do no harm: on a GPU, reading it would wait for the device."""
-    half, boxes, scores = array(np.full(shape, 0.5, np.float32)), array(BOXES), array(SCORES)
-    two = array(np.full(shape, 2, np.int32))
-    for call, name in [
-        (lambda: cvops.nms(boxes, scores, half), "iou_threshold"),
-        (lambda: cvops.nms(boxes, scores, 0.5, score_threshold=half), "score_threshold"),
-        (lambda: cvops.nms(boxes, scores, 0.5, max_output=two), "max_output"),
-        (lambda: cvops.batched_nms(boxes, scores, array(IDXS), half), "iou_threshold"),
-        (lambda: cvops.distance_box_iou(boxes, boxes, half), "eps"),
-        (lambda: cvops.complete_box_iou(boxes, boxes, half), "eps"),
-        (lambda: cvops.clip_boxes_to_image(boxes, (two, 5)), "size"),
-        (lambda: cvops.remove_small_boxes(boxes, half), "min_size"),
-    ]:
-        with pytest.raises(TypeError, match=f"`{name}` must be "):
-            call()
+    half, two = array(np.full(shape, 0.5, np.float32)), array(np.full(shape, 2, np.int32))
+    of_numpy = isinstance(half, np.ndarray) and shape == ()  # which count as scalars
+    floats, integers = calls_of_numbers(array)
+    for value, calls in ((half, floats), (two, integers)):
+        for call, name in calls:
+            if of_numpy:
+                with contextlib.suppress(ValueError):  # a stride or a number of groups that does not suit the rest
+                    call(value)
+            else:
+                with pytest.raises(TypeError, match=f"`{name}` must be "):
+                    call(value)
 
 
-@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64])
+def test_numbers_too_large_for_a_float(array):
+    floats, integers = calls_of_numbers(array)
+    for value in (HUGE, -HUGE, LONG, fractions.Fraction(HUGE, 3)):
+        for call, name in floats:
+            with pytest.raises(ValueError, match=f"`{name}` must be .*, got [^0]{{1,40}}") as raised:
+                call(value)
+            assert len(str(raised.value)) < 200
+    for value in (HUGE, -HUGE, LONG):
+        for call, name in integers:
+            with pytest.raises(ValueError, match=f"`{name}` must be .*, got an integer of [0-9]+ bits$"):
+                call(value)
+    assert cvops.nms(array(BOXES), array(SCORES), 0.5, max_output=HUGE).shape == (3,)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).maxexp < 10_000, reason="long double is double here")
+def test_long_doubles_too_large_for_a_float():
+    floats, _ = calls_of_numbers(np.array)
+    for call, name in floats:
+        with pytest.raises(ValueError, match=f"`{name}` must be "):
+            call(np.longdouble("1e4000"))
+
+
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64, np.array])
 def test_numbers_may_be_numpy_scalars(number):
     got = cvops.nms(BOXES, SCORES, number(0.5), score_threshold=number(0.25), max_output=np.int8(2))
     compare.same(got, reference.nms(BOXES, SCORES, 0.5, score_threshold=0.25, max_output=2), BOXES)
+
+
+# ------------------------------------------------------------------------------------------------ errors that help
+
+
+def test_flags_are_no_arrays(array):
+    """Their truth would be a question to the device, or the library's complaint about it."""
+    wrong, boxes, scores, idxs = array(np.array([1, 0])), array(BOXES), array(SCORES), array(IDXS)
+    image, rois = array(np.ones((1, 4, 5, 5), np.float32)), array(np.array([[0, 1, 1, 4, 4]], np.float32))
+    pool = functools.partial(cvops.MultiScaleRoIAlign, ["a"], 2, 2, scales=[1])
+    for call, name in [
+        (lambda x: cvops.nms(boxes, scores, 0.5, padded=x), "padded"),
+        (lambda x: cvops.batched_nms(boxes, scores, idxs, 0.5, padded=x), "padded"),
+        (lambda x: cvops.roi_align(image, rois, 2, aligned=x), "aligned"),
+        (lambda x: cvops.roi_pool(image, rois, 2, return_argmax=x), "return_argmax"),
+        (lambda x: pool(aligned=x)({"a": image}, rois, []), "aligned"),
+        (lambda x: cvops.DeformConv2d(4, 4, 1, bias=x), "bias"),
+    ]:
+        for value in (wrong, "yes", None, 1.0, []):
+            with pytest.raises(TypeError, match=f"`{name}` must be True or False, got {type(value).__name__[:4]}"):
+                call(value)
+        for value in (True, 1, np.True_, np.int8(0), np.array(True)):
+            call(value)
+
+
+def test_texts_are_no_arrays(array):
+    wrong, boxes = array(np.array([1, 0])), array(BOXES)
+    image, offset, weight = (array(np.ones(shape, np.float32)) for shape in [(1, 1, 3, 3), (1, 2, 3, 3), (1, 1, 1, 1)])
+    backward = functools.partial(cvops.deform_conv2d_backward, image, image, offset, weight)
+    for call, name in [
+        (lambda x: cvops.box_area(boxes, x), "fmt"),
+        (lambda x: cvops.box_iou(boxes, boxes, x), "fmt"),
+        (lambda x: cvops.complete_box_iou(boxes, boxes, fmt=x), "fmt"),
+        (lambda x: cvops.box_convert(boxes, x, "xyxy"), "in_fmt"),
+        (lambda x: cvops.box_convert(boxes, "xyxy", x), "out_fmt"),
+        (lambda x: backward(wanted=[x]), "wanted"),
+        (lambda x: cvops.warmup(x), "device"),
+        (lambda x: cvops.warmup(dtypes=[x]), "dtypes"),
+        (lambda x: cvops.warmup(operators=[x]), "operators"),
+        (lambda x: cvops.DeformConv2d(1, 1, 1).load_state_dict({}, x), "prefix"),
+        (lambda x: cvops.MultiScaleRoIAlign([x], 2, 2)({"a": image}, boxes, []), "featmap_names"),
+    ]:
+        for value in (wrong, 3, None, ["xyxy"]):
+            with pytest.raises(TypeError, match=f"`{name}` must be a .*str.*, got {type(value).__name__[:4]}"):
+                call(value)
+    with pytest.raises(TypeError, match="`state_dict` must be a list of str, got int in it"):
+        cvops.DeformConv2d(1, 1, 1).load_state_dict({3: wrong})
+
+
+def test_sequences_that_are_none(array):
+    image, boxes = array(np.ones((1, 1, 3, 3), np.float32)), array(np.zeros((1, 5), np.float32))
+    offset, weight = array(np.zeros((1, 2, 3, 3), np.float32)), array(np.ones((1, 1, 1, 1), np.float32))
+    pool = cvops.MultiScaleRoIAlign
+    backward = functools.partial(cvops.deform_conv2d_backward, image, image, offset, weight)
+    for call, text in [
+        (lambda: backward(wanted=3), "`wanted` must be a list of str, got int"),
+        (lambda: pool(3, 2, 2)({"a": image}, boxes, []), "`featmap_names` must be a list of str, got int"),
+        (lambda: pool("a", 2, 2)({"a": image}, boxes, []), "`featmap_names` must be a list of str, got str"),
+        (lambda: pool(["a"], 2, 2, scales=3)({"a": image}, boxes, []), "`scales` must be a list of numbers, got int"),
+        (lambda: pool(["a"], 2, 2)([image], boxes, [(3, 3)]), "`features` must be a dict of arrays by name, got list"),
+        (lambda: pool(["a"], 2, 2)(image, boxes, [(3, 3)]), "`features` must be a dict of arrays by name, got "),
+        (lambda: cvops.FeaturePyramidNetwork([1], 1)([image]), "`maps` must be a dict of arrays by name, got list"),
+        (lambda: cvops.warmup(operators=3), "`operators` must be a list of str, got int"),
+    ]:
+        with pytest.raises(TypeError, match=re.escape(text)):
+            call()
+
+
+def test_no_error_prints_an_array(array):
+    """Nor a long list."""
+    large = array(np.full((2000, 2), 123.25, np.float32))
+    boxes, scores = array(BOXES), array(SCORES)
+    image = array(np.ones((1, 1, 3, 3), np.float32))
+    for value in (large, [large] * 3, (large, large), [7.5] * 2000, {"a": large}, "a" * 2000):
+        for call in (
+            lambda x: cvops.nms(boxes, scores, x),
+            lambda x: cvops.nms(boxes, scores, 0.5, max_output=x),
+            lambda x: cvops.nms(boxes, scores, 0.5, padded=x),
+            lambda x: cvops.box_area(boxes, x),
+            lambda x: cvops.clip_boxes_to_image(boxes, x),
+            lambda x: cvops.roi_align(image, boxes[:, :1], x),
+            lambda x: cvops.roi_align_backward(image, boxes, x),
+            lambda x: cvops.MultiScaleRoIAlign(x, 2, 2)({}, boxes, []),
+            lambda x: cvops.MultiScaleRoIAlign(["a"], 2, 2)({"a": image}, boxes, x),
+            lambda x: cvops.MultiScaleRoIAlign(["a"], 2, 2, scales=x)({"a": image}, boxes, []),
+            lambda x: cvops.warmup(x),
+            lambda x: cvops.warmup(operators=x),
+            lambda x: cvops.DeformConv2d(1, 1, 1).load_state_dict({"weight": x, "bias": x}),
+            lambda x: cvops.DeformConv2d(1, 1, kernel_size=x),
+            lambda x: cvops.deform_conv2d_backward(image, image, image, image, wanted=x),
+        ):
+            with pytest.raises((TypeError, ValueError, KeyError)) as raised:
+                call(value)
+            assert len(str(raised.value)) < 500
+            assert "123.25" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "float", "int", "float32", "memoryview"])
+def test_what_makes_an_array_is_named(kind):
+    refuses(TypeError, f"`NAME` must be an array, got {kind}: use np.asarray", NOT_ARRAYS[kind])
+
+
+@pytest.mark.parametrize("library", libraries.CONVERTERS)
+def test_refused_dtypes_name_the_conversion_of_the_library(library):
+    convert = libraries.CONVERTERS[library]
+    conversion = re.escape(".to" if "torch" in library else ".astype")
+    boxes, scores = convert(BOXES), convert(SCORES)
+    image, rois = convert(np.ones((1, 1, 4, 4), np.float32)), convert(np.zeros((1, 5), np.float32))
+    offset, weight = convert(np.zeros((1, 2, 4, 4), np.float32)), convert(np.ones((1, 1, 1, 1), np.float32))
+
+    def of(dtype, *shape):
+        return convert(np.ones(shape, dtype))
+
+    for call, name in [
+        (lambda: cvops.nms(of(bool, 5, 4), scores, 0.5), "boxes"),
+        (lambda: cvops.nms(boxes, of(int, 5), 0.5), "scores"),
+        (lambda: cvops.batched_nms(boxes, scores, of(bool, 5), 0.5), "idxs"),
+        (lambda: cvops.box_area(of(bool, 5, 4)), "boxes"),
+        (lambda: cvops.box_iou(boxes, of(np.complex64, 5, 4)), "boxes2"),
+        (lambda: cvops.masks_to_boxes(of(np.complex64, 1, 4, 4)), "masks"),
+        (lambda: cvops.roi_align(of(int, 1, 1, 4, 4), rois, 2), "input"),
+        (lambda: cvops.roi_pool(image, of(int, 1, 5), 2), "boxes"),
+        (lambda: cvops.ps_roi_pool(image, [of(np.int8, 1, 4)], 2), "boxes[0]"),
+        (lambda: cvops.roi_align_backward(of(int, 1, 1, 2, 2), rois, (1, 1, 4, 4)), "grad"),
+        (lambda: cvops.deform_conv2d(of(int, 1, 1, 4, 4), offset, weight), "input"),
+        (lambda: cvops.deform_conv2d(image, of(int, 1, 2, 4, 4), weight), "offset"),
+        (lambda: cvops.FeaturePyramidNetwork([1], 1)({"a": of(int, 1, 1, 4, 4)}), "maps['a']"),
+        (
+            lambda: cvops.MultiScaleRoIAlign(["a"], 2, 2, scales=[1])({"a": of(int, 1, 1, 4, 4)}, rois, []),
+            "features['a']",
+        ),
+    ]:
+        with pytest.raises(
+            TypeError, match=rf"^`{re.escape(name)}` must be .*, got \w+: convert it with {conversion}$"
+        ):
+            call()
+
+
+class Odd:
+    """An array library's array, of which one part of the protocol fails."""
+
+    def __init__(self, values=BOXES):
+        self.values = values
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __array_namespace__(self, api_version=None):
+        return types.SimpleNamespace(from_dlpack=np.from_dlpack)
+
+
+FAILURES = [RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError, MemoryError]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("part", ["__dlpack__", "__dlpack_device__"])
+def test_protocols_that_raise(part, failure):
+    def fail(self, **options):
+        raise failure("out of order")
+
+    wrong = type("Array", (Odd,), {part: fail})()
+    refuses(TypeError, "`NAME` ", wrong)
+    with pytest.raises(TypeError, match=r"`boxes` .*out of order") as raised:
+        cvops.box_area(wrong)
+    assert isinstance(raised.value.__cause__, failure)
+
+
+@pytest.mark.parametrize("result", [None, 3, "capsule", np.zeros(3), object()])
+def test_protocols_that_return_something_else(result):
+    refuses(TypeError, "`NAME` ", type("Array", (Odd,), {"__dlpack__": lambda self, **options: result})())
+    refuses(TypeError, "`NAME` ", type("Array", (Odd,), {"__dlpack_device__": lambda self: result})())
+
+
+def test_a_namespace_that_raises():
+    def fail(self, **options):
+        raise RuntimeError("out of order")
+
+    wrong = type("Array", (Odd,), {"__array_namespace__": fail})()
+    with pytest.raises(TypeError, match="`boxes`: Array has no from_dlpack"):
+        cvops.box_area(wrong)
+    assert cvops.nms(BOXES, type("Array", (Odd,), {"__array_namespace__": fail})(SCORES), 0.5).tolist() == [3, 1, 2]
 
 
 # --------------------------------------------------------------------------------------------------------- imports

@@ -142,9 +142,9 @@ def test_every_operator_of_the_backend_can_be_warmed_up():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"device": "tpu"}, "`device` must be cpu or cuda, got 'tpu'"),
-        ({"dtypes": ["int8"]}, "`dtypes` must be among float64, float32, float16, got 'int8'"),
-        ({"operators": ["nsm"]}, "`operators` must be among nms, .*, got 'nsm'"),
+        ({"device": "tpu"}, "`device` must be one of cpu, cuda, got 'tpu'"),
+        ({"dtypes": ["int8"]}, "`dtypes` must be one of float64, float32, float16, got 'int8'"),
+        ({"operators": ["nsm"]}, "`operators` must be one of nms, .*, got 'nsm'"),
     ],
 )
 def test_warmup_refuses(arguments, text):

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_nms_of_many_boxes(ops, name, threshold):
     compare.same(ops.nms(boxes, scores, threshold), want, boxes)
 
 
-@pytest.mark.parametrize("threshold", [0, 0.05, 1, 2])
+@pytest.mark.parametrize("threshold", [0, 0.05, 1])
 def test_nms_of_many_boxes_at_the_ends_of_the_thresholds(ops, threshold):
     boxes, scores, _ = data.clustered(ops.many)
     compare.same(ops.nms(boxes, scores, threshold), reference.nms_of_many(boxes, scores, threshold), boxes)
@@ -159,7 +160,7 @@ def test_batched_nms_of_many_boxes(ops, name, share):
 @pytest.mark.parametrize("size", [200, 300, MANY])
 def test_options_of_many_boxes(ops, size, limit):
     boxes, scores, idxs = data.clustered(size)
-    likely = np.flatnonzero(scores > np.float64(0.1))
+    likely = np.flatnonzero(scores > np.float32(0.1))
     want = likely[reference.nms_of_many(boxes[likely], scores[likely], 0.7)][:limit]
     compare.same(ops.nms(boxes, scores, 0.7, score_threshold=0.1, max_output=limit), want, boxes)
     want = likely[reference.batched_nms_of_many(boxes[likely], scores[likely], idxs[likely] % 2, 0.7)][:limit]
@@ -298,8 +299,8 @@ def test_working_precision(ops, boxes, scores, keep):
     compare.same(got, np.array(keep), PAIR)
 
 
-@pytest.mark.parametrize("threshold", [1, 1.0, 1.5, math.inf, np.float32(1), np.int64(3)])
-def test_a_threshold_from_one_on_keeps_everything(ops, threshold):
+@pytest.mark.parametrize("threshold", [1, 1.0, np.float32(1), np.int64(1)])
+def test_a_threshold_of_one_keeps_everything(ops, threshold):
     assert ops.nms(PAIR[[0, 0, 1]], scores(1, 3, 2), threshold).tolist() == [1, 2, 0]
 
 
@@ -308,12 +309,19 @@ def test_a_threshold_of_zero_drops_every_overlap(ops, threshold):
     assert ops.nms(np.concatenate([PAIR, APART[1:3]]), scores(4, 3, 2, 1), threshold).tolist() == [0, 2, 3]
 
 
-@pytest.mark.parametrize("threshold", [-1e-300, -0.5, -math.inf, math.nan, np.float32(-1)])
-def test_thresholds_below_zero_and_nan(array, threshold):
-    with pytest.raises(ValueError, match=rf"`iou_threshold` must be >= 0.*, got {threshold}$"):
-        cvops.nms(array(PAIR), array(scores(2, 1)), threshold)
-    with pytest.raises(ValueError, match="`iou_threshold` must be >= 0"):
-        cvops.batched_nms(array(PAIR), array(scores(2, 1)), array(np.array([0, 0])), threshold)
+@pytest.mark.parametrize(
+    "threshold",
+    [-1e-300, -0.5, -math.inf, math.nan, np.float32(-1), 50, 1.5, math.inf, np.float32(1.5), np.nextafter(1, 2)],
+)
+def test_thresholds_outside_0_to_1(array, threshold):
+    text = re.escape(f"`iou_threshold` must be from 0 to 1, got {threshold}") + "$"
+    for length in (0, 2):
+        boxes, values, idxs = array(PAIR[:length]), array(scores(2, 1)[:length]), array(np.array([0, 0])[:length])
+        for padded in (False, True):
+            with pytest.raises(ValueError, match=text):
+                cvops.nms(boxes, values, threshold, padded=padded)
+            with pytest.raises(ValueError, match=text):
+                cvops.batched_nms(boxes, values, idxs, threshold, padded=padded)
 
 
 @pytest.mark.parametrize("threshold", ["0.5", None, [0.5], 0.5j])
@@ -334,11 +342,96 @@ def test_score_threshold_keeps_scores_above_it(ops):
     assert ops.nms(boxes, values, 0.5, score_threshold=0.75).tolist() == []
 
 
-def test_score_threshold_is_compared_as_a_double(ops):
-    assert float(np.float32(0.1)) > 0.1
-    assert ops.nms(APART[:2], scores(0.1, 0.7), 0.5, score_threshold=0.1).tolist() == [1, 0]
+def kept_above(function, values, threshold, size):
+    """The scores that pass a threshold, of `size` boxes that do not overlap; all forms must agree."""
+    boxes = np.arange(size, dtype=np.float32)[:, None] * 10 + np.array([0, 0, 1, 1], np.float32)
+    values = np.resize(values, size)
+    keep = function("nms", boxes, values, 0.5, score_threshold=threshold)
+    indices, count = function("nms", boxes, values, 0.5, score_threshold=threshold, padded=True)
+    assert indices[: int(count)].tolist() == keep.tolist()
+    assert set(indices[int(count) :].tolist()) <= {-1}
+    assert function("batched_nms", boxes, values, np.arange(size), 0.5, score_threshold=threshold).tolist() == [*keep]
+    return sorted(keep.tolist()), values
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOATS)
+@pytest.mark.parametrize("size", [5, 300, MANY])
+@pytest.mark.parametrize(
+    "threshold", [0.05, 0.1, 0.3, 0.6, 0.7, 1 / 3, -0.1, 2049, 65519, 65520, 1e5, 1e39, -1e39, 1e-50]
+)
+def test_scores_at_the_threshold_are_dropped_in_their_own_dtype(ops, threshold, size, dtype):
+    """As NumPy compares: it rounds the number to the dtype of the array, to infinity beyond its last."""
+    with np.errstate(over="ignore"):
+        at = np.dtype(dtype).type(threshold)
+        infinity = at.dtype.type(math.inf)
+        values = np.array([at, np.nextafter(at, -infinity), np.nextafter(at, infinity), math.nan, 0.5], dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept, values = kept_above(
+            lambda name, *args, **options: getattr(ops, name)(*args, **options), values, threshold, size
+        )
+    with np.errstate(all="ignore"):
+        assert kept == np.flatnonzero(values > at).tolist()
+
+
+def test_score_threshold_by_hand(ops):
+    assert float(np.float32(0.3)) > 0.3
+    assert ops.nms(APART[:2], scores(0.3, 0.7), 0.5, score_threshold=0.3).tolist() == [1]
     assert ops.nms(APART[:2], scores(0.1, 0.7), 0.5, score_threshold=0.7).tolist() == []
-    assert ops.nms(APART[:2], scores(0.1, 0.7), 0.5, score_threshold=np.float32(0.1)).tolist() == [1]
+    assert ops.nms(APART[:2], scores(0.3, 0.7, dtype="f8"), 0.5, score_threshold=np.float32(0.3)).tolist() == [1]
+    assert ops.nms(APART[:2], scores(0.3, 0.3000001, dtype="f8"), 0.5, score_threshold=0.3).tolist() == [1]
+    # Half way between two float16: to the even one, and not by way of float32, which would come to rest half way.
+    assert ops.nms(APART[:2], scores(2048, 2050, dtype="f2"), 0.5, score_threshold=2049).tolist() == [1]
+    assert ops.nms(APART[:2], scores(2050, 2052, dtype="f2"), 0.5, score_threshold=2051).tolist() == []
+    assert ops.nms(APART[:2], scores(2048, 2050, dtype="f2"), 0.5, score_threshold=2049 + 1e-9).tolist() == []
+
+
+BFLOAT16 = [  # score, threshold, whether it passes
+    (1.0, 1.0, False),
+    (1.0078125, 1.0, True),
+    (1.0, 1.00390625, False),  # half way to the next: to even, which is 1
+    (1.0, 0.998046875, False),  # half way to the one before: to even
+    (1.0078125, 1.0117187500000002, False),
+    (1.015625, 1.01171875, False),  # half way: to even, which is 1.015625
+    (1.0078125, 1.00390625 + 2**-40, False),  # by way of float32 it would be half way, and then 1
+    (3.3e38, 3.4e38, False),  # infinite
+    (math.inf, 1e300, False),
+    (math.inf, 3.38e38, True),
+    (0.30078125, 0.3, False),
+    (0.302734375, 0.3, True),
+]
+
+
+@pytest.mark.parametrize(("score", "threshold", "passes"), BFLOAT16)
+def test_score_threshold_of_bfloat16(emulated, score, threshold, passes):
+    ml_dtypes = libraries.require("ml_dtypes")
+    boxes, values = emulated(APART[:1]), emulated(np.array([score], ml_dtypes.bfloat16))
+    assert float(values.values[0]) == pytest.approx(score, rel=0.01)
+    assert len(cvops.nms(boxes, values, 0.5, score_threshold=threshold).tolist()) == passes
+    assert cvops.nms(boxes, values, 0.5, score_threshold=threshold, padded=True)[1].tolist() == passes
+
+
+@pytest.mark.parametrize(("score", "threshold", "passes"), BFLOAT16)
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_score_threshold_of_bfloat16_on_the_host(library, score, threshold, passes):
+    """Where the kernels get float32."""
+    if library == "torch":
+        torch = libraries.require("torch")
+        import cvops.torch as ops
+
+        boxes, values = torch.from_numpy(APART[:1]), torch.tensor([score], dtype=torch.bfloat16)
+        assert len(ops.nms(boxes, values, 0.5, score_threshold=threshold)) == passes
+        assert ops.nms(boxes, values, 0.5, score_threshold=threshold, padded=True)[1] == passes
+        idxs = torch.zeros(1, dtype=torch.int64)
+        assert len(ops.batched_nms(boxes, values, idxs, 0.5, score_threshold=threshold)) == passes
+        assert ops.batched_nms(boxes, values, idxs, 0.5, score_threshold=threshold, padded=True)[1] == passes
+        return
+    jax = libraries.require("jax")
+    import cvops.jax as ops
+
+    boxes, values = jax.numpy.asarray(APART[:1]), jax.numpy.asarray([score], jax.numpy.bfloat16)
+    call = jax.jit(lambda boxes, values: ops.nms(boxes, values, 0.5, max_output=1, score_threshold=threshold)[1])
+    assert call(boxes, values) == passes
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -522,6 +615,15 @@ def test_lengths_that_do_not_match(array, shape):
         cvops.batched_nms(boxes, array(scores(2, 1)), other, 0.5)
 
 
+@pytest.mark.parametrize("shape", [(2, 80), (2, 1), (1, 2), (0, 5)])
+def test_a_score_for_each_class(array, shape):
+    text = rf"`scores` must have shape \(2,\).*, got {re.escape(str(shape))}: nms takes one score for each box;.*"
+    with pytest.raises(ValueError, match=text):
+        cvops.nms(array(PAIR), array(np.zeros(shape, np.float32)), 0.5)
+    with pytest.raises(ValueError, match=text):
+        cvops.batched_nms(array(PAIR), array(np.zeros(shape, np.float32)), array(np.array([0, 0])), 0.5)
+
+
 @pytest.mark.parametrize("dtype", [bool, np.complex64, np.longdouble, "datetime64[s]", "U3", "V8"])
 def test_boxes_and_scores_of_other_dtypes(dtype):
     wrong = np.zeros((2, 4), dtype)
@@ -554,7 +656,7 @@ with np.load(sys.argv[1]) as inputs:
     for name, boxes in inputs.items():
         scores, idxs = np.cos(np.arange(len(boxes))), np.arange(len(boxes)) % 3
         scores[::5] = np.nan
-        for threshold in (0, 0.1, 0.5, 0.99, np.inf):
+        for threshold in (0, 0.1, 0.5, 0.99, 1):
             results[f"{name} {threshold}"] = ops.nms(boxes, scores.astype(np.float32), threshold)
             results[f"{name} {threshold} batched"] = ops.batched_nms(boxes, scores, idxs, threshold)
 np.savez(sys.argv[2], **results)

@@ -491,6 +491,40 @@ def test_a_missing_map():
     refused(KeyError, "p2", features={})
 
 
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (["p2", "p3", "also 3"], "p3"),
+        (["p2", "also 3", "p3"], "also 3"),
+        (["also 3", "p2", "p3", "p4"], "also 3"),
+        (["p3", "also 3", "p4", "p2"], "p3"),
+        (["p4", "p3", "p5", "also 3", "p2"], "p3"),  # on a GPU two launches
+        (["p2", "p3", "p4", "p5", "also 5", "p6"], "p5"),
+        (["p2", "p3", "p4", "p5", "also 5"], "p5"),
+    ],
+)
+def test_the_first_of_two_maps_of_one_scale_takes_the_boxes(ops, names, first):
+    features = pyramid(2, 3, 4, 5, 6)
+    features |= {"also 3": features["p3"] + 1, "also 5": features["p5"] + 1}
+    second = next(name for name in names if name[-1] == first[-1] and name != first)
+    distinct = [name for name in names if name != second]
+    boxes = [squares(10, 100, 200), squares(30, 250, 300, 3)]
+    for scales in (None, [2.0 ** -int(name[-1]) for name in names]):
+        options = {} if scales is None else {"scales": scales}
+        few = {} if scales is None else {"scales": [2.0 ** -int(name[-1]) for name in distinct]}
+        pool, without = ops.MultiScaleRoIAlign(names, 2, 2, **options), ops.MultiScaleRoIAlign(distinct, 2, 2, **few)
+        want = without(features, boxes, [IMAGE])
+        compare.same(pool(features, boxes, [IMAGE]), want, want)
+        grad = np.random.default_rng(0).standard_normal(want.shape).astype("f")
+        gradients = pool.backward(grad, features, boxes, [IMAGE])
+        expected = without.backward(grad, features, boxes, [IMAGE])
+        assert list(gradients) == names
+        for name in distinct:
+            compare.same(gradients[name], expected[name], grad)
+        assert gradients[second].shape == features[second].shape
+        assert not gradients[second].any()
+
+
 def test_maps_that_do_not_fit_together():
     features = pyramid(2, 3)
     refused(ValueError, "p3", {**features, "p3": features["p3"][:1]})

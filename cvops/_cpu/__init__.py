@@ -9,6 +9,7 @@ import numpy as np
 import numpy as xp
 
 from .._arrays import share
+from .._checks import CONVERSION
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
@@ -70,7 +71,7 @@ def asarray(array: Any, name: str) -> np.ndarray[Any, Any]:
     if type(array) is not np.ndarray:
         array = np.asarray(array) if isinstance(array, np.ndarray) else share(array, name, np.from_dlpack)
     if array.dtype.char == "E":
-        raise TypeError(f"`{name}` must be float64, float32 or float16, got {array.dtype}: convert it with .astype")
+        raise TypeError(f"`{name}` must be float64, float32 or float16, got {array.dtype}: {CONVERSION}")
     if not array.flags.aligned or not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     view: np.ndarray[Any, Any] = array.view()

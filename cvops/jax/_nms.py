@@ -109,13 +109,10 @@ def _suppress(
     function: str, arrays: dict[str, Any], iou_threshold: Any, score_threshold: Any, max_output: Any
 ) -> tuple[Any, Any]:
     _nms._check(arrays["boxes"], arrays["scores"])
-    _nms._check_options(iou_threshold, score_threshold, max_output)
-    floor = None if score_threshold is None else float(score_threshold)
-    size = count(max_output, "max_output")
-    options = {
-        "iou_threshold": float(iou_threshold), "score_threshold": floor, "max_output": size, "padded": True,
-    }  # fmt: skip
-    results = result_of((size,), np.int64), result_of((), np.int64)
+    names = "iou_threshold", "score_threshold", "max_output", "padded"
+    checked = _nms._check_options(arrays["scores"], iou_threshold, score_threshold, max_output, True)
+    options = dict(zip(names, checked, strict=True))
+    results = result_of((count(max_output, "max_output"),), np.int64), result_of((), np.int64)
     arrays = {name: jax.lax.stop_gradient(array) for name, array in arrays.items()}
     keep, kept = call(function, results, arrays, json.dumps(options))
     return keep, kept

@@ -30,7 +30,7 @@ def check_box_tensor(boxes: Any, name: str) -> None:
     check_tensor(boxes, name)
     if boxes.dtype == torch.bool or boxes.is_complex():
         wanted, got = "float64, float32, float16 or an integer dtype", str(boxes.dtype).removeprefix("torch.")
-        raise TypeError(f"`{name}` must be {wanted}, got {got}: convert it with .astype")
+        raise TypeError(f"`{name}` must be {wanted}, got {got}: convert it with .to")
 
 
 def check_batches(boxes1: Tensor, boxes2: Tensor) -> None:

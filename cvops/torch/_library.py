@@ -18,6 +18,8 @@ from torch import Tensor
 import cvops
 
 from .. import _deform_conv
+from .._arrays import name_conversion
+from .._checks import rounded
 
 Sizes = Any  # int[] of a schema
 
@@ -56,10 +58,14 @@ def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any, **options: Any) -> Any:
         nonlocal hidden
-        if "torch._dynamo" not in sys.modules:  # to import it takes longer than torch itself
-            return kernel(*args, **options)
-        hidden = hidden or torch.compiler.disable(kernel)
-        return hidden(*args, **options)
+        try:
+            if "torch._dynamo" not in sys.modules:  # to import it takes longer than torch itself
+                return kernel(*args, **options)
+            hidden = hidden or torch.compiler.disable(kernel)
+            return hidden(*args, **options)
+        except TypeError as error:
+            name_conversion(error, ".to")
+            raise
 
     return call
 
@@ -171,20 +177,30 @@ _OPTIONS = "*, float? score_threshold=None, SymInt? max_output=None"
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return as_tensor(cvops.nms(plain(boxes), plain(scores), iou_threshold, **options))
+    return as_tensor(cvops.nms(plain(boxes), plain(scores), iou_threshold, **_rounded(scores, **options)))
 
 
 def _nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
+    options = _rounded(scores, **options)
     return tuple(map(as_tensor, cvops.nms(plain(boxes), plain(scores), iou_threshold, **options, padded=True)))
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
+    options = _rounded(scores, **options)
     return as_tensor(cvops.batched_nms(plain(boxes), plain(scores), plain(idxs), iou_threshold, **options))
 
 
 def _batched_nms_padded(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
-    native = plain(boxes), plain(scores), plain(idxs)
+    native, options = (plain(boxes), plain(scores), plain(idxs)), _rounded(scores, **options)
     return tuple(map(as_tensor, cvops.batched_nms(*native, iou_threshold, **options, padded=True)))
+
+
+def _rounded(scores: Tensor, *, score_threshold: float | None = None, **options: Any) -> dict[str, Any]:
+    """The options, with the threshold as the dtype of the scores has it, of which `plain` may leave nothing."""
+    code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
+    if score_threshold is not None and code is not None:
+        score_threshold = rounded(score_threshold, code)
+    return {"score_threshold": score_threshold, **options}
 
 
 def _kept(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> Tensor:

@@ -406,7 +406,7 @@ def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> tuple
     return (
         number(iou_threshold, "iou_threshold"),
         None if score_threshold is None else number(score_threshold, "score_threshold"),
-        None if max_output is None else count(max_output, "max_output"),
+        None if max_output is None else count(max_output, "max_output", maximum=2**63 - 1),
     )
 
 
