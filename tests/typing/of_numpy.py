@@ -142,6 +142,7 @@ def pyramids(maps: dict[str, Float32], boxes: Float32) -> None:
     pool = cvops.MultiScaleRoIAlign(["p2", "p3"], output_size=7, sampling_ratio=2)
     assert_type(pool(maps, [boxes], [(256, 256)]), Float32)
     assert_type(pool.backward(boxes, maps, boxes, image_shapes=[[256, 256]]), dict[str, Float32])
+    cvops.FeaturePyramidNetwork([8, 16], np.int64(4), cvops.LastLevelMaxPool())
     network = cvops.FeaturePyramidNetwork([8, 16], 4, cvops.LastLevelP6P7(4, 4))
     assert_type(network(maps), dict[str, Float32])
 
