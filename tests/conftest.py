@@ -32,11 +32,15 @@ def pytest_runtest_call():
         pytest.skip("Numba is not installed")
 
 
-def pytest_report_header():
-    missing = ", ".join(sorted(libraries.missing()))
-    yield "cvops: the whole suite takes two to three minutes; pytest -m '' includes what is slow, and takes ten"
-    if missing:
-        yield f"tests of what is missing here are left out; install it, or list it in CVOPS_REQUIRE: {missing}"
+def pytest_sessionstart(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:  # which workers of xdist do not have
+        reporter.write_line(
+            "All takes about two and a half minutes; with the slow tests, -m "", twice that."
+        )
+        if missing := ", ".join(sorted(libraries.missing())):
+            how = "install what is missing; cuda-emulated takes g++ and CVOPS_REQUIRE=cuda-emulated"
+            reporter.write_line(f"Left out are tests that need {missing}: {how}.")
 
 
 def pytest_collection_modifyitems(config, items):

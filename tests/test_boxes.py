@@ -106,6 +106,7 @@ def test_pairs_in_batches(array, name, batch1, batch2):
     check(name, array(some_boxes(*batch1, 4)), array(some_boxes(*batch2, 3, seed=1)))
 
 
+@pytest.mark.slow
 @every_iou
 @given(boxes1=strategies.boxes(12), boxes2=strategies.boxes(12))
 def test_pairs_of_any_boxes(ops, name, boxes1, boxes2):

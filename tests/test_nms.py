@@ -84,6 +84,7 @@ def test_batched_nms_of_any_boxes(ops, detections, threshold, options):
     compare.same(ops.batched_nms(*detections, threshold, **options), want, detections[0])
 
 
+@pytest.mark.slow
 @given(strategies.detections(), st.sampled_from(THRESHOLDS) | st.floats(0.1, 0.999))
 def test_nms_of_any_boxes_among_many(ops, detections, threshold):
     boxes, scores, _ = detections
@@ -98,7 +99,7 @@ def test_nms_of_any_boxes_among_many(ops, detections, threshold):
     compare.same(ops.nms(boxes, scores, threshold), want, boxes)
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("threshold", strategies.few(THRESHOLDS, every=7))
 @pytest.mark.parametrize("name", strategies.many(1))
 def test_nms_of_many_boxes(ops, name, threshold):
     crowd = strategies.crowd()
@@ -115,7 +116,7 @@ def test_nms_of_many_boxes_at_the_ends_of_the_thresholds(ops, threshold):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("threshold", [*THRESHOLDS, 0.999])
+@pytest.mark.parametrize("threshold", strategies.few([*THRESHOLDS, 0.999], every=4))
 @pytest.mark.parametrize("pairs", [100, MANY // 2])
 def test_nms_of_pairs_at_the_threshold(ops, pairs, threshold, dtype):
     boxes = strategies.pairs_at(threshold, pairs, dtype)
@@ -145,7 +146,7 @@ def test_nms_of_20_000_boxes(ops, name):
 
 
 @pytest.mark.parametrize("name", ["identical", "dense", "six decades", "with NaN, inf, inverted and empty ones"])
-@pytest.mark.parametrize("share", [1, 3, 80, 5000])
+@pytest.mark.parametrize("share", strategies.few([1, 3, 80, 5000], every=2))
 def test_batched_nms_of_many_boxes(ops, name, share):
     """One large class and many small ones, 3 large ones, 80 small ones, and about as many classes as boxes."""
     boxes, scores = many(20_000)[name], data.uniform_scores(20_000)
