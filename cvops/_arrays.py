@@ -118,8 +118,8 @@ def _torch_lends(place: str) -> Callable[[int], Lender]:
             if a.dtype == out.dtype:
                 (out.baddbmm_ if out.ndim == 3 else out.addmm_)(a, b, beta=int(accumulate))
             else:  # 16-bit factors, sums that stay in float32
-                product = (torch.bmm if out.ndim == 3 else torch.mm)(a, b, out_dtype=out.dtype)
-                out.add_(product) if accumulate else out.copy_(product)
+                summed = torch.baddbmm if out.ndim == 3 else torch.addmm
+                summed(out, a, b, out_dtype=out.dtype, beta=int(accumulate), out=out)
 
     def convolve(input: Any, weight: Any, bias: Any, stride: tuple[int, int], padding: tuple[int, int]) -> Any:
         with without_autocast():

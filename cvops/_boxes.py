@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ._arrays import backend_of, to_caller
 from ._checks import (
     BOX_DTYPES,
+    FLOATS,
     INTEGERS,
     check_batched_boxes,
     check_boxes,
@@ -466,6 +467,8 @@ def _boxes_of(masks: Any, backend: Any) -> Any:
         check_dtype(masks, "masks", BOX_DTYPES)
     if masks.size == 0:
         return backend.copy(xp.zeros((len(masks), 4), "f"))
+    if backend.current_gpu() is not None and masks.dtype.char in FLOATS:
+        masks = masks.view(f"u{masks.itemsize}") << 1  # all but the sign: CuPy takes subnormal numbers for zero
     rows, columns = masks.any(axis=2), masks.any(axis=1)
     last_row, last_column = masks.shape[1] - 1, masks.shape[2] - 1
     edges = [

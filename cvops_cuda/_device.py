@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import math
@@ -30,8 +29,8 @@ if tuple(map(int, cupy.__version__.split(".")[:2])) < (14, 2):  # argsort waited
 xp = cupy
 Array = Any  # cupy.ndarray; CuPy has no type annotations
 
-# Around arithmetic on `xp`; a GPU warns of nothing.
-quiet = contextlib.nullcontext
+# Around arithmetic on `xp`: a GPU warns of nothing, but NumPy converts its scalars.
+quiet = functools.partial(np.errstate, all="ignore")
 
 
 class _Lent(cupy.cuda.UnownedMemory):  # type: ignore[misc]

@@ -92,7 +92,8 @@ def _torch(values):
 
 
 def _jax(values):
-    return require("jax").numpy.asarray(np.array(values))
+    jax = require("jax")
+    return jax.device_put(np.array(values), jax.devices("cpu")[0])  # also where JAX has a GPU
 
 
 def _cuda_emulated(values):
