@@ -13,6 +13,7 @@ import cvops
 from tests import compare, strategies_deform
 from tests import reference_deform as reference
 from tests.libraries import require, to_numpy
+from tests.strategies import few
 from tests.strategies_deform import CASES, FLOATS, LARGE, NAMES, Case
 from tests.strategies_roi import LAYOUTS
 
@@ -45,24 +46,24 @@ def check_backward(case, to=np.asarray, wanted=NAMES, grad=None):
 # ------------------------------------------------------------------------------------------- against the reference
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", few(CASES, every=3), ids=str)
 def test_deform_conv2d(ops, case):
     check_forward(case, ops.array)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", few(CASES, every=3), ids=str)
 def test_backward(ops, case):
     check_backward(case, ops.array)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("case", few(LARGE, every=3), ids=str)
 def test_sizes_around_vectors_and_blocks(ops, case, dtype):
     check_forward(case._replace(dtype=dtype, offset_dtype="float32", mask_dtype="float32"), ops.array)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("case", few(LARGE, every=3), ids=str)
 def test_backward_of_sizes_around_vectors_and_blocks(ops, case, dtype):
     check_backward(case._replace(dtype=dtype), ops.array)
 

@@ -83,6 +83,7 @@ def near(got, want):
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * max(1, np.abs(want).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_deform_conv2d(name):
     large = call(name)
@@ -92,6 +93,7 @@ def test_deform_conv2d(name):
         near(got[one], reference.deform_conv2d(**arrays))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith("64 channels ")])
 def test_backward(name):
     """Of a gradient that is 0 but for a few pixels."""

@@ -15,6 +15,7 @@ from PIL import Image
 
 import cvops
 from examples import detect as example
+from tests.strategies import few
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "examples" / "data"
@@ -99,7 +100,7 @@ def test_the_picture_in_the_readme_is_what_the_default_run_draws(tmp_path):
     assert np.abs(shown - drawn).mean() < 2  # decoders and fonts of Pillow's versions differ a little
 
 
-@pytest.mark.parametrize("name", DETECTION_FILES)
+@pytest.mark.parametrize("name", few(DETECTION_FILES, every=4))
 def test_every_candidate_is_in_the_first_panel(name, tmp_path):
     file = load(name)
     detect(tmp_path, DATA / f"{name}.npz", "--score", "inf")
@@ -112,7 +113,7 @@ def test_every_candidate_is_in_the_first_panel(name, tmp_path):
     assert corners.mean() > 0.98  # here and there the line has the colour of the picture
 
 
-@pytest.mark.parametrize("name", DETECTION_FILES)
+@pytest.mark.parametrize("name", few(DETECTION_FILES, every=4))
 def test_every_shipped_file(name, tmp_path):
     file = load(name)
     result = detect(tmp_path, DATA / f"{name}.npz")

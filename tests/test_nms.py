@@ -46,7 +46,7 @@ def _small_batches(small_batches):
 
 
 @pytest.mark.parametrize(("threshold", "dtype"), [(0, "f4"), (0.5, "f4"), (0.5, "f8"), (0.9, "f4")])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", strategies.few(SIZES, every=2))
 def test_nms(array, size, threshold, dtype):
     boxes, scores, _ = data.clustered(size)
     boxes, scores = array(boxes.astype(dtype)), array(scores.astype(dtype))
@@ -54,7 +54,7 @@ def test_nms(array, size, threshold, dtype):
     compare.same(got, reference.nms_of_many(to_numpy(boxes), to_numpy(scores), threshold), boxes)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", strategies.few(SIZES, every=2))
 def test_batched_nms(array, size):
     boxes, scores, idxs = data.clustered(size)
     boxes, scores, idxs = array(boxes), array(scores), array(idxs % 5)

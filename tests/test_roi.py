@@ -14,6 +14,7 @@ from tests import compare
 from tests import reference_roi as reference
 from tests import strategies_roi as strategies
 from tests.libraries import to_numpy
+from tests.strategies import few
 
 OPERATORS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 NAN, INF = math.nan, math.inf
@@ -99,22 +100,22 @@ def check_case(ops, operator, output_size, ratio, aligned, scale, kind, images, 
     check_backward(ops, operator, layout(grad), maps, boxes, scale, **options)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", few(CASES, every=3), ids=str)
 def test_roi_align(ops, case):
     check_case(ops, "roi_align", **case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", few(CASES, every=3), ids=str)
 def test_roi_pool(ops, case):
     check_case(ops, "roi_pool", **case)
 
 
-@pytest.mark.parametrize("case", PS_CASES, ids=str)
+@pytest.mark.parametrize("case", few(PS_CASES, every=3), ids=str)
 def test_ps_roi_align(ops, case):
     check_case(ops, "ps_roi_align", **case)
 
 
-@pytest.mark.parametrize("case", PS_CASES, ids=str)
+@pytest.mark.parametrize("case", few(PS_CASES, every=3), ids=str)
 def test_ps_roi_pool(ops, case):
     check_case(ops, "ps_roi_pool", **case)
 
@@ -148,7 +149,7 @@ def large(request, operator):
     return strategies.LAYOUTS[request.param], shape, strategies.rois("all", count, shape, 1 / 16), output_size
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", few(["float32", "float64"], every=2))
 def test_many_rois(ops, operator, dtype, large):
     layout, (images, channels, *sides), rois, output_size = large
     bins = channels_of(operator, output_size**2, 1)
@@ -175,6 +176,7 @@ def test_the_number_of_threads_changes_no_bit(operator, dtype, large, threads):
         compare.same(getattr(cvops, operator + "_backward")(*inputs, **options), gradient, grad)
 
 
+@pytest.mark.slow
 def test_thousands_of_rois(ops, operator):
     maps = strategies.normal((3, channels_of(operator, 6, 2), 9, 11))
     rois = strategies.rois("all", ops.rois, maps.shape, 1 / 2)
