@@ -642,7 +642,7 @@ def test_integer_scores(ops, dtype):
 
 # ----------------------------------------------------------------------------------------------- dangerous values
 
-PYTHON = (sys.executable, "-W", "error", "-X", "faulthandler", "-c")
+PYTHON = (sys.executable, "-W", "error", "-W", "ignore:`boxes` looks like xywh", "-X", "faulthandler", "-c")
 _RUN = """
 import sys
 import numpy as np

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from .._checks import working_dtype
-from . import _threads
+from . import _threads, _xywh
 from ._jit import jit
 from ._memory import Array, contiguous, copy, empty
+from ._xywh import looks_like_xywh
 
 # Up to here one dispatch that ranks by counting beats a sort; measured with 16 to 1 024 boxes.
 _FEW = 256
@@ -43,8 +44,13 @@ def nms(
     if len(scores) <= _FEW and dtype == "f":
         keep = np.empty(len(scores), np.int64)
         threshold = _threshold(iou_threshold, dtype)
-        keep = keep[: _nms_few(boxes, scores, threshold, *_floor(score_threshold), limit, keep)]
+        kept = _nms_few(boxes, scores, threshold, *_floor(score_threshold), limit, keep)
+        if kept < 0:
+            kept = ~kept
+            _xywh.tell()
+        keep = keep[:kept]
     else:
+        _xywh.check(boxes)
         order = _rank(scores, score_threshold)
         kept = _suppress(_gather(boxes, order), np.array([0, len(order)]), iou_threshold, limit)
         keep = _select(order, kept)
@@ -64,6 +70,7 @@ def batched_nms(
     boxes, scores = contiguous(boxes, dtype), contiguous(scores, dtype)
     length = len(scores) if max_output is None else max_output
     limit = min(length, len(scores))
+    _xywh.check(boxes)
     order = _rank(scores, score_threshold)
     if len(order) == 0:
         return _result(order, limit, length if padded else None)
@@ -354,7 +361,7 @@ def _search_all(boxes, threshold, limit, few, kept):
 
 @jit
 def _nms_few(boxes, scores, threshold, has_floor, floor, limit, keep):
-    """All of nms in one dispatch; returns the number kept."""
+    """All of nms in one dispatch; returns the number kept, or its complement if the boxes look like xywh."""
     keys = np.empty(scores.size, np.uint64)
     count = _keys_with_index(scores, has_floor, floor, keys)
     order = np.empty(count, np.int64)
@@ -367,7 +374,8 @@ def _nms_few(boxes, scores, threshold, has_floor, floor, limit, keep):
     _gather_range(0, count, boxes, order, ranked)
     kept = np.empty(count, np.bool_)
     _search_all(ranked, threshold, limit, count, kept)
-    return _select_into(order, kept, keep)
+    count = _select_into(order, kept, keep)
+    return ~count if looks_like_xywh(boxes, 0) else count
 
 
 # ---------------------------------------------------------------------------------------- suppression, looking near

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _roi_kernels, _roi_tables, _threads
+from . import _roi_kernels, _roi_tables, _threads, _xywh
 from ._memory import Array, cast, contiguous, empty
 from ._roi_tables import ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM
 from ._simd import WIDTH
@@ -84,6 +84,7 @@ def ps_roi_align_backward(
 
 def ps_roi_pool(features: Array, rois: Array, output_size: tuple[int, int], spatial_scale: float) -> Array:
     rois = _in_working_precision(rois, features)
+    _xywh.check(rois, 1)
     groups = math.prod(output_size)
     direct = _reads_directly([features], len(rois), groups)
     tiles, unit = (0, 1) if direct else (_tiles(features.shape), _roi_kernels.UNIT)
@@ -103,6 +104,7 @@ def roi_pool(
     features: Array, rois: Array, output_size: tuple[int, int], spatial_scale: float, return_argmax: bool
 ) -> Array | tuple[Array, Array]:
     rois = _in_working_precision(rois, features)
+    _xywh.check(rois, 1)
     storage, (images, channels, *_) = _storage(features), features.shape
     direct = channels < _FEW_CHANNELS
     tiles = 0 if direct else _tiles(features.shape)
@@ -164,6 +166,7 @@ def _sample(
     groups: int,
 ) -> Array:
     rois = _in_working_precision(rois, features[0])
+    _xywh.check(rois, 1)
     shapes, direct = [array.shape for array in features], _reads_directly(features, len(rois), groups)
     tables = _sampled(rois, shapes, scales, area_limits, kind, bins, ratio, direct, True)
     return _forward(features, len(rois), tables, bins, groups, direct)
