@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from numbers import Integral, Number, Real
 from typing import Any
@@ -167,6 +167,13 @@ def strings(value: Any, name: str, or_one: bool = False) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"`{name}` must be a list of str, got {kind(text)} in it")
     return texts
+
+
+def numbers(value: Any, name: str) -> list[Any]:
+    """`value`, an iterable of what is checked by the caller, as a list."""
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be a list of numbers, got {kind(value)}")
+    return list(value)
 
 
 def kind(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ._checks import (
     flag,
     image_size,
     kind,
+    numbers,
     pair,
     positive,
     ratio,
@@ -226,9 +227,7 @@ class MultiScaleRoIAlign:
     def _scales(self, heights: list[int], image_shapes: Sequence[Sequence[Integer]]) -> list[float]:
         """Cells per pixel of maps with these heights, in the order of `featmap_names`."""
         if self.scales is not None:
-            if not isinstance(self.scales, Iterable) or isinstance(self.scales, (str, Mapping)):
-                raise TypeError(f"`scales` must be a list of numbers, got {kind(self.scales)}")
-            scales = [positive(scale, "scales") for scale in self.scales]
+            scales = [positive(scale, "scales") for scale in numbers(self.scales, "scales")]
             if len(scales) != len(heights):
                 text = f"`scales` must have one number for each of {list(self.featmap_names)}, got {len(scales)}"
                 raise ValueError(text)

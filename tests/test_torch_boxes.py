@@ -193,7 +193,7 @@ def test_box_losses(ops, torch, name, dtype):
     np.testing.assert_allclose(loss(boxes, other, reduction="mean").item(), want.mean(), rtol=tolerance)
     assert loss(boxes[:0], other[:0], "mean").item() == 0
     assert loss(boxes[0], other[0]).shape == ()
-    with pytest.raises(ValueError, match="`reduction` must be none, mean or sum, got 'all'"):
+    with pytest.raises(ValueError, match=r"`reduction` must be none, mean or sum, got 'all'"):
         loss(boxes, other, "all")
     with pytest.raises(ValueError, match=r"`boxes2` must have the shape of `boxes1`, \(24, 4\), got \(23, 4\)"):
         loss(boxes, other[1:])
@@ -323,3 +323,28 @@ def test_torchvision_has_the_same_focal_loss(ops, torch):
     peer = require("torchvision").ops
     logits, targets = torch.linspace(-5, 5, 30), (torch.arange(30) % 3 == 0).float()
     torch.testing.assert_close(ops.sigmoid_focal_loss(logits, targets), peer.sigmoid_focal_loss(logits, targets))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_refuse_with_their_own_words(ops, torch, name):
+    boxes, large = torch.from_numpy(BOXES), torch.full((2000, 2), 123.25)
+    loss = getattr(ops, name)
+    for eps in (10**400, -(10**400), 10**5000):
+        with pytest.raises(ValueError, match=r"`eps` must be a number that a float holds, got an integer of .* bits"):
+            loss(boxes, boxes, "sum", eps)
+    for eps in ("1", None, [1.0], large, 1j):
+        with pytest.raises(TypeError, match="`eps` must be a Python or NumPy number, got "):
+            loss(boxes, boxes, "sum", eps)
+    for reduction in (3, None, large, large.numpy(), ["sum"]):
+        with pytest.raises(TypeError, match=r"`reduction` must be none, mean or sum, got \w+$"):
+            loss(boxes, boxes, reduction)
+
+
+def test_focal_loss_refuses_with_its_own_words(ops, torch):
+    logits, large = torch.zeros(3), torch.full((2000, 2), 123.25)
+    for name in ("alpha", "gamma"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a number that a float holds"):
+            ops.sigmoid_focal_loss(logits, logits, **{name: 10**400})
+        for value in ("1", None, [1.0], large, large.numpy()):
+            with pytest.raises(TypeError, match=f"`{name}` must be a Python or NumPy number, got "):
+                ops.sigmoid_focal_loss(logits, logits, **{name: value})

@@ -333,3 +333,43 @@ def test_unknown_names(ops, name):
     with pytest.raises(AttributeError, match=rf"module 'cvops\.torch' has no attribute '{name}'"):
         getattr(ops, name)
     assert not hasattr(ops, name)
+
+
+def test_refusals_of_multiscale_roi_align(ops, torch):
+    maps, boxes = torch.ones(1, 1, 4, 4), [torch.zeros(1, 4)]
+    pool = ops.MultiScaleRoIAlign
+    for call, text in [
+        (lambda: pool(3, 2, 2), "`featmap_names` must be a list of str, got int"),
+        (lambda: pool([3], 2, 2), "`featmap_names` must be a list of str, got int in it"),
+        (lambda: pool(["a"], 2, 2, scales=3), "`scales` must be a list of numbers, got int"),
+        (lambda: pool(["a"], 2, 2, aligned=maps), "`aligned` must be True or False, got Tensor"),
+        (lambda: pool(["a"], 2, 2)([maps], boxes, [(4, 4)]), "`features` must be a dict of arrays by name, got list"),
+        (lambda: pool(["a"], 2, 2)(maps, boxes, [(4, 4)]), "`features` must be a dict of arrays by name, got Tensor"),
+        (lambda: ops.nms(boxes[0], torch.zeros(1), 0.5, padded=maps), "`padded` must be True or False, got Tensor"),
+        (lambda: ops.roi_align(maps, boxes, 1, aligned=maps), "`aligned` must be True or False, got Tensor"),
+    ]:
+        with pytest.raises(TypeError, match=text):
+            call()
+    with pytest.raises(ValueError, match=r"`canonical_level` must be <= .*, got an integer of 1329 bits"):
+        pool(["a"], 2, 2, canonical_level=10**400)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "complex64"])
+def test_refused_dtypes_name_the_conversion_of_torch(ops, torch, dtype):
+    dtype = getattr(torch, dtype)
+    maps, rois = torch.ones(1, 1, 4, 4), torch.zeros(1, 5)
+    offset, weight = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 1, 1)
+    calls = [
+        lambda: ops.roi_align(maps.to(dtype), rois, 2),
+        lambda: ops.roi_pool(maps, rois.to(dtype), 2),
+        lambda: ops.nms(rois[:, 1:], torch.zeros(1, dtype=dtype), 0.5),
+        lambda: ops.deform_conv2d(maps.to(dtype), offset, weight.to(dtype)),
+    ]
+    if dtype != torch.int64:
+        calls += [
+            lambda: ops.nms(rois[:, 1:].to(dtype), torch.zeros(1), 0.5),
+            lambda: ops.box_area(rois[:, 1:].to(dtype)),
+        ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r": convert it with \.to$"):
+            call()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import cvops
 
-from .._checks import check_boxes_of_images, pair, ratio
+from .._checks import check_boxes_of_images, flag, pair, ratio, strings
 from ._ffi import call
 from ._roi import joined
 from ._traced import TRACED, Array, Rois, array_of, result_of
@@ -69,9 +69,10 @@ class MultiScaleRoIAlign:
             As the call of `cvops.MultiScaleRoIAlign`; a wrong image index when the program runs.
         """
         options: dict[str, Any] = {
-            "featmap_names": list(self.featmap_names), "output_size": pair(self.output_size, "output_size"),
+            "featmap_names": strings(self.featmap_names, "featmap_names"),
+            "output_size": pair(self.output_size, "output_size"),
             "sampling_ratio": ratio(self.sampling_ratio, "sampling_ratio"), "canonical_scale": self.canonical_scale,
-            "canonical_level": self.canonical_level, "aligned": bool(self.aligned), "scales": self.scales,
+            "canonical_level": self.canonical_level, "aligned": flag(self.aligned, "aligned"), "scales": self.scales,
         }  # fmt: skip
         pool = cvops.MultiScaleRoIAlign(**options)
         given, rois = pool._maps(features), joined(boxes)

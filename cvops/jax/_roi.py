@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _roi
-from .._checks import check_boxes_of_images, check_rois, pair, positive, ratio
+from .._checks import check_boxes_of_images, check_rois, flag, pair, positive, ratio
 from ._ffi import call
 from ._traced import TRACED, Array, Rois, array_of, result_of
 
@@ -52,7 +52,7 @@ def roi_align(
     >>> jax.grad(lambda x: cvops.jax.roi_align(x, boxes, 1, sampling_ratio=1).sum())(jnp.ones((1, 1, 3, 3))).tolist()
     [[[[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]]
     """
-    options = {"sampling_ratio": ratio(sampling_ratio, "sampling_ratio"), "aligned": bool(aligned)}
+    options = {"sampling_ratio": ratio(sampling_ratio, "sampling_ratio"), "aligned": flag(aligned, "aligned")}
     return _pool("roi_align", input, boxes, output_size, spatial_scale, options)
 
 

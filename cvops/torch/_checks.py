@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._checks import image_limits
+from .._checks import image_limits, kind, number
 
 
 def check_tensors(**tensors: Any) -> None:
@@ -56,6 +56,25 @@ def check_boxes(boxes: Any) -> None:
         check_tensors(**{f"boxes[{i}]": tensor for i, tensor in enumerate(boxes)})
     else:
         check_tensors(boxes=boxes)
+
+
+def number_or_tensor(value: Any, name: str) -> Any:
+    """`value` as a float; a tensor of one number goes on as it is."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value
+    return number(value, name)
+
+
+def check_reduction(reduction: Any) -> None:
+    """Raise TypeError unless this is a str."""
+    if not isinstance(reduction, str):
+        raise TypeError(f"`reduction` must be none, mean or sum, got {kind(reduction)}")
+
+
+def check_maps_have_names(maps: Any) -> None:
+    """Raise TypeError where tensors without names are given for a dict of them."""
+    if isinstance(maps, (list, tuple, Tensor)):
+        raise TypeError(f"`features` must be a dict of arrays by name, got {kind(maps)}")
 
 
 def check_maps(names: Sequence[str], maps: Sequence[Any]) -> None:

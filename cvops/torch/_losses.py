@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from . import _checks
 from ._boxes import area_of, aspect_penalty, check_boxes, distance_of_pairs, intersection_and_hull
 from ._ops import shape_text
 from ._types import Reduction
@@ -45,6 +46,7 @@ def generalized_box_iou_loss(
     >>> ops.generalized_box_iou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 4, 1]]))
     tensor([1.2500])
     """
+    eps = _number(eps, "eps")
     inter, union, width, height = _overlap_of_pairs(boxes1, boxes2)
     hull = width * height
     return _reduced(1 - inter / (union + eps) + (hull - union) / (hull + eps), reduction)
@@ -79,7 +81,7 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction =
     >>> ops.distance_box_iou_loss(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[4.0, 0, 8, 3]]), "sum")
     tensor(1.2192)
     """
-    return _reduced(_distance_loss(boxes1, boxes2, eps)[0], reduction)
+    return _reduced(_distance_loss(boxes1, boxes2, _number(eps, "eps"))[0], reduction)
 
 
 def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7) -> Tensor:
@@ -111,6 +113,7 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction =
     >>> ops.complete_box_iou_loss(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[4.0, 0, 8, 3]]), "mean")
     tensor(1.2192)
     """
+    eps = _number(eps, "eps")
     loss, iou = _distance_loss(boxes1, boxes2, eps)
     return _reduced(loss + aspect_penalty(_at_least_float32(boxes1), _at_least_float32(boxes2), iou, eps), reduction)
 
@@ -154,6 +157,7 @@ def sigmoid_focal_loss(
     >>> ops.sigmoid_focal_loss(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0]))
     tensor([4.3322e-02, 1.4679e-06])
     """
+    alpha, gamma = _number(alpha, "alpha"), _number(gamma, "gamma")
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"`alpha` must be in [0, 1], or -1 for no weights, got {alpha}")
     mixed = targets.is_floating_point() and targets.dtype != inputs.dtype
@@ -189,11 +193,20 @@ def _distance_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, 
     return 1 - iou + distance / (width**2 + height**2 + eps), iou
 
 
+def _number(value: float, name: str) -> float:
+    """`value`, checked where TorchScript has not done so."""
+    if not torch.jit.is_scripting():
+        value = _checks.number_or_tensor(value, name)
+    return value
+
+
 def _at_least_float32(boxes: Tensor) -> Tensor:
     return boxes if boxes.dtype == torch.float64 else boxes.float()
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    if not torch.jit.is_scripting():
+        _checks.check_reduction(reduction)
     if reduction == "none":
         return loss
     if reduction == "sum":

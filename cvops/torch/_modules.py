@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .._checks import count, integer, pair, positive, ratio
+from .._checks import count, flag, numbers, pair, positive, ratio, strings
 from . import _checks
 from ._ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool, rois_of
 from ._types import BroadcastingList2, Integer, Ints, Number
@@ -177,13 +177,13 @@ class MultiScaleRoIAlign(nn.Module):
         scales: list[float] | None = None,
     ):
         super().__init__()
-        self.featmap_names = list(featmap_names)
+        self.featmap_names = strings(featmap_names, "featmap_names")
         self.output_size = pair(output_size, "output_size")
         self.sampling_ratio = ratio(sampling_ratio, "sampling_ratio")
         self.canonical_scale = count(canonical_scale, "canonical_scale", 1)
-        self.canonical_level = integer(canonical_level, "canonical_level")
-        self.aligned = bool(aligned)
-        self.scales = None if scales is None else [positive(scale, "scales") for scale in scales]
+        self.canonical_level = count(canonical_level, "canonical_level", -(2**31))
+        self.aligned = flag(aligned, "aligned")
+        self.scales = None if scales is None else [positive(scale, "scales") for scale in numbers(scales, "scales")]
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Pool every box.
@@ -207,6 +207,8 @@ class MultiScaleRoIAlign(nn.Module):
         KeyError, TypeError, ValueError, NotImplementedError
             As `cvops.MultiScaleRoIAlign` and `roi_align`.
         """
+        if not torch.jit.is_scripting():
+            _checks.check_maps_have_names(x)
         maps: list[Tensor] = []
         for name in self.featmap_names:
             if name not in x:

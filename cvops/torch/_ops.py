@@ -6,7 +6,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .._checks import count, number, pair, positive, ratio
+from .._checks import count, flag, number, pair, positive, ratio
 from . import _checks
 from ._types import BroadcastingList2, Integer, Ints, Number
 
@@ -76,7 +76,7 @@ def nms(
     if not torch.jit.is_scripting():
         _checks.check_tensors(boxes=boxes, scores=scores)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
-        if padded:
+        if flag(padded, "padded"):
             return torch.ops.cvops.nms_padded(
                 boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output
             )
@@ -144,7 +144,7 @@ def batched_nms(
     if not torch.jit.is_scripting():
         _checks.check_tensors(boxes=boxes, scores=scores, idxs=idxs)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
-        if padded:
+        if flag(padded, "padded"):
             return torch.ops.cvops.batched_nms_padded(
                 boxes, scores, idxs, iou_threshold, score_threshold=score_threshold, max_output=max_output
             )
@@ -200,7 +200,7 @@ def roi_align(
     """
     if not torch.jit.is_scripting():
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
-        sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), bool(aligned)
+        sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
     rois = rois_of(boxes, input)
