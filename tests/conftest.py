@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 
 import hypothesis
 import pytest
@@ -16,6 +17,9 @@ from tests.host_emulation import device
 # The same examples on every run, so that a failure is a change of the code and not of the dice.
 hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
 hypothesis.settings.load_profile("cvops")
+
+# JAX reads this when it first computes: two devices on the host, for what runs on several.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
 # On a machine with a GPU the suite runs without Numba too: what needs it is skipped.
 _WITHOUT_NUMBA = bool({"cupy", "torch-cuda"} & libraries.required()) and importlib.util.find_spec("numba") is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,11 +10,11 @@ import jax
 import cvops
 
 from .. import _deform_conv
-from ._ffi import call
-from ._traced import Array, given, result_of
+from ._ffi import foreign
+from ._traced import Array, given, result_of, varying_alike
 
 if TYPE_CHECKING:
-    from .._types import Gradient, Ints
+    from .._types import Ints
 
 
 def deform_conv2d(
@@ -53,36 +52,57 @@ def deform_conv2d(
     (1, 2, 3, 3)
     """
     arrays = given(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
-    steps = _deform_conv._check(arrays, stride, padding, dilation)
-    return _deformed(json.dumps(dict(zip(("stride", "padding", "dilation"), steps, strict=True))), arrays)
+    stride, padding, dilation = _deform_conv._check(arrays, stride, padding, dilation)
+    options = ("stride", stride), ("padding", padding), ("dilation", dilation)
+    return _deformed(options, dict(zip(arrays, varying_alike(*arrays.values()), strict=True)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _deformed(options: str, arrays: dict[str, Any]) -> Any:
-    images, outputs, size = len(arrays["input"]), len(arrays["weight"]), arrays["offset"].shape[2:]
-    return call("cvops:deform_conv2d", result_of((images, outputs, *size), arrays["input"].dtype), arrays, options)
+def _forward(*arrays: Any, **options: Any) -> Any:
+    return cvops.deform_conv2d(**_named(arrays, options), **options)
 
 
-def _deformed_forward(options: str, arrays: dict[str, Any]) -> Any:
-    return _deformed(options, arrays), arrays
-
-
-def _deformed_backward(options: str, arrays: dict[str, Any], grad: Any) -> Any:
-    names = _in_order(arrays)
-    results = tuple(result_of(arrays[name].shape, arrays[name].dtype) for name in names)
-    gradients = call("cvops.jax._deform_conv:_host_deformed_backward", results, {"grad": grad, **arrays}, options)
-    return (dict(zip(names, gradients, strict=True)),)
-
-
-def _host_deformed_backward(**arguments: Any) -> Any:
-    """What XLA calls: the gradients of the arrays that there are, in the order of arguments."""
-    gradients = cvops.deform_conv2d_backward(**arguments, wanted=_in_order(arguments))
+def _backward(grad: Any, *arrays: Any, **options: Any) -> Any:
+    named = _named(arrays, options)
+    wanted = [name for name in _deform_conv._GRADIENTS if name in named]
+    gradients = cvops.deform_conv2d_backward(grad, **named, **options, wanted=wanted)
     return tuple(gradient for gradient in gradients if gradient is not None)
 
 
-def _in_order(arguments: dict[str, Any]) -> list[Gradient]:
-    """Names of the arrays that there are, as the gradients come. (JAX sorts dictionaries.)"""
-    return [name for name in _deform_conv._GRADIENTS if name in arguments]
+def _named(arrays: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The arrays by name. Those that may be left out are told by an option, which is taken from `options`."""
+    there = {"bias": options.pop("has_bias"), "mask": options.pop("has_mask")}
+    return dict(zip((name for name in _deform_conv._GRADIENTS if there.get(name, True)), arrays, strict=True))
+
+
+_host_forward = foreign("cvops.deform_conv2d", _forward)
+_host_backward = foreign("cvops.deform_conv2d_backward", _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _deformed(options: Any, arrays: dict[str, Any]) -> Any:
+    input, offset, weight = arrays["input"], arrays["offset"], arrays["weight"]
+    result = result_of((input.shape[0], weight.shape[0], *offset.shape[2:]), input.dtype)
+    return _host_forward(result, *_in_order(arrays).values(), **_options(options, arrays))
+
+
+def _deformed_forward(options: Any, arrays: dict[str, Any]) -> Any:
+    return _deformed(options, arrays), arrays
+
+
+def _deformed_backward(options: Any, arrays: dict[str, Any], grad: Any) -> Any:
+    arrays = _in_order(arrays)
+    results = tuple(result_of(array.shape, array.dtype) for array in arrays.values())
+    gradients = _host_backward(results, grad, *arrays.values(), **_options(options, arrays))
+    return (dict(zip(arrays, gradients, strict=True)),)
+
+
+def _in_order(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays in the order of arguments. (JAX sorts dictionaries.)"""
+    return {name: arrays[name] for name in _deform_conv._GRADIENTS if name in arrays}
+
+
+def _options(options: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+    return dict(options) | {"has_bias": "bias" in arrays, "has_mask": "mask" in arrays}
 
 
 _deformed.defvjp(_deformed_forward, _deformed_backward)

@@ -8,10 +8,13 @@ for the very thread that calls.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import functools
-import importlib
-import json
+import os
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +22,18 @@ import jax
 import ml_dtypes
 import numpy as np
 
-TARGET = "cvops"
+from ._traced import varying_alike, varying_axes, varying_result
 
 # Version of the interface, by which newer runtimes know what they may ask for.
 _MAJOR, _MINOR = 0, 1
 _METADATA, _EXECUTE, _INVALID_ARGUMENT = 1, 3, 3
+_ARRAY, _SCALAR = 1, 3
 _DTYPES = {
-    1: np.bool_, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.uint8, 7: np.uint16, 8: np.uint32,
-    9: np.uint64, 10: np.float16, 11: np.float32, 12: np.float64, 16: ml_dtypes.bfloat16,
+    number: np.dtype(dtype)
+    for number, dtype in {
+        1: np.bool_, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.uint8, 7: np.uint16, 8: np.uint32,
+        9: np.uint64, 10: np.float16, 11: np.float32, 12: np.float64, 16: ml_dtypes.bfloat16,
+    }.items()
 }  # fmt: skip
 
 
@@ -76,14 +83,22 @@ class _ByteSpan(ctypes.Structure):
     _fields_ = (("ptr", ctypes.c_void_p), ("len", ctypes.c_size_t))
 
 
+class _Scalar(ctypes.Structure):
+    _fields_ = (("dtype", ctypes.c_int), ("value", ctypes.c_void_p))
+
+
+class _Array(ctypes.Structure):
+    _fields_ = (("dtype", ctypes.c_int), ("size", ctypes.c_size_t), ("data", ctypes.c_void_p))
+
+
 class _Attrs(ctypes.Structure):
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
         ("extension_start", ctypes.c_void_p),
         ("size", ctypes.c_int64),
-        ("types", ctypes.c_void_p),
-        ("names", ctypes.c_void_p),
-        ("attrs", ctypes.POINTER(ctypes.POINTER(_ByteSpan))),
+        ("types", ctypes.POINTER(ctypes.c_int)),
+        ("names", ctypes.POINTER(ctypes.POINTER(_ByteSpan))),
+        ("attrs", ctypes.POINTER(ctypes.c_void_p)),
     )
 
 
@@ -119,17 +134,49 @@ class _CallFrame(ctypes.Structure):
     )
 
 
-def call(function: str, results: Any, arrays: dict[str, Any], options: str) -> Any:
-    """Have XLA call `function`, "module:name", with these arrays and options by their names.
+_Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
 
-    `results` tells the shape and dtype of what it returns, an array or a tuple of them, and `options` is JSON. Under
-    jax.vmap the function is called once for each element, all within one call of XLA.
+# Name in XLA -> [the function behind it]. XLA keeps what was registered first under a name as long as the process
+# lives; so the table lies where a second import of cvops finds it, and there the name gets the new function.
+_functions: dict[str, list[Any]] = vars(jax.ffi).setdefault("_cvops_functions", {})
+
+
+def foreign(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `function` with XLA under this name, and return what calls it within JAX programs.
+
+    That takes first what the function returns, as `result_of` tells it, or a tuple of these; then the arrays, in the
+    order of the function; then options by name: bools, integers, floats, and tuples of numbers. Those that are None are
+    left out. Under jax.vmap the function is called once for each element, all within one call of XLA.
     """
-    text = json.dumps([function, list(arrays), [array.ndim for array in arrays.values()], json.loads(options)])
-    return jax.ffi.ffi_call(TARGET, results, vmap_method="expand_dims")(*arrays.values(), call=text)
+    if name in _functions:
+        _functions[name][0] = function
+    else:
+        behind = _functions[name] = [function]
+        handler = _Handler(functools.partial(_handle, behind))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(handler))  # XLA points to it until the process ends
+        capsule: Any = jax.ffi.pycapsule
+        jax.ffi.register_ffi_target(name, capsule(handler), platform="cpu")
+
+    def call(results: Any, *arrays: Any, **options: Any) -> Any:
+        arrays = varying_alike(*arrays)
+        results = jax.tree.map(lambda result: varying_result(result, varying_axes(arrays[0])), results)
+        attributes = {key: _attribute(value) for key, value in options.items() if value is not None}
+        rank = np.int64(arrays[0].ndim)
+        return jax.ffi.ffi_call(name, results, vmap_method="expand_dims")(*arrays, rank=rank, **attributes)
+
+    return call
 
 
-def _handle(pointer: Any) -> Any:
+def _attribute(value: Any) -> Any:
+    """`value` with a type that does not depend on whether 64-bit types are on."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, tuple):
+        return np.array(value, np.float64 if any(isinstance(number, float) for number in value) else np.int64)
+    return np.float64(value) if isinstance(value, float) else np.int64(value)
+
+
+def _handle(behind: list[Any], pointer: Any) -> Any:
     """What XLA calls: returns null, or an error that XLA then owns."""
     frame = pointer.contents
     if frame.extension_start and frame.extension_start.contents.type == _METADATA:
@@ -139,15 +186,19 @@ def _handle(pointer: Any) -> Any:
         return None
     if frame.stage != _EXECUTE:
         return None
+    thread = threading.get_ident()
+    _calls[thread] = os.getpid()
     try:
-        span = frame.attrs.attrs[0].contents
-        _compute(
-            ctypes.string_at(span.ptr, span.len), _arrays(frame.args, write=False), _arrays(frame.rets, write=True)
-        )
+        arguments, results = _arrays(frame.args, write=False), _arrays(frame.rets, write=True)
+        _compute(behind[0], arguments, results, **_attributes(frame.attrs))
     except BaseException as error:  # an exception cannot pass through XLA
         text = f"{type(error).__name__}: {error}".encode()
         new = _ErrorCreateArgs(ctypes.sizeof(_ErrorCreateArgs), None, text, _INVALID_ARGUMENT)
         return frame.api.contents.Error_Create(ctypes.byref(new))
+    finally:
+        global _last
+        _last = time.monotonic()
+        del _calls[thread]
     return None
 
 
@@ -155,7 +206,7 @@ def _arrays(buffers: Any, write: bool) -> list[np.ndarray[Any, Any]]:
     arrays = []
     for i in range(buffers.size):
         buffer = buffers.buffers[i].contents
-        dtype, shape = np.dtype(_DTYPES[buffer.dtype]), tuple(buffer.dims[: buffer.rank])
+        dtype, shape = _DTYPES[buffer.dtype], tuple(buffer.dims[: buffer.rank])
         size = dtype.itemsize
         for length in shape:
             size *= length
@@ -166,9 +217,25 @@ def _arrays(buffers: Any, write: bool) -> list[np.ndarray[Any, Any]]:
     return arrays
 
 
-def _compute(call: bytes, arguments: list[Any], results: list[Any]) -> None:
-    function, names, ranks, options = _parsed(call)
-    batch = results[0].ndim and arguments[0].ndim - ranks[0]
+def _attributes(attributes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for i in range(attributes.size):
+        span, address = attributes.names[i].contents, attributes.attrs[i]
+        name = ctypes.string_at(span.ptr, span.len).decode()
+        if attributes.types[i] == _SCALAR:
+            scalar = _Scalar.from_address(address)
+            dtype = _DTYPES[scalar.dtype]
+            values[name] = np.frombuffer(ctypes.string_at(scalar.value, dtype.itemsize), dtype).item()
+        else:
+            array = _Array.from_address(address)
+            dtype = _DTYPES[array.dtype]
+            data = ctypes.string_at(array.data, array.size * dtype.itemsize)
+            values[name] = tuple(np.frombuffer(data, dtype).tolist())
+    return values
+
+
+def _compute(function: Any, arguments: list[Any], results: list[Any], rank: int, **options: Any) -> None:
+    batch = arguments[0].ndim - rank
     for index in np.ndindex(results[0].shape[:batch]):
         of_element = [
             # An argument without a batch has axes of length 1 in place of it.
@@ -177,18 +244,30 @@ def _compute(call: bytes, arguments: list[Any], results: list[Any]) -> None:
         ]
         # Computed in float32: the CPU backend knows no bfloat16.
         of_element = [array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array for array in of_element]
-        got = function(**dict(zip(names, of_element, strict=True)), **options)
+        got = function(*of_element, **options)
         for result, value in zip(results, got if isinstance(got, tuple) else (got,), strict=True):
             result[index] = value
 
 
-@functools.lru_cache(maxsize=256)
-def _parsed(call: bytes) -> tuple[Callable[..., Any], list[str], list[int], dict[str, Any]]:
-    function, names, ranks, options = json.loads(call)
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name), names, ranks, options
+# What runs now: thread -> process, which a fork changes. And when the last call ended. No lock: threads write only
+# what is theirs, and a signal handler or a fork may come at any time.
+_calls: dict[int, int] = {}
+_last = -1.0
 
 
-_handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))(_handle)  # must outlive all calls
-_capsule: Any = jax.ffi.pycapsule
-jax.ffi.register_ffi_target(TARGET, _capsule(_handler), platform="cpu")
+@atexit.register
+def _wait_for_programs() -> None:
+    """Let what JAX still computes end. Else JAX waits for it while it holds the lock that our calls need: for ever."""
+    if _last < 0 or os.getpid() != _process:
+        return
+    for array in jax.live_arrays("cpu"):
+        with contextlib.suppress(Exception):  # it failed, or was given away
+            array.block_until_ready()
+    for device in jax.local_devices(backend="cpu"):  # what this thread dropped: a device keeps the order of a thread
+        (jax.device_put(0, device) + 1).block_until_ready()
+    # What another thread dropped ends while calls follow each other.
+    while os.getpid() in _calls.values() or time.monotonic() < _last + 0.1:
+        time.sleep(0.01)
+
+
+_process = os.getpid()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+import cvops
+
 from .. import _nms
 from .._checks import FLOATS, INTEGERS, check_dtype, check_length, count
-from ._ffi import call
+from ._ffi import foreign
 from ._traced import Array, given, result_of
 
 if TYPE_CHECKING:
     from .._types import Integer, Number
+
+_host_nms = foreign("cvops.nms", cvops.nms)
+_host_batched_nms = foreign("cvops.batched_nms", cvops.batched_nms)
 
 
 def nms(
@@ -30,7 +34,7 @@ def nms(
     Parameters
     ----------
     boxes, scores, iou_threshold, score_threshold
-        As in `cvops.nms`. Thresholds are Python numbers.
+        As in `cvops.nms`. Thresholds are Python or NumPy numbers.
     max_output : int >= 0
         Length of the result.
 
@@ -59,7 +63,7 @@ def nms(
     >>> keep.tolist(), int(count)
     ([1, 2, -1], 2)
     """
-    return _suppress("cvops:nms", given(boxes=boxes, scores=scores), iou_threshold, score_threshold, max_output)
+    return _suppress(_host_nms, given(boxes=boxes, scores=scores), iou_threshold, score_threshold, max_output)
 
 
 def batched_nms(
@@ -76,7 +80,7 @@ def batched_nms(
     Parameters
     ----------
     boxes, scores, idxs, iou_threshold, score_threshold
-        As in `cvops.batched_nms`. Thresholds are Python numbers.
+        As in `cvops.batched_nms`. Thresholds are Python or NumPy numbers.
     max_output : int >= 0
         Length of the result.
 
@@ -102,17 +106,17 @@ def batched_nms(
     arrays = given(boxes=boxes, scores=scores, idxs=idxs)
     check_length(arrays["idxs"], "idxs", len(arrays["boxes"]), "boxes")
     check_dtype(arrays["idxs"], "idxs", FLOATS + INTEGERS)
-    return _suppress("cvops:batched_nms", arrays, iou_threshold, score_threshold, max_output)
+    return _suppress(_host_batched_nms, arrays, iou_threshold, score_threshold, max_output)
 
 
 def _suppress(
-    function: str, arrays: dict[str, Any], iou_threshold: Any, score_threshold: Any, max_output: Any
+    function: Any, arrays: dict[str, Any], iou_threshold: Any, score_threshold: Any, max_output: Any
 ) -> tuple[Any, Any]:
     _nms._check(arrays["boxes"], arrays["scores"])
     names = "iou_threshold", "score_threshold", "max_output", "padded"
-    checked = _nms._check_options(arrays["scores"], iou_threshold, score_threshold, max_output, True)
+    checked = _nms._check_options(arrays["scores"], iou_threshold, score_threshold, count(max_output, "max_output"), True)
     options = dict(zip(names, checked, strict=True))
-    results = result_of((count(max_output, "max_output"),), np.int64), result_of((), np.int64)
-    arrays = {name: jax.lax.stop_gradient(array) for name, array in arrays.items()}
-    keep, kept = call(function, results, arrays, json.dumps(options))
+    results = result_of((options["max_output"],), np.int64), result_of((), np.int64)
+    constant = [jax.lax.stop_gradient(array) for array in arrays.values()]
+    keep, kept = function(results, *constant, **options)
     return keep, kept

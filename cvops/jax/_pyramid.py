@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 import cvops
 
-from .._checks import check_boxes_of_images, flag, pair, ratio, strings
-from ._ffi import call
+from .._checks import check_boxes_of_images, integer, pair, positive, ratio
+from ._ffi import foreign
 from ._roi import joined
-from ._traced import TRACED, Array, Rois, array_of, result_of
+from ._traced import TRACED, Array, Rois, result_of, varying_alike
 
 if TYPE_CHECKING:
     from .._types import Integer, Ints, Number
@@ -44,6 +43,7 @@ class MultiScaleRoIAlign:
     featmap_names: Sequence[str]
     output_size: Ints
     sampling_ratio: Integer
+    _: KW_ONLY
     canonical_scale: Number = 224
     canonical_level: Integer = 4
     aligned: bool = False
@@ -62,61 +62,70 @@ class MultiScaleRoIAlign:
         Returns
         -------
         pooled : array of shape (K, C, output height, output width), dtype of the maps
+            Differentiable by the maps; `boxes` have no gradient: it is 0.
 
         Raises
         ------
         KeyError, TypeError, ValueError
             As the call of `cvops.MultiScaleRoIAlign`; a wrong image index when the program runs.
         """
-        options: dict[str, Any] = {
-            "featmap_names": strings(self.featmap_names, "featmap_names"),
-            "output_size": pair(self.output_size, "output_size"),
-            "sampling_ratio": ratio(self.sampling_ratio, "sampling_ratio"), "canonical_scale": self.canonical_scale,
-            "canonical_level": self.canonical_level, "aligned": flag(self.aligned, "aligned"), "scales": self.scales,
-        }  # fmt: skip
-        pool = cvops.MultiScaleRoIAlign(**options)
+        pool = cvops.MultiScaleRoIAlign(
+            self.featmap_names,
+            self.output_size,
+            self.sampling_ratio,
+            canonical_scale=self.canonical_scale,
+            canonical_level=self.canonical_level,
+            aligned=self.aligned,
+            scales=self.scales,
+        )
         given, rois = pool._maps(features), joined(boxes)
         pyramid = pool._pyramid(given, rois, image_shapes, TRACED)
         if isinstance(boxes, (list, tuple)):
             check_boxes_of_images(boxes, len(pyramid.maps[0]))
-        # The scales were found just now; the host needs no image shapes.
-        found = dict(zip(pyramid.names, pyramid.scales, strict=True))
-        options["scales"] = [found[name] for name in self.featmap_names]
-        maps = [array_of(array, name) for name, array in given.items()]
-        return _of_pyramid(json.dumps(options), maps, pyramid.rois)
+        options = {
+            "output_size": pair(self.output_size, "output_size"),
+            "sampling_ratio": ratio(self.sampling_ratio, "sampling_ratio"),
+            "canonical_scale": positive(self.canonical_scale, "canonical_scale"),
+            "canonical_level": integer(self.canonical_level, "canonical_level"),
+            "aligned": bool(self.aligned),
+            # They were found just now; the host needs no image shapes.
+            "scales": tuple(pyramid.scales),
+        }
+        *maps, rois = varying_alike(*pyramid.maps, pyramid.rois)
+        return _pooled(tuple(options.items()), tuple(array.shape for array in maps), maps, rois)
 
 
-def _host_pyramid(boxes: Any, options: dict[str, Any], grad: Any = None, **maps: Any) -> Any:
-    """What XLA calls: the pooled boxes, or the gradients of the maps."""
-    pool = cvops.MultiScaleRoIAlign(**options)
-    features = dict(zip(options["featmap_names"], maps.values(), strict=True))
-    if grad is None:
-        return pool(features, boxes, [])
-    return tuple(pool.backward(grad, features, boxes, []).values())
+def _forward(boxes: Any, *maps: Any, **options: Any) -> Any:
+    names = [str(i) for i in range(len(maps))]
+    return cvops.MultiScaleRoIAlign(names, **options)(dict(zip(names, maps, strict=True)), boxes, [])
 
 
-def _named_maps(maps: list[Any]) -> dict[str, Any]:
-    return {f"map{i}": array for i, array in enumerate(maps)}
+def _backward(grad: Any, boxes: Any, *, shapes: tuple[int, ...], **options: Any) -> Any:
+    # Of the maps, the gradients need the shapes and the dtype.
+    maps = [np.broadcast_to(np.zeros((), grad.dtype), shapes[i : i + 4]) for i in range(0, len(shapes), 4)]
+    names = [str(i) for i in range(len(maps))]
+    pool = cvops.MultiScaleRoIAlign(names, **options)
+    return tuple(pool.backward(grad, dict(zip(names, maps, strict=True)), boxes, []).values())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _of_pyramid(options: str, maps: list[Any], rois: Any) -> Any:
-    size = json.loads(options)["output_size"]
-    result = result_of((len(rois), maps[0].shape[1], *size), maps[0].dtype)
-    arrays = {"boxes": rois, **_named_maps(maps)}
-    return call("cvops.jax._pyramid:_host_pyramid", result, arrays, f'{{"options": {options}}}')
+_host_forward = foreign("cvops.multiscale_roi_align", _forward)
+_host_backward = foreign("cvops.multiscale_roi_align_backward", _backward)
 
 
-def _of_pyramid_forward(options: str, maps: list[Any], rois: Any) -> Any:
-    return _of_pyramid(options, maps, rois), (maps, rois)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _pooled(options: Any, shapes: Any, maps: list[Any], rois: Any) -> Any:
+    result = result_of((rois.shape[0], maps[0].shape[1], *dict(options)["output_size"]), maps[0].dtype)
+    return _host_forward(result, rois, *maps, **dict(options))
 
 
-def _of_pyramid_backward(options: str, residuals: Any, grad: Any) -> Any:
-    maps, rois = residuals
-    results = tuple(result_of(array.shape, array.dtype) for array in maps)
-    arrays = {"boxes": rois, "grad": grad, **_named_maps(maps)}
-    gradients = call("cvops.jax._pyramid:_host_pyramid", results, arrays, f'{{"options": {options}}}')
-    return list(gradients), jnp.zeros_like(rois)
+def _pooled_forward(options: Any, shapes: Any, maps: list[Any], rois: Any) -> Any:
+    return _pooled(options, shapes, maps, rois), rois
 
 
-_of_pyramid.defvjp(_of_pyramid_forward, _of_pyramid_backward)
+def _pooled_backward(options: Any, shapes: Any, rois: Any, grad: Any) -> Any:
+    results = tuple(result_of(shape, grad.dtype) for shape in shapes)
+    gradients = _host_backward(results, grad, rois, shapes=sum(shapes, ()), **dict(options))
+    return list(gradients), None
+
+
+_pooled.defvjp(_pooled_forward, _pooled_backward)

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import functools
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import cvops
+
 from .. import _roi
-from .._checks import check_boxes_of_images, check_rois, flag, pair, positive, ratio
-from ._ffi import call
-from ._traced import TRACED, Array, Rois, array_of, result_of
+from .._checks import check_boxes_of_images, check_rois, pair, positive, ratio
+from ._ffi import foreign
+from ._traced import TRACED, Array, Rois, array_of, result_of, varying_alike
 
 if TYPE_CHECKING:
     from .._types import Integer, Ints, Number
+
+
+class _Pooling(NamedTuple):
+    """What JAX has to know of an operator that pools."""
+
+    forward: Any
+    backward: Any
+    position_sensitive: bool = False
+    has_argmax: bool = False
+
+
+_ROI_ALIGN = _Pooling(
+    foreign("cvops.roi_align", cvops.roi_align), foreign("cvops.roi_align_backward", cvops.roi_align_backward)
+)
+_ROI_POOL = _Pooling(
+    foreign("cvops.roi_pool", cvops.roi_pool),
+    foreign("cvops.roi_pool_backward", cvops.roi_pool_backward),
+    has_argmax=True,
+)
+_PS_ROI_ALIGN = _Pooling(
+    foreign("cvops.ps_roi_align", cvops.ps_roi_align),
+    foreign("cvops.ps_roi_align_backward", cvops.ps_roi_align_backward),
+    position_sensitive=True,
+)
+_PS_ROI_POOL = _Pooling(
+    foreign("cvops.ps_roi_pool", cvops.ps_roi_pool),
+    foreign("cvops.ps_roi_pool_backward", cvops.ps_roi_pool_backward),
+    position_sensitive=True,
+)
 
 
 def roi_align(
@@ -32,7 +62,8 @@ def roi_align(
     Parameters
     ----------
     input, boxes, output_size, spatial_scale, sampling_ratio, aligned
-        As in `cvops.roi_align`; bfloat16 too. All but the arrays are part of the program.
+        As in `cvops.roi_align`; bfloat16 too. All but the arrays are part of the program. `boxes` have no gradient:
+        it is 0.
 
     Returns
     -------
@@ -52,8 +83,8 @@ def roi_align(
     >>> jax.grad(lambda x: cvops.jax.roi_align(x, boxes, 1, sampling_ratio=1).sum())(jnp.ones((1, 1, 3, 3))).tolist()
     [[[[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]]
     """
-    options = {"sampling_ratio": ratio(sampling_ratio, "sampling_ratio"), "aligned": flag(aligned, "aligned")}
-    return _pool("roi_align", input, boxes, output_size, spatial_scale, options)
+    options = {"sampling_ratio": ratio(sampling_ratio, "sampling_ratio"), "aligned": bool(aligned)}
+    return _pool(_ROI_ALIGN, input, boxes, output_size, spatial_scale, options)
 
 
 def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
@@ -62,7 +93,7 @@ def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number
     Parameters
     ----------
     input, boxes, output_size, spatial_scale
-        As in `cvops.roi_pool`; bfloat16 too.
+        As in `cvops.roi_pool`; bfloat16 too. `boxes` have no gradient: it is 0.
 
     Returns
     -------
@@ -80,7 +111,7 @@ def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number
     >>> cvops.jax.roi_pool(jnp.arange(9.0).reshape(1, 1, 3, 3), jnp.array([[0, 0.0, 0.0, 1.0, 1.0]]), 1).tolist()
     [[[[4.0]]]]
     """
-    return _pool("roi_pool", input, boxes, output_size, spatial_scale, {})
+    return _pool(_ROI_POOL, input, boxes, output_size, spatial_scale, {})
 
 
 def ps_roi_align(
@@ -95,7 +126,7 @@ def ps_roi_align(
     Parameters
     ----------
     input, boxes, output_size, spatial_scale, sampling_ratio
-        As in `cvops.ps_roi_align`; bfloat16 too.
+        As in `cvops.ps_roi_align`; bfloat16 too. `boxes` have no gradient: it is 0.
 
     Returns
     -------
@@ -115,7 +146,7 @@ def ps_roi_align(
     [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
     options = {"sampling_ratio": ratio(sampling_ratio, "sampling_ratio")}
-    return _pool("ps_roi_align", input, boxes, output_size, spatial_scale, options)
+    return _pool(_PS_ROI_ALIGN, input, boxes, output_size, spatial_scale, options)
 
 
 def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
@@ -124,7 +155,7 @@ def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Num
     Parameters
     ----------
     input, boxes, output_size, spatial_scale
-        As in `cvops.ps_roi_pool`; bfloat16 too.
+        As in `cvops.ps_roi_pool`; bfloat16 too. `boxes` have no gradient: it is 0.
 
     Returns
     -------
@@ -143,18 +174,20 @@ def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Num
     >>> cvops.jax.ps_roi_pool(features, jnp.array([[0, 1.0, 1.0, 5.0, 5.0]]), 2).tolist()
     [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
-    return _pool("ps_roi_pool", input, boxes, output_size, spatial_scale, {})
+    return _pool(_PS_ROI_POOL, input, boxes, output_size, spatial_scale, {})
 
 
-def _pool(operator: str, input: Any, boxes: Any, output_size: Any, spatial_scale: Any, options: dict[str, Any]) -> Any:
+def _pool(
+    operator: _Pooling, input: Any, boxes: Any, output_size: Any, spatial_scale: Any, options: dict[str, Any]
+) -> Any:
     features, rois = _roi._features_and_rois(input, joined(boxes), TRACED)
     if isinstance(boxes, (list, tuple)):
         check_boxes_of_images(boxes, len(features))
     size = pair(output_size, "output_size")
-    if operator.startswith("ps_"):
+    if operator.position_sensitive:
         _roi._check_channels(features, size)
     options = {"spatial_scale": positive(spatial_scale, "spatial_scale"), **options}
-    return _pooled(operator, size, json.dumps(options), features, rois)
+    return _pooled(operator, size, features.shape, tuple(options.items()), *varying_alike(features, rois))
 
 
 def joined(boxes: Any) -> Any:
@@ -173,37 +206,34 @@ def joined(boxes: Any) -> Any:
     return jnp.concatenate([jnp.zeros((0, 5), dtype), *rows])
 
 
-# JSON, because what is not differentiated must be hashable.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _pooled(operator: str, size: tuple[int, int], options: str, features: Any, rois: Any) -> Any:
-    result = _pooled_shape(operator, size, features, rois)
-    options = json.dumps({"output_size": size, **json.loads(options)})
-    return call(f"cvops:{operator}", result, {"input": features, "boxes": rois}, options)
+# The shape is not that of a residual, because the features are not kept for the gradient.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _pooled(operator: _Pooling, size: tuple[int, int], shape: Any, options: Any, features: Any, rois: Any) -> Any:
+    result = _result(operator, size, features, rois)
+    return operator.forward(result, features, rois, output_size=size, **dict(options))
 
 
-def _pooled_shape(operator: str, size: tuple[int, int], features: Any, rois: Any) -> Any:
-    parts = size[0] * size[1] if operator.startswith("ps_") else 1
-    return result_of((len(rois), features.shape[1] // parts, *size), features.dtype)
+def _result(operator: _Pooling, size: tuple[int, int], features: Any, rois: Any) -> Any:
+    parts = size[0] * size[1] if operator.position_sensitive else 1
+    return result_of((rois.shape[0], features.shape[1] // parts, *size), features.dtype)
 
 
-def _pooled_forward(operator: str, size: tuple[int, int], options: str, features: Any, rois: Any) -> Any:
-    like = jnp.empty((0, *features.shape), features.dtype)  # remembers the shape and costs nothing
-    if operator != "roi_pool":
-        return _pooled(operator, size, options, features, rois), (rois, None, like)
-    result = _pooled_shape(operator, size, features, rois)
-    options = json.dumps({"output_size": size, "return_argmax": True, **json.loads(options)})
-    arrays = {"input": features, "boxes": rois}
-    pooled, argmax = call("cvops:roi_pool", (result, result_of(result.shape, np.int32)), arrays, options)
-    return pooled, (rois, argmax, like)
+def _pooled_forward(
+    operator: _Pooling, size: tuple[int, int], shape: Any, options: Any, features: Any, rois: Any
+) -> Any:
+    if not operator.has_argmax:
+        return _pooled(operator, size, shape, options, features, rois), (rois,)
+    result = _result(operator, size, features, rois)
+    results = result, result_of(result.shape, np.int32)
+    pooled, argmax = operator.forward(results, features, rois, output_size=size, return_argmax=True, **dict(options))
+    return pooled, (rois, argmax)
 
 
-def _pooled_backward(operator: str, size: tuple[int, int], options: str, residuals: Any, grad: Any) -> Any:
-    rois, argmax, like = residuals
-    shape = like.shape[1:]
-    arrays = {"grad": grad, "boxes": rois} | ({} if argmax is None else {"argmax": argmax})
-    options = json.dumps({"input_shape": shape, **json.loads(options)})
-    gradient = call(f"cvops:{operator}_backward", result_of(shape, grad.dtype), arrays, options)
-    return gradient, jnp.zeros_like(rois)
+def _pooled_backward(
+    operator: _Pooling, size: tuple[int, int], shape: Any, options: Any, residuals: Any, grad: Any
+) -> Any:
+    gradient = operator.backward(result_of(shape, grad.dtype), grad, *residuals, input_shape=shape, **dict(options))
+    return gradient, None
 
 
 _pooled.defvjp(_pooled_forward, _pooled_backward)
