@@ -51,7 +51,8 @@ def deform_conv2d(
     >>> cvops.jax.deform_conv2d(image, offset, jnp.full((2, 1, 1, 1), 3.0)).shape
     (1, 2, 3, 3)
     """
-    arrays = given(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
+    optional = {name: array for name, array in (("bias", bias), ("mask", mask)) if array is not None}
+    arrays = given(input=input, offset=offset, weight=weight, **optional)
     stride, padding, dilation = _deform_conv._check(arrays, stride, padding, dilation)
     options = ("stride", stride), ("padding", padding), ("dilation", dilation)
     return _deformed(options, dict(zip(arrays, varying_alike(*arrays.values()), strict=True)))

@@ -113,10 +113,11 @@ def _suppress(
     function: Any, arrays: dict[str, Any], iou_threshold: Any, score_threshold: Any, max_output: Any
 ) -> tuple[Any, Any]:
     _nms._check(arrays["boxes"], arrays["scores"])
-    names = "iou_threshold", "score_threshold", "max_output", "padded"
-    checked = _nms._check_options(arrays["scores"], iou_threshold, score_threshold, count(max_output, "max_output"), True)
-    options = dict(zip(names, checked, strict=True))
-    results = result_of((options["max_output"],), np.int64), result_of((), np.int64)
+    size = count(max_output, "max_output")
+    threshold, floor, _, _ = _nms._check_options(arrays["scores"], iou_threshold, score_threshold, size, True)
+    results = result_of((size,), np.int64), result_of((), np.int64)
     constant = [jax.lax.stop_gradient(array) for array in arrays.values()]
-    keep, kept = function(results, *constant, **options)
+    keep, kept = function(
+        results, *constant, iou_threshold=threshold, score_threshold=floor, max_output=size, padded=True
+    )
     return keep, kept

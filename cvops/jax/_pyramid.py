@@ -12,7 +12,7 @@ import numpy as np
 
 import cvops
 
-from .._checks import check_boxes_of_images, integer, pair, positive, ratio
+from .._checks import check_boxes_of_images, flag, integer, pair, positive, ratio
 from ._ffi import foreign
 from ._roi import joined
 from ._traced import TRACED, Array, Rois, result_of, varying_alike
@@ -87,7 +87,7 @@ class MultiScaleRoIAlign:
             "sampling_ratio": ratio(self.sampling_ratio, "sampling_ratio"),
             "canonical_scale": positive(self.canonical_scale, "canonical_scale"),
             "canonical_level": integer(self.canonical_level, "canonical_level"),
-            "aligned": bool(self.aligned),
+            "aligned": flag(self.aligned, "aligned"),
             # They were found just now; the host needs no image shapes.
             "scales": tuple(pyramid.scales),
         }

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import kind
+
 Array: TypeAlias = jax.Array | np.ndarray[Any, Any]
 Rois: TypeAlias = Array | Sequence[Array]
 
@@ -20,13 +22,14 @@ TRACED = SimpleNamespace(
     asarray=lambda array, name: array_of(array, name),
     copy=lambda array: array,
     quiet=contextlib.nullcontext,
+    current_gpu=lambda: None,
 )
 
 
 def array_of(value: Any, name: str) -> Any:
     """`value` as a JAX array."""
     if not isinstance(value, (jax.Array, np.ndarray)) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"`{name}` must be an array, got {type(value).__name__}: use jnp.asarray")
+        raise TypeError(f"`{name}` must be an array, got {kind(value)}: use jnp.asarray")
     dtype = value.dtype
     if jnp.issubdtype(dtype, jax.dtypes.extended) or dtype.hasobject or dtype == np.longdouble or dtype.char in "SUVMm":
         raise TypeError(f"`{name}` must be an array of numbers, got {dtype}")
@@ -36,8 +39,8 @@ def array_of(value: Any, name: str) -> Any:
 
 
 def given(**arrays: Any) -> dict[str, Any]:
-    """The arguments that are not None, as JAX arrays."""
-    return {name: array_of(value, name) for name, value in arrays.items() if value is not None}
+    """The arguments as JAX arrays."""
+    return {name: array_of(value, name) for name, value in arrays.items()}
 
 
 def result_of(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -52,10 +55,10 @@ def result_of(shape: tuple[int, ...], dtype: Any) -> Any:
 
 def varying_axes(array: Any) -> frozenset[Any]:
     """The axes of the mesh that `array` varies along: none outside jax.shard_map."""
-    kind = jax.typeof(array)
-    if hasattr(kind, "manual_axis_type"):  # since JAX 0.10
-        return frozenset(kind.manual_axis_type.varying)
-    return frozenset(kind.vma)
+    typed = jax.typeof(array)
+    if hasattr(typed, "manual_axis_type"):  # since JAX 0.10
+        return frozenset(typed.manual_axis_type.varying)
+    return frozenset(typed.vma)
 
 
 def varying_alike(*arrays: Any) -> tuple[Any, ...]:
@@ -79,6 +82,6 @@ def varying_result(result: Any, axes: frozenset[Any]) -> Any:
         return result
     mesh = jax.sharding.NamedSharding(jax.sharding.get_abstract_mesh(), jax.sharding.PartitionSpec())
     if hasattr(jax.sharding, "ManualAxisType"):  # since JAX 0.10
-        kind = jax.sharding.ManualAxisType(varying=axes)
-        return jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=mesh, manual_axis_type=kind)
+        varying = jax.sharding.ManualAxisType(varying=axes)
+        return jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=mesh, manual_axis_type=varying)
     return jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=mesh, vma=axes)
