@@ -292,7 +292,7 @@ def test_errors_while_tracing(ops, transform):
     for text, function, *arguments in (
         (r"`boxes` must have shape \(L, 4\), got \(4, 3\)", lambda b: ops.nms(b, scores, 0.5, max_output=1), boxes.T),
         (r"`scores` must have shape \(3,\)", lambda s: ops.nms(boxes, s, 0.5, max_output=1), scores[:2]),
-        ("`iou_threshold` must be >= 0, got -1", lambda b: ops.nms(b, scores, -1, max_output=1), boxes),
+        ("`iou_threshold` must be from 0 to 1, got -1", lambda b: ops.nms(b, scores, -1, max_output=1), boxes),
         ("`max_output` must be >= 0, got -1", lambda b: ops.nms(b, scores, 0.5, max_output=-1), boxes),
         ("`output_size` must be >= 1", lambda m: ops.roi_align(m, ROIS, 0), MAP),
         (r"`boxes` must have shape \(K, 5\)", lambda m: ops.roi_align(m, boxes, 1), MAP),
