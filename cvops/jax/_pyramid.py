@@ -12,7 +12,7 @@ import numpy as np
 
 import cvops
 
-from .._checks import check_boxes_of_images, flag, integer, pair, positive, ratio
+from .._checks import check_boxes_of_images, flag, integer, pair, positive, ratio, strings
 from ._ffi import foreign
 from ._roi import joined
 from ._traced import TRACED, Array, Rois, result_of, varying_alike
@@ -70,7 +70,7 @@ class MultiScaleRoIAlign:
             As the call of `cvops.MultiScaleRoIAlign`; a wrong image index when the program runs.
         """
         pool = cvops.MultiScaleRoIAlign(
-            self.featmap_names,
+            strings(self.featmap_names, "featmap_names"),
             self.output_size,
             self.sampling_ratio,
             canonical_scale=self.canonical_scale,
