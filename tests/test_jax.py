@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -471,3 +474,171 @@ def test_gradients_of_collapsed_boxes_are_finite(ops, name):
     assert np.isfinite(gradient).all()
     want = getattr(reference, name)(np.asarray(boxes), np.asarray(target))
     np.testing.assert_allclose(np.asarray(getattr(ops, name)(boxes, target)), want, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- drop-in
+
+
+def test_signatures_are_those_of_cvops(ops):
+    """Names, kinds and defaults. Left out is what changes the number of results; lengths must be told."""
+    for name in ops.__all__:
+        plain, traced = (dict(inspect.signature(getattr(module, name)).parameters) for module in (cvops, ops))
+        for left in ("padded", "return_argmax"):
+            plain.pop(left, None)
+        assert set(plain) == set(traced), name
+        for option, parameter in traced.items():
+            assert parameter.kind == plain[option].kind, (name, option)
+            assert parameter.default == plain[option].default or option == "max_output", (name, option)
+        positional = [
+            [key for key, value in each.items() if value.kind != value.KEYWORD_ONLY] for each in (plain, traced)
+        ]
+        assert positional[0] == positional[1], name
+
+
+@pytest.mark.parametrize("real", [np.float64, np.float32, np.asarray])
+@pytest.mark.parametrize("whole", [np.int64, np.uint8, np.asarray])
+@pytest.mark.parametrize("x64", [True, False])
+def test_options_are_numbers_of_numpy_too(ops, x64, real, whole):
+    boxes, scores, idxs = data.clustered(9)
+    arrays = {"input": np.ones((1, 2, 5, 5), "f4"), "offset": np.zeros((1, 18, 3, 3), "f4")}
+    arrays["weight"] = np.ones((2, 2, 3, 3), "f4")
+    maps, rois, maps_by_name = (
+        MAP.astype("f4"),
+        ROIS.astype("f4"),
+        {"a": MAP.astype("f4"), "b": MAP[..., ::2, ::2].astype("f4")},
+    )
+    images = [(whole(9), whole(11))] * 2
+
+    def calls(real, whole, flag):
+        size = (whole(2), whole(4))
+        yield ops.nms(boxes, scores, real(0.5), max_output=whole(4), score_threshold=real(0.25))
+        yield ops.batched_nms(boxes, scores, idxs, real(0.5), max_output=whole(4), score_threshold=whole(0))
+        yield ops.roi_align(maps, rois, size, real(0.5), whole(2), flag(True))
+        yield ops.roi_pool(maps, rois, whole(2), real(0.5))
+        yield ops.ps_roi_align(maps, rois, [whole(2), whole(2)], real(0.5), whole(2))
+        yield ops.ps_roi_pool(maps, rois, whole(2), real(0.5))
+        yield ops.deform_conv2d(**arrays, stride=whole(1), padding=(whole(0), whole(0)), dilation=whole(1))
+        yield ops.distance_box_iou(boxes, boxes, real(0.25))
+        yield ops.complete_box_iou(boxes, boxes, eps=real(0.25))
+        yield ops.clip_boxes_to_image(boxes, (whole(4), real(5.5)))
+        for scales in (None, (real(0.5), real(0.25))):
+            pool = ops.MultiScaleRoIAlign(
+                ("a", "b"), size, whole(2), canonical_scale=whole(16), canonical_level=whole(2), aligned=flag(True),
+                scales=scales,
+            )  # fmt: skip
+            yield pool(maps_by_name, rois, images)
+
+    with jax.enable_x64(x64):
+        close_all(list(calls(real, whole, np.bool_)), list(calls(float, int, bool)))
+
+
+def close_all(got, want):
+    for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        close(one, two)
+
+
+@pytest.mark.parametrize("big", [10**400, -(10**400), 10**40])
+def test_numbers_that_nothing_holds_are_refused(ops, big):
+    boxes, scores, _ = data.clustered(3)
+    for call in (
+        lambda: ops.nms(boxes, scores, big, max_output=1),
+        lambda: ops.nms(boxes, scores, 0.5, max_output=big),
+        lambda: ops.roi_pool(MAP, ROIS, big),
+        lambda: ops.roi_align(MAP, ROIS, (1, big)),
+        lambda: ops.deform_conv2d(MAP, MAP, MAP, stride=big),
+        lambda: ops.MultiScaleRoIAlign(["a"], 2, 2, canonical_level=big)({"a": MAP}, ROIS, [(9, 9)]),
+    ):
+        with pytest.raises(ValueError, match=r"`[a-z_]+` must be"):
+            call()
+    if abs(big) == 10**400:
+        for call in (
+            lambda: ops.nms(boxes, scores, 0.5, max_output=1, score_threshold=big),
+            lambda: ops.roi_align(MAP, ROIS, 2, spatial_scale=big),
+            lambda: ops.complete_box_iou(boxes, boxes, big),
+            lambda: ops.clip_boxes_to_image(boxes, (big, 1)),
+            lambda: ops.MultiScaleRoIAlign(["a"], 2, 2, canonical_scale=big)({"a": MAP}, ROIS, [(9, 9)]),
+            lambda: ops.MultiScaleRoIAlign(["a"], 2, 2, scales=[big])({"a": MAP}, ROIS, []),
+        ):
+            with pytest.raises(ValueError, match=r"`[a-z_]+` must be"):
+                call()
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.1, 1 / 3, 1e39, -1e39])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_scores_are_compared_in_their_dtype(ops, dtype, threshold):
+    boxes = np.array([[0, 0, 1, 1], [5, 5, 6, 6], [9, 9, 10, 10.0]])
+    with np.errstate(over="ignore"):
+        at = jax.numpy.asarray(np.float64(threshold)).astype(dtype)
+    scores = jax.numpy.stack([at, jax.numpy.nextafter(at, jax.numpy.asarray(9, dtype)), at])
+    got = jax.jit(lambda scores: ops.nms(boxes, scores, 0.5, max_output=3, score_threshold=threshold))(scores)
+    assert int(got[1]) == int((scores > at).sum())
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "bfloat16", "f4", "f8"])
+@pytest.mark.parametrize("x64", [True, False])
+def test_dtypes_of_results_are_those_of_cvops(ops, dtype, x64):
+    with jax.enable_x64(x64):
+        boxes = jax.numpy.asarray(np.array([[1, 2, 5, 9], [2, 2, 4, 5]]).astype(jax.numpy.dtype(dtype)))
+        masks = jax.numpy.ones((2, 3, 3), boxes.dtype)
+        host = np.asarray(boxes, "f2") if dtype == "bfloat16" else np.asarray(boxes).astype(boxes.dtype)
+        for name, arguments in (
+            ("box_area", ()), ("box_iou", (boxes,)), ("generalized_box_iou", (boxes,)), ("distance_box_iou", (boxes,)),
+            ("complete_box_iou", (boxes,)), ("box_convert", ("xyxy", "xywh")), ("box_convert", ("xywh", "cxcywh")),
+            ("box_convert", ("xyxy", "xyxy")), ("clip_boxes_to_image", ((4, 4),)),
+        ):  # fmt: skip
+            got = getattr(ops, name)(boxes, *arguments)
+            want = getattr(cvops, name)(host, *[host if argument is boxes else argument for argument in arguments])
+            keeps = dtype == "bfloat16" and want.dtype == np.float16
+            assert got.dtype == (boxes.dtype if keeps else jax.dtypes.canonicalize_dtype(want.dtype)), name
+        assert ops.masks_to_boxes(masks).dtype == np.float32
+        keep, count = ops.nms(boxes, jax.numpy.ones(2), 0.5, max_output=2)
+        assert keep.dtype == count.dtype == jax.dtypes.canonicalize_dtype(np.int64)
+
+
+def test_arrays_of_every_layout_and_what_is_none(ops):
+    boxes, scores, _ = data.clustered(20)
+    want = reference.nms(boxes, scores, 0.5)
+    strided = np.zeros((40, 8), boxes.dtype)[::2, ::2]
+    strided[...] = boxes
+    for array in (boxes.astype(boxes.dtype.newbyteorder()), strided, boxes[::-1][::-1], jax.numpy.asarray(boxes)):
+        check_kept(ops.nms(array, scores, 0.5, max_output=20), want, 20)
+    for array in (
+        None, [[0, 0, 1, 1]], "boxes", 3, np.ma.array(boxes), boxes.astype(object), boxes.astype(str),
+        boxes.astype(np.longdouble), boxes.astype(complex), boxes > 1, jax.random.key(0), boxes.astype("M8[s]"),
+        np.zeros(20, [("x", "f4")]), np.zeros((20, 4), jax.dtypes.float0), jax.numpy.zeros((20, 4), "float8_e4m3fn"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="`boxes` must be"):
+            ops.nms(array, scores, 0.5, max_output=20)
+    for name in ("input", "offset", "weight"):
+        arrays = {"input": MAP, "offset": MAP, "weight": MAP, name: None}
+        with pytest.raises(TypeError, match=f"`{name}` must be an array, got None"):
+            ops.deform_conv2d(**arrays)
+
+
+@pytest.mark.parametrize("operator", [*POOLED, "MultiScaleRoIAlign"])
+@every_transform
+def test_gradients_do_not_keep_the_maps(ops, operator, transform):
+    def function(maps):
+        if operator == "MultiScaleRoIAlign":
+            pool = ops.MultiScaleRoIAlign(["a", "b"], 2, 2, scales=[0.5, 0.25])
+            return pool({"a": maps, "b": maps[..., ::2, ::2]}, ROIS, [])
+        return getattr(ops, operator)(maps, ROIS, 2)
+
+    maps = jax.numpy.asarray(np.tile(MAP, (1, 1, 9, 9)))
+    alive = weakref.ref(maps)
+    pooled, backward = jax.vjp(transformed(transform, function), maps)
+    largest = maps.nbytes // 20
+    del maps
+    gc.collect()
+    assert alive() is None
+    assert sum(array.nbytes for array in jax.tree.leaves(backward)) < largest
+    assert backward(pooled)[0].shape == (2, 8, 81, 99)
+
+
+def test_boxes_have_a_gradient_of_zero(ops):
+    for operator in POOLED:
+        slope = jax.grad(lambda rois, operator=operator: getattr(ops, operator)(MAP, rois, 2).sum())(ROIS)
+        close(slope, np.zeros_like(ROIS))
+    pool = ops.MultiScaleRoIAlign(["a"], 2, 2)
+    slope = jax.grad(lambda boxes: pool({"a": MAP}, boxes, [(9, 9)]).sum())([ROIS[:2, 1:], ROIS[2:, 1:]])
+    close_all(slope, [np.zeros((2, 4)), np.zeros((1, 4))])

@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import functools
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -186,8 +185,8 @@ def _handle(behind: list[Any], pointer: Any) -> Any:
         return None
     if frame.stage != _EXECUTE:
         return None
-    thread = threading.get_ident()
-    _calls[thread] = os.getpid()
+    running = object()  # not the thread: a signal handler may call again
+    _calls[running] = os.getpid()
     try:
         arguments, results = _arrays(frame.args, write=False), _arrays(frame.rets, write=True)
         _compute(behind[0], arguments, results, **_attributes(frame.attrs))
@@ -198,7 +197,7 @@ def _handle(behind: list[Any], pointer: Any) -> Any:
     finally:
         global _last
         _last = time.monotonic()
-        del _calls[thread]
+        del _calls[running]
     return None
 
 
@@ -249,9 +248,9 @@ def _compute(function: Any, arguments: list[Any], results: list[Any], rank: int,
             result[index] = value
 
 
-# What runs now: thread -> process, which a fork changes. And when the last call ended. No lock: threads write only
-# what is theirs, and a signal handler or a fork may come at any time.
-_calls: dict[int, int] = {}
+# What runs now, and in which process: a fork copies it. And when the last call ended. No lock: a signal handler or a
+# fork may come at any time, and each call writes only what is its own.
+_calls: dict[object, int] = {}
 _last = -1.0
 
 
