@@ -8,9 +8,8 @@ from ._device import Array, converted, dtype_code, empty, launch, zeros
 from ._roi_inputs import in_working_precision
 
 # As in kernels/ps_roi.cu.
-_THREADS, _WARP, _TOGETHER, _ROIS, _PLANE_BYTES = 256, 32, 4, 1024, 48 * 1024
+_THREADS, _WARP, _TOGETHER, _ROIS = 256, 32, 4, 1024
 _SUMS = {"d": 4608, "f": 10240, "e": 10240, "E": 10240}
-_PIXELS_OF_ROI = 64  # so many must be read of a plane to pay for reading all of it
 
 
 def ps_roi_align(
@@ -41,15 +40,12 @@ def _pool(kernel: str, features: Array, rois: Array, bins: tuple[int, int], scal
     channels, size = planes // math.prod(bins), len(rois)
     pooled = empty((size, channels, *bins), maps.dtype)
     if pooled.size:
-        pixels = height * width
-        staged = _TOGETHER * pixels * maps.dtype.itemsize <= _PLANE_BYTES and size * _PIXELS_OF_ROI >= images * pixels
-        work = max(size, pixels * staged)
         launch(
             "ps_roi",
             kernel,
             maps.dtype.char,
             max(images, 1) * _blocks(channels, bins) * math.ceil(size / _ROIS),
-            min(math.ceil(work / _WARP) * _WARP, _THREADS),
+            min(math.ceil(size / _WARP) * _WARP, _THREADS),
             maps,
             rois,
             dtype_code(rois),
@@ -61,7 +57,6 @@ def _pool(kernel: str, features: Array, rois: Array, bins: tuple[int, int], scal
             *bins,
             scale,
             ratio,
-            int(staged and images > 0),
             pooled,
         )
     return converted(pooled, features.dtype)

@@ -53,7 +53,7 @@ def roi_pool(
 def roi_pool_backward(
     grad: Array, rois: Array, argmax: Array, input_shape: tuple[int, int, int, int], spatial_scale: float
 ) -> Array:
-    """Two launches if a plane has more than 3920 pixels, 1960 in float64, with a workspace of 8 bytes for each RoI."""
+    """Two launches if a plane has more than 2940 pixels, 1470 in float64, with a workspace of 8 bytes for each RoI."""
     values, rois = in_working_precision(grad, rois)
     (images, channels, *sides), size, bins = input_shape, len(rois), math.prod(grad.shape[2:])
     if size == 0:
@@ -61,8 +61,8 @@ def roi_pool_backward(
     gradient = empty(input_shape, values.dtype)
     if gradient.size:
         pixels, sums = math.prod(sides), _SUMS[values.dtype.char]
-        # Tiles small enough for three warps with sums of their own.
-        tiles = math.ceil(pixels / (sums // 3))
+        # Tiles small enough for four warps with sums of their own.
+        tiles = math.ceil(pixels / (sums // 4))
         tile, places, extents = math.ceil(pixels / tiles), contiguous(argmax), None
         if tiles > 1:
             extents = empty((size, 2), "int32")
