@@ -78,6 +78,11 @@ def ops(request):
     return libraries.Operators(request.param)
 
 
+@pytest.fixture
+def torch():
+    return libraries.require("torch")
+
+
 @pytest.fixture(scope="session", params=compilers.LIBRARIES)
 def nvrtc(request):
     """`compile_for` of one version of NVRTC; the test runs once for each version."""

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from cvops import _arrays
-from tests import libraries
 from tests.host_emulation import device
 from tests.libraries import require
 
@@ -217,8 +216,7 @@ class Lendable(np.ndarray):
 
 
 @pytest.fixture
-def lender():
-    libraries.require("torch")
+def lender(torch):
     return _arrays._torch_lends("cpu")(7)
 
 
