@@ -99,13 +99,13 @@ class Lender(NamedTuple):
 def _torch_lends(place: str) -> Callable[[int], Lender]:
     """A function that makes a Lender of the address of a stream; `place` is torch's name of the device."""
     torch = sys.modules["torch"]
-    to_dlpack, from_dlpack = torch.utils.dlpack.to_dlpack, torch.from_dlpack
+    device, to_dlpack, from_dlpack = torch.device(place), torch.utils.dlpack.to_dlpack, torch.from_dlpack
 
     def tensor(array: Any) -> Any:
         return from_dlpack(array.__dlpack__(stream=-1))  # both are on one stream
 
     def empty(shape: tuple[int, ...], dtype: str) -> Any:
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=place)
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
 
     def without_autocast() -> Any:  # dtypes are decided already
         return torch.autocast("cuda", enabled=False)
