@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._boxes import _check_format
-from .._checks import number
 from . import _checks
 from ._ops import shape_text
 from ._types import Format, Number, Size
@@ -45,6 +44,10 @@ def box_area(boxes: Tensor, fmt: Format = "xyxy") -> Tensor:
     >>> ops.box_area(torch.tensor([[0.0, 0, 2, 3]]))
     tensor([6.])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(box_area, boxes, fmt)
+        if node is not None:
+            return node
     check_boxes(boxes, "boxes")
     _check_fmt(fmt)
     return area_of(boxes.to(_working_dtype(boxes, boxes)), fmt)
@@ -79,6 +82,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
     >>> ops.box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 1]]))
     tensor([[0.5000, 0.5000]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(box_iou, boxes1, boxes2, fmt)
+        if node is not None:
+            return node
     _check_pair(boxes1, boxes2, fmt)
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.box_iou(boxes1, boxes2, fmt=fmt)
@@ -111,6 +118,10 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     >>> ops.generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 4, 1]]))
     tensor([[-0.2500]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(generalized_box_iou, boxes1, boxes2)
+        if node is not None:
+            return node
     _check_pair(boxes1, boxes2, "xyxy")
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.generalized_box_iou(boxes1, boxes2)
@@ -146,8 +157,13 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     >>> ops.distance_box_iou(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[0.0, 0, 4, 3]]))
     tensor([[1.]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(distance_box_iou, boxes1, boxes2, eps)
+        if node is not None:
+            return node
     _check_pair(boxes1, boxes2, "xyxy")
-    _check_eps(eps)
+    if not torch.jit.is_scripting():
+        eps = _checks.number(eps, "eps", 0.0)
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.distance_box_iou(boxes1, boxes2, eps)
     inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
@@ -185,8 +201,13 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     >>> ops.complete_box_iou(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[0.0, 0, 4, 3]]))
     tensor([[1.]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(complete_box_iou, boxes1, boxes2, eps)
+        if node is not None:
+            return node
     _check_pair(boxes1, boxes2, "xyxy")
-    _check_eps(eps)
+    if not torch.jit.is_scripting():
+        eps = _checks.number(eps, "eps", 0.0)
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.complete_box_iou(boxes1, boxes2, eps)
     inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
@@ -223,6 +244,10 @@ def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
     >>> ops.box_convert(torch.tensor([[10.0, 20, 30, 60]]), "xyxy", "cxcywh")
     tensor([[20., 40., 20., 40.]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(box_convert, boxes, in_fmt, out_fmt)
+        if node is not None:
+            return node
     check_boxes(boxes, "boxes")
     _check_fmt(in_fmt, "in_fmt")
     _check_fmt(out_fmt, "out_fmt")
@@ -269,6 +294,10 @@ def clip_boxes_to_image(boxes: Tensor, size: Size) -> Tensor:
     >>> ops.clip_boxes_to_image(torch.tensor([[-5, 10, 700, 90]]), (480, 640))
     tensor([[  0,  10, 640,  90]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(clip_boxes_to_image, boxes, size)
+        if node is not None:
+            return node
     check_boxes(boxes, "boxes")
     if not torch.jit.is_scripting():
         size = _checks.limits(size, boxes)
@@ -310,9 +339,13 @@ def remove_small_boxes(boxes: Tensor, min_size: Number) -> Tensor:
     >>> ops.remove_small_boxes(torch.tensor([[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, 3.0, 2.0]]), 2)
     tensor([1])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(remove_small_boxes, boxes, min_size)
+        if node is not None:
+            return node
     check_boxes(boxes, "boxes")
     if not torch.jit.is_scripting():
-        number(min_size, "min_size")
+        min_size = _checks.number(min_size, "min_size")
     if boxes.dim() != 2:
         raise ValueError(f"`boxes` must have shape (L, 4), got {shape_text(boxes)}")
     boxes = boxes.to(_working_dtype(boxes, boxes))
@@ -347,6 +380,10 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     >>> ops.masks_to_boxes(masks)
     tensor([[3., 2., 6., 4.]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(masks_to_boxes, masks)
+        if node is not None:
+            return node
     if not torch.jit.is_scripting():
         _checks.check_tensor(masks, "masks")
     if masks.dim() != 3:
@@ -481,8 +518,3 @@ def _check_fmt(fmt: str, name: str = "fmt") -> None:
         _check_format(fmt, name)
     elif fmt != "xyxy" and fmt != "xywh" and fmt != "cxcywh":
         raise ValueError(f"`{name}` must be one of xyxy, xywh, cxcywh, got '{fmt}'")
-
-
-def _check_eps(eps: float) -> None:
-    if not torch.jit.is_scripting():
-        number(eps, "eps", 0.0)

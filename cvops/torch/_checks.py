@@ -3,14 +3,162 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
-from .._checks import image_limits, kind, number
+from .. import _checks
+
+# ------------------------------------------------------------------------------------------------------------ torch.fx
+
+
+def traced(function: Callable[..., Any], *args: Any) -> Any:
+    """The node that torch.fx makes of this call, where an argument is or holds one of its proxies; else None."""
+    if has_torch_function(args) or any(type(arg) in (list, tuple, dict) for arg in args):
+        proxy = _proxy_in(args)
+        if proxy is not None:
+            return proxy.tracer.create_proxy("call_function", function, args, {})
+    return None
+
+
+def _proxy_in(values: Iterable[Any]) -> Any:
+    for value in values:
+        if isinstance(value, fx.Proxy):
+            return value
+        if isinstance(value, (list, tuple, dict)):
+            found = _proxy_in(value.values() if isinstance(value, dict) else value)
+            if found is not None:
+                return found
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def number(value: Any, name: str, *limits: float) -> Any:
+    """As `number` of the plain functions, also of what torchvision takes for one."""
+    value = _number_in(value, name)
+    return value if _symbolic(value) else _checks.number(value, name, *limits)
+
+
+def positive(value: Any, name: str) -> float:
+    """As `positive` of the plain functions, also of what torchvision takes for a number."""
+    return _checks.positive(_number_in(value, name), name)
+
+
+def integer(value: Any, name: str) -> int:
+    """As `integer` of the plain functions, also of what torchvision takes for one."""
+    return _checks.integer(_integer_in(value, name), name)
+
+
+def count(value: Any, name: str, minimum: int = 0, **maximum: Any) -> Any:
+    """As `count` of the plain functions, also of what torchvision takes for an integer."""
+    value = _integer_in(value, name)
+    return value if _symbolic(value) else _checks.count(value, name, minimum, **maximum)
+
+
+def flag(value: Any, name: str) -> bool:
+    """As `flag` of the plain functions, also of what torchvision takes for one."""
+    return value if type(value) is bool else _checks.flag(_integer_in(value, name), name)
+
+
+def ratio(value: Any, name: str) -> int:
+    """As `ratio` of the plain functions, also of what torchvision takes for an integer."""
+    return _checks.ratio(_integer_in(value, name), name)
+
+
+def pair(value: Any, name: str, *minimum: int) -> Any:
+    """As `pair` of the plain functions, also of what torchvision takes for one or two integers."""
+    if type(value) is not int:
+        sides = _items(value)
+        value = (
+            tuple(_integer_in(side, name) for side in sides) if isinstance(sides, list) else _integer_in(value, name)
+        )
+        if isinstance(value, tuple) and len(value) == 2 and any(map(_symbolic, value)):
+            return value
+    return _checks.pair(value, name, *minimum)
+
+
+def image_shapes(value: Any) -> list[tuple[Any, Any]]:
+    """`value`, one (height, width) for each image, in Python numbers."""
+    shapes = _items(value)
+    if not isinstance(shapes, list):
+        raise TypeError(f"`image_shapes` must be a list of (height, width), got {_checks.kind(value)}")
+    return [_two_numbers(shape, "image_shapes") for shape in shapes]
+
+
+def limits(size: Any, boxes: Tensor) -> tuple[Any, Any]:
+    """Height and width of an image, checked, as numbers that the dtype of `boxes` holds."""
+    height, width = _two_numbers(size, "size")
+    if _symbolic(height) or _symbolic(width):
+        return height, width
+    if not boxes.is_floating_point():
+        return _checks.image_limits((height, width), torch.iinfo(boxes.dtype).max)
+    height, width = _checks.image_limits((height, width))
+    most = torch.finfo(boxes.dtype).max  # beyond, PyTorch refuses to convert
+    return (math.inf if height > most else height), (math.inf if width > most else width)
+
+
+def _two_numbers(value: Any, name: str) -> tuple[Any, Any]:
+    sides = _items(value)
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise ValueError(f"`{name}` must be (height, width), got {_checks.shown(value)}")
+    return _number_in(sides[0], name), _number_in(sides[1], name)
+
+
+def _items(value: Any) -> Any:
+    """What has an order and may be unpacked as a list; anything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping, Set)):
+        return value
+    return list(value) if getattr(value, "ndim", 1) else value
+
+
+def _number_in(value: Any, name: str) -> Any:
+    """The Python number that `value` stands for in torchvision; anything else as it is, for the checks to refuse."""
+    if type(value) is float or type(value) is int or _symbolic(value):
+        return value
+    if isinstance(value, Tensor):
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg="cvops has to know the number in a tensor: pass it as a number")
+        # Its gradient would be lost; a GPU would be waited for.
+        if value.requires_grad:
+            raise TypeError(f"`{name}` must be a number, got a tensor that requires grad: pass {name}.item()")
+        if not value.is_cpu:
+            raise TypeError(f"`{name}` must be a number, got a tensor on {value.device}: pass {name}.item()")
+        if value.numel() != 1:
+            return value
+        value = value.item()
+    elif getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of NumPy, as array or not
+        value = value.item()
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, bool) else value
+    if hasattr(type(value), "__index__"):
+        return operator.index(value)
+    return float(value) if hasattr(type(value), "__float__") else value
+
+
+def _integer_in(value: Any, name: str) -> Any:
+    """As `_number_in`; a whole number of another type than Python's float is an integer, as it is in torchvision."""
+    found = _number_in(value, name)
+    if isinstance(found, Real) and not isinstance(found, int) and not isinstance(value, float) and found % 1 == 0:
+        return math.floor(found)
+    return found
+
+
+def _symbolic(value: Any) -> bool:
+    """Whether torch.export will know this number when the program runs, and not before."""
+    return isinstance(value, (torch.SymInt, torch.SymFloat))
+
+
+# ------------------------------------------------------------------------------------------------------------- tensors
 
 
 def check_tensors(**tensors: Any) -> None:
@@ -41,15 +189,6 @@ def check_batches(boxes1: Tensor, boxes2: Tensor) -> None:
             raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, got {batch1} and {batch2}")
 
 
-def limits(size: Any, boxes: Tensor) -> tuple[Any, Any]:
-    """Height and width of an image, checked, as numbers that the dtype of `boxes` holds."""
-    if not boxes.is_floating_point():
-        return image_limits(size, torch.iinfo(boxes.dtype).max)
-    height, width = image_limits(size)
-    most = torch.finfo(boxes.dtype).max  # beyond, PyTorch refuses to convert
-    return (math.inf if height > most else height), (math.inf if width > most else width)
-
-
 def check_boxes(boxes: Any) -> None:
     """Raise TypeError unless `boxes` is a tensor or a list of tensors."""
     if isinstance(boxes, (list, tuple)):
@@ -58,23 +197,16 @@ def check_boxes(boxes: Any) -> None:
         check_tensors(boxes=boxes)
 
 
-def number_or_tensor(value: Any, name: str) -> Any:
-    """`value` as a float; a tensor of one number goes on as it is."""
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return value
-    return number(value, name)
-
-
 def check_reduction(reduction: Any) -> None:
     """Raise TypeError unless this is a str."""
     if not isinstance(reduction, str):
-        raise TypeError(f"`reduction` must be none, mean or sum, got {kind(reduction)}")
+        raise TypeError(f"`reduction` must be none, mean or sum, got {_checks.kind(reduction)}")
 
 
 def check_maps_have_names(maps: Any) -> None:
-    """Raise TypeError where tensors without names are given for a dict of them."""
-    if isinstance(maps, (list, tuple, Tensor)):
-        raise TypeError(f"`features` must be a dict of arrays by name, got {kind(maps)}")
+    """Raise TypeError where what is given for a dict of tensors has no names."""
+    if not isinstance(maps, Mapping):
+        raise TypeError(f"`features` must be a dict of arrays by name, got {_checks.kind(maps)}")
 
 
 def check_maps(names: Sequence[str], maps: Sequence[Any]) -> None:

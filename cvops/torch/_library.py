@@ -70,6 +70,18 @@ def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _in_words_of_torch(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """`kernel`, whose errors name the conversion of tensors, not that of the arrays as which it sees their memory."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return kernel(*args, **options)
+        except TypeError as error:
+            raise TypeError(str(error).replace(".astype", ".to")) from error.__cause__
+
+    return call
+
+
 def _register(
     schema: str,
     kernel: Callable[..., Any],
@@ -94,7 +106,7 @@ def _register(
     for device in ("CPU", "CUDA"):
         with warnings.catch_warnings():  # PyTorch 2.13 warns of the first kernel that takes the place of another
             warnings.simplefilter("ignore")
-            _library.impl(name, untraced(kernel), device)
+            _library.impl(name, untraced(_in_words_of_torch(kernel)), device)
     torch.library.register_fake(qualified, fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
@@ -430,7 +442,7 @@ def _pooler(
     scales: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
-    canonical_scale: int,
+    canonical_scale: float,
     canonical_level: int,
 ) -> tuple[Any, list[str]]:
     names = [str(level) for level in range(levels)]
@@ -466,7 +478,7 @@ def _of_map_shapes(grad: Tensor, boxes: Tensor, images: int, heights: Sizes, wid
     return [grad.new_empty((images, grad.shape[1], *size)) for size in zip(heights, widths, strict=True)]
 
 
-_LEVELS = "float[] scales, int sampling_ratio, bool aligned, int canonical_scale, int canonical_level"
+_LEVELS = "float[] scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level"
 _register(
     f"multiscale_roi_align(Tensor[] maps, Tensor boxes, SymInt[2] output_size, {_LEVELS}) -> Tensor",
     _multiscale_roi_align,

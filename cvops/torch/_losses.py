@@ -46,7 +46,11 @@ def generalized_box_iou_loss(
     >>> ops.generalized_box_iou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 4, 1]]))
     tensor([1.2500])
     """
-    eps = _number(eps, "eps")
+    if not torch.jit.is_scripting():
+        node = _checks.traced(generalized_box_iou_loss, boxes1, boxes2, reduction, eps)
+        if node is not None:
+            return node
+        eps = _checks.number(eps, "eps")
     inter, union, width, height = _overlap_of_pairs(boxes1, boxes2)
     hull = width * height
     return _reduced(1 - inter / (union + eps) + (hull - union) / (hull + eps), reduction)
@@ -81,7 +85,12 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction =
     >>> ops.distance_box_iou_loss(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[4.0, 0, 8, 3]]), "sum")
     tensor(1.2192)
     """
-    return _reduced(_distance_loss(boxes1, boxes2, _number(eps, "eps"))[0], reduction)
+    if not torch.jit.is_scripting():
+        node = _checks.traced(distance_box_iou_loss, boxes1, boxes2, reduction, eps)
+        if node is not None:
+            return node
+        eps = _checks.number(eps, "eps")
+    return _reduced(_distance_loss(boxes1, boxes2, eps)[0], reduction)
 
 
 def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7) -> Tensor:
@@ -113,7 +122,11 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction =
     >>> ops.complete_box_iou_loss(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[4.0, 0, 8, 3]]), "mean")
     tensor(1.2192)
     """
-    eps = _number(eps, "eps")
+    if not torch.jit.is_scripting():
+        node = _checks.traced(complete_box_iou_loss, boxes1, boxes2, reduction, eps)
+        if node is not None:
+            return node
+        eps = _checks.number(eps, "eps")
     loss, iou = _distance_loss(boxes1, boxes2, eps)
     return _reduced(loss + aspect_penalty(_at_least_float32(boxes1), _at_least_float32(boxes2), iou, eps), reduction)
 
@@ -157,7 +170,11 @@ def sigmoid_focal_loss(
     >>> ops.sigmoid_focal_loss(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 1.0]))
     tensor([4.3322e-02, 1.4679e-06])
     """
-    alpha, gamma = _number(alpha, "alpha"), _number(gamma, "gamma")
+    if not torch.jit.is_scripting():
+        node = _checks.traced(sigmoid_focal_loss, inputs, targets, alpha, gamma, reduction)
+        if node is not None:
+            return node
+        alpha, gamma = _checks.number(alpha, "alpha"), _checks.number(gamma, "gamma")
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"`alpha` must be in [0, 1], or -1 for no weights, got {alpha}")
     mixed = targets.is_floating_point() and targets.dtype != inputs.dtype
@@ -191,13 +208,6 @@ def _distance_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, 
     iou = inter / (union + eps)
     distance = distance_of_pairs(_at_least_float32(boxes1), _at_least_float32(boxes2))
     return 1 - iou + distance / (width**2 + height**2 + eps), iou
-
-
-def _number(value: float, name: str) -> float:
-    """`value`, checked where TorchScript has not done so."""
-    if not torch.jit.is_scripting():
-        value = _checks.number_or_tensor(value, name)
-    return value
 
 
 def _at_least_float32(boxes: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .._checks import count, flag, numbers, pair, positive, ratio, strings
+from .._checks import numbers, strings
 from . import _checks
+from ._checks import count, flag, pair, positive, ratio
 from ._ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool, rois_of
 from ._types import BroadcastingList2, Integer, Ints, Number
 
@@ -171,7 +172,7 @@ class MultiScaleRoIAlign(nn.Module):
         output_size: int | tuple[int, int] | list[int],
         sampling_ratio: Integer,
         *,
-        canonical_scale: int = 224,
+        canonical_scale: float = 224,
         canonical_level: int = 4,
         aligned: bool = False,
         scales: list[float] | None = None,
@@ -180,7 +181,7 @@ class MultiScaleRoIAlign(nn.Module):
         self.featmap_names = strings(featmap_names, "featmap_names")
         self.output_size = pair(output_size, "output_size")
         self.sampling_ratio = ratio(sampling_ratio, "sampling_ratio")
-        self.canonical_scale = count(canonical_scale, "canonical_scale", 1)
+        self.canonical_scale = positive(canonical_scale, "canonical_scale")
         self.canonical_level = count(canonical_level, "canonical_level", -(2**31))
         self.aligned = flag(aligned, "aligned")
         self.scales = None if scales is None else [positive(scale, "scales") for scale in numbers(scales, "scales")]
@@ -207,34 +208,66 @@ class MultiScaleRoIAlign(nn.Module):
         KeyError, TypeError, ValueError, NotImplementedError
             As `cvops.MultiScaleRoIAlign` and `roi_align`.
         """
-        if not torch.jit.is_scripting():
-            _checks.check_maps_have_names(x)
-        maps: list[Tensor] = []
-        for name in self.featmap_names:
-            if name not in x:
-                raise KeyError(f"`features` must have '{name}', got {list(x.keys())}")
-            maps.append(x[name])
-        if not torch.jit.is_scripting():
-            _checks.check_maps(self.featmap_names, maps)
-        scales = self.scales
-        if scales is None:
-            if len(image_shapes) == 0:
-                raise ValueError("`image_shapes` must have at least one (height, width)")
-            tallest = max([shape[0] for shape in image_shapes])
-            scales = [2.0 ** round(math.log(one.shape[2] / tallest) / math.log(2.0)) for one in maps]
-        return torch.ops.cvops.multiscale_roi_align(
-            maps,
-            rois_of(boxes, maps[0]),
+        return _pooled_by_level(
+            x,
+            boxes,
+            image_shapes,
+            self.featmap_names,
             self.output_size,
-            scales,
             self.sampling_ratio,
-            self.aligned,
             self.canonical_scale,
             self.canonical_level,
+            self.aligned,
+            self.scales,
         )
 
     def __repr__(self) -> str:
         return _text(self, "featmap_names", "output_size", "sampling_ratio")
+
+
+def _pooled_by_level(
+    x: dict[str, Tensor],
+    boxes: list[Tensor],
+    image_shapes: list[tuple[int, int]],
+    featmap_names: list[str],
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    canonical_scale: float,
+    canonical_level: int,
+    aligned: bool,
+    scales: list[float] | None,
+) -> Tensor:
+    """What `MultiScaleRoIAlign` does: a function, so that torch.fx can make one node of it."""
+    if not torch.jit.is_scripting():
+        options = output_size, sampling_ratio, canonical_scale, canonical_level, aligned, scales
+        node = _checks.traced(_pooled_by_level, x, boxes, image_shapes, featmap_names, *options)
+        if node is not None:
+            return node
+        _checks.check_maps_have_names(x)
+    maps: list[Tensor] = []
+    for name in featmap_names:
+        if name not in x:
+            raise KeyError(f"`features` must have '{name}', got {list(x.keys())}")
+        maps.append(x[name])
+    if not torch.jit.is_scripting():
+        _checks.check_maps(featmap_names, maps)
+    if scales is None:
+        if not torch.jit.is_scripting():
+            image_shapes = _checks.image_shapes(image_shapes)
+        if len(image_shapes) == 0:
+            raise ValueError("`image_shapes` must have at least one (height, width)")
+        tallest = max([shape[0] for shape in image_shapes])
+        scales = [2.0 ** round(math.log(one.shape[2] / tallest) / math.log(2.0)) for one in maps]
+    return torch.ops.cvops.multiscale_roi_align(
+        maps,
+        rois_of(boxes, maps[0]),
+        output_size,
+        scales,
+        sampling_ratio,
+        aligned,
+        canonical_scale,
+        canonical_level,
+    )
 
 
 class DeformConv2d(nn.Module):

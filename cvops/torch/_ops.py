@@ -6,8 +6,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .._checks import count, flag, number, pair, positive, ratio
 from . import _checks
+from ._checks import count, flag, number, pair, positive, ratio
 from ._types import BroadcastingList2, Integer, Ints, Number
 
 # What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
@@ -74,6 +74,9 @@ def nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
+        node = _checks.traced(nms, boxes, scores, iou_threshold, score_threshold, max_output, padded)
+        if node is not None:
+            return node
         _checks.check_tensors(boxes=boxes, scores=scores)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
         if flag(padded, "padded"):
@@ -118,7 +121,7 @@ def batched_nms(
         Corners ``x1, y1, x2, y2``.
     scores : tensor of shape (L,), float
         A box of higher score suppresses one of lower score.
-    idxs : tensor of shape (L,), integer, or float holding integers
+    idxs : tensor of shape (L,), integer or bool, or float holding integers
         The class of each box.
     iou_threshold, score_threshold, max_output, padded
         As in `cvops.batched_nms`. TorchScript knows no `padded`.
@@ -142,15 +145,18 @@ def batched_nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
+        node = _checks.traced(batched_nms, boxes, scores, idxs, iou_threshold, score_threshold, max_output, padded)
+        if node is not None:
+            return node
         _checks.check_tensors(boxes=boxes, scores=scores, idxs=idxs)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
         if flag(padded, "padded"):
             return torch.ops.cvops.batched_nms_padded(
-                boxes, scores, idxs, iou_threshold, score_threshold=score_threshold, max_output=max_output
+                boxes, scores, _classes(idxs), iou_threshold, score_threshold=score_threshold, max_output=max_output
             )
     torch._assert(not padded, "padded=True is not for TorchScript")
     return torch.ops.cvops.batched_nms(
-        boxes, scores, idxs, iou_threshold, score_threshold=score_threshold, max_output=max_output
+        boxes, scores, _classes(idxs), iou_threshold, score_threshold=score_threshold, max_output=max_output
     )
 
 
@@ -199,6 +205,9 @@ def roi_align(
               [26., 28.]]]])
     """
     if not torch.jit.is_scripting():
+        node = _checks.traced(roi_align, input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+        if node is not None:
+            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
         _checks.check_tensors(input=input)
@@ -242,6 +251,9 @@ def roi_pool(
               [26., 28.]]]])
     """
     if not torch.jit.is_scripting():
+        node = _checks.traced(roi_pool, input, boxes, output_size, spatial_scale)
+        if node is not None:
+            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
@@ -293,6 +305,9 @@ def ps_roi_align(
               [2., 3.]]]])
     """
     if not torch.jit.is_scripting():
+        node = _checks.traced(ps_roi_align, input, boxes, output_size, spatial_scale, sampling_ratio)
+        if node is not None:
+            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         sampling_ratio = ratio(sampling_ratio, "sampling_ratio")
         _checks.check_tensors(input=input)
@@ -335,6 +350,9 @@ def ps_roi_pool(
               [2., 3.]]]])
     """
     if not torch.jit.is_scripting():
+        node = _checks.traced(ps_roi_pool, input, boxes, output_size, spatial_scale)
+        if node is not None:
+            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
@@ -396,15 +414,23 @@ def deform_conv2d(
               [6.5000, 7.5000, 4.0000]]]])
     """
     if not torch.jit.is_scripting():
+        node = _checks.traced(deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
+        if node is not None:
+            return node
         stride, padding = pair(stride, "stride"), pair(padding, "padding", 0)
         dilation = pair(dilation, "dilation")
         _checks.check_convolution(input, offset, weight, bias, mask)
     return torch.ops.cvops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
 
 
+def _classes(idxs: Tensor) -> Tensor:
+    """Two classes may be bool, as in torchvision."""
+    return idxs.to(torch.uint8) if idxs.dtype == torch.bool else idxs
+
+
 def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> tuple[float, Any, Any]:
     return (
-        number(iou_threshold, "iou_threshold"),
+        number(iou_threshold, "iou_threshold", 0.0, 1.0),
         None if score_threshold is None else number(score_threshold, "score_threshold"),
         None if max_output is None else count(max_output, "max_output", maximum=2**63 - 1),
     )
