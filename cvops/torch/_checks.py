@@ -65,7 +65,10 @@ def count(value: Any, name: str, minimum: int = 0, **maximum: Any) -> Any:
 
 def flag(value: Any, name: str) -> bool:
     """As `flag` of the plain functions, also of what torchvision takes for one."""
-    return value if type(value) is bool else _checks.flag(_integer_in(value, name), name)
+    if type(value) is bool:
+        return value
+    found = _number_in(value, name)
+    return bool(found) if isinstance(found, Real) else _checks.flag(found, name)
 
 
 def ratio(value: Any, name: str) -> int:
@@ -138,7 +141,7 @@ def _number_in(value: Any, name: str) -> Any:
         value = value.item()
     elif getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of NumPy, as array or not
         value = value.item()
-    if isinstance(value, Real):
+    if isinstance(value, Real) or getattr(value, "ndim", 0) > 0:
         return int(value) if isinstance(value, bool) else value
     if hasattr(type(value), "__index__"):
         return operator.index(value)
