@@ -536,7 +536,7 @@ def deform_conv2d_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of the dtypes of their tensors; what is not wanted is an empty tensor."""
-    tensors, nothing = (input, offset, weight, bias, mask), grad.new_empty(0)
+    tensors, like = (input, offset, weight, bias, mask), grad
     if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
         grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
     names = [name for name, is_wanted in zip(_deform_conv._GRADIENTS, wanted, strict=True) if is_wanted]
@@ -553,7 +553,7 @@ def deform_conv2d_backward(
         wanted=names,
     )
     return tuple(
-        nothing if gradient is None or tensor is None else as_tensor(gradient, tensor.dtype)
+        like.new_empty(0) if gradient is None or tensor is None else as_tensor(gradient, tensor.dtype)
         for gradient, tensor in zip(gradients, tensors, strict=True)
     )
 
