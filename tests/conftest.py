@@ -83,6 +83,16 @@ def torch():
     return libraries.require("torch")
 
 
+@pytest.fixture
+def jax():
+    return libraries.require("jax")
+
+
+@pytest.fixture
+def onnxruntime():
+    return libraries.require("onnxruntime")
+
+
 @pytest.fixture(scope="session", params=compilers.LIBRARIES)
 def nvrtc(request):
     """`compile_for` of one version of NVRTC; the test runs once for each version."""

@@ -114,7 +114,7 @@ def with_onnxruntime(case):
 
 
 @pytest.mark.parametrize("case", [case for case in SOME if case.batch] + LARGE, ids=str)
-def test_onnxruntime(case):
+def test_onnxruntime(onnxruntime, case):
     case = in_one_dtype(case, "float32")
     arrays = case.arrays()
     compare.close(cvops.deform_conv2d(**arrays, **case.options), with_onnxruntime(case)()[0], arrays["input"])

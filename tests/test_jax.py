@@ -39,6 +39,9 @@ every_call = pytest.mark.parametrize(("operator", "arguments"), CALLS)
 every_transform = pytest.mark.parametrize("transform", ["none", "jit"])
 
 
+pytestmark = pytest.mark.usefixtures("jax")
+
+
 @pytest.fixture(autouse=True)
 def ops():
     """The module under test, in JAX with 64-bit types."""

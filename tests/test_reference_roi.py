@@ -483,7 +483,7 @@ def test_torchvision(kind, output_size, dtype):
 
 @pytest.mark.parametrize("kind", ORDINARY, indirect=True)
 @pytest.mark.parametrize("output_size", [(1, 1), (2, 3), (7, 7)])
-def test_onnxruntime(kind, output_size):
+def test_onnxruntime(onnxruntime, kind, output_size):
     maps = strategies.normal((2, 3, 9, 12))
     for scale in SCALES:
         rois = strategies.rois(kind, 6, maps.shape, scale)

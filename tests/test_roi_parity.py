@@ -181,7 +181,7 @@ def test_multiscale_roi_align_is_torchvisions(torchvision, ratio, levels, option
 
 @pytest.mark.parametrize("kind", strategies.KINDS)
 @pytest.mark.parametrize("output_size", [(1, 1), (2, 3), (7, 7)])
-def test_onnxruntime(output_size, kind):
+def test_onnxruntime(onnxruntime, output_size, kind):
     maps = strategies.normal((2, 17, 9, 12))
     for scale in SCALES:
         rois = strategies.rois(kind, 6, maps.shape, scale)
@@ -194,7 +194,7 @@ def test_onnxruntime(output_size, kind):
 
 
 @pytest.mark.parametrize(("shape", "output_size"), [((1, 256, 50, 76), (7, 7)), ((1, 64, 100, 152), (14, 14))])
-def test_boxes_of_a_detector_in_onnxruntime(shape, output_size):
+def test_boxes_of_a_detector_in_onnxruntime(onnxruntime, shape, output_size):
     maps, rois = strategies.normal(shape), data.rois(50, *shape[2:], 1 / 16)
     for ratio, aligned in [(-1, True), (2, False)]:
         want = peers.onnx_roi_align(maps, rois, output_size, 1 / 16, ratio, aligned)
