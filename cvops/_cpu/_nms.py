@@ -19,6 +19,7 @@ from .._checks import working_dtype
 from . import _threads, _xywh
 from ._jit import jit
 from ._memory import Array, contiguous, copy, empty
+from ._simd import read_once
 from ._xywh import looks_like_xywh
 
 # Up to here one dispatch that ranks by counting beats a sort; measured with 16 to 1 024 boxes.
@@ -182,18 +183,24 @@ def _extent(labels):
 
 @jit
 def _group(labels, low, order, starts, ranks, members):
-    """Counting sort of the ranked boxes by class: ranks stay in order within a class."""
-    for i in order:
-        starts[labels[i] - low + 1] += 1
+    """Counting sort of the ranked boxes by class: ranks stay in order within a class.
+
+    Each label is read once, and bounded there: another thread of the caller may have changed it since `_extent`.
+    """
+    classes = np.empty(order.size, np.int64)
+    last = np.uint64(starts.size - 2)
+    for rank in range(order.size):
+        label = np.uint64(read_once(labels, order[rank]) - low)
+        classes[rank] = np.int64(min(label, last))
+        starts[classes[rank] + 1] += 1
     for c in range(1, starts.size):
         starts[c] += starts[c - 1]
     free = starts.copy()
     for rank in range(order.size):
-        i = order[rank]
-        k = free[labels[i] - low]
+        k = free[classes[rank]]
         ranks[k] = rank
-        members[k] = i
-        free[labels[i] - low] = k + 1
+        members[k] = order[rank]
+        free[classes[rank]] = k + 1
 
 
 @jit

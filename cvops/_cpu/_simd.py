@@ -102,6 +102,21 @@ def item(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def read_once(typingctx: Any, array: Any, index: Any) -> Any:
+    """As `item`, of integers that another thread may be changing: what is checked is then what is used.
+
+    A plain load promises no such thing, since a compiler may repeat it.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        pointer = builder.gep(data, [arguments[1]])
+        return builder.load_atomic(pointer, "monotonic", signature.args[0].dtype.bitwidth // 8)
+
+    return array.dtype(array, types.int64), generate
+
+
+@intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Write `value` to a C-contiguous array from the flat `index` on, in the dtype of the array."""
 
