@@ -2,26 +2,48 @@
 
 All but roi_pool are linear. roi_align, ps_roi_align and ps_roi_pool differ in their tables alone and share the kernels
 `forward` and `backward`; a level of a pyramid is one more map.
+
+The workspace is bounded. RoIs are done in chunks, in the order of `_roi_tables.place`, so that a gradient is summed in
+one order whatever the chunks. Arrays that kernels cannot read where they lie, or results that they cannot write, are
+copied in parts of some images and channels. A few thousand RoIs on contiguous or channels-last maps of float32 or
+float64 are one chunk, and nothing is copied.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import _roi_kernels, _roi_tables, _threads, _xywh
-from ._memory import Array, cast, contiguous, empty
+from ._memory import Array, contiguous, empty
 from ._roi_tables import ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM
 from ._simd import WIDTH
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
+# (order, starts, tiles, tile_starts, *taps) of `_roi_tables.sampled`, or with windows in place of taps.
+Chunk = Sequence[Array]
+# From the bytes that each RoI takes beyond its table to all chunks, one after another.
+Chunks = Callable[[int], Iterator[Chunk]]
 
 _FEW_CHANNELS = 4  # fewer are faster pixel by pixel
 _PLANE_PIXELS = 1 << 16  # of the planes that an item of `maxima_backward` is about
+# RoIs that are put in order at a time.
+_PLACED = 1 << 19
+# Bytes of the table of a chunk and of what is copied for its RoIs, unless one RoI takes more.
+_CHUNK_BYTES = 10 << 20
+# Bytes of a part of the maps or of their gradients, unless the channels that are done at once take more.
+_PART_BYTES = 12 << 20
+# Bytes of the blocks of all threads, unless one takes more.
+_BLOCK_BYTES = 24 << 20
+
+_NO_LIMITS = np.empty(0)
+_NO_PLACES = np.empty(0, np.int64)
+_FIRST = np.zeros(1, np.int64)
 
 
 def roi_align(
@@ -87,17 +109,14 @@ def ps_roi_pool(features: Array, rois: Array, output_size: tuple[int, int], spat
     _xywh.check(rois, 1)
     groups = math.prod(output_size)
     direct = _reads_directly([features], len(rois), groups)
-    tiles, unit = (0, 1) if direct else (_tiles(features.shape), _roi_kernels.UNIT)
-    *places, windows = _windows(rois, features.shape, spatial_scale, AVERAGE, output_size, tiles)
-    taps = _roi_tables.averaged(windows, rois, features.shape[3], *output_size, unit, True)
-    return _forward([features], len(rois), (*places, *taps), output_size, groups, direct)
+    chunks = _averages(rois, features, features.shape, spatial_scale, output_size, direct, True)
+    return _forward([features], len(rois), chunks, output_size, groups, direct)
 
 
 def ps_roi_pool_backward(grad: Array, rois: Array, input_shape: Shape, spatial_scale: float) -> Array:
-    rois, bins = _in_working_precision(rois, grad), grad.shape[2:]
-    order, starts, _, _, windows = _windows(rois, input_shape, spatial_scale, AVERAGE, bins, 0)
-    taps = _roi_tables.averaged(windows, rois, input_shape[3], *bins, 1, False)
-    return _backward(grad, (order, starts, *taps), [input_shape], math.prod(bins))[0]
+    bins = grad.shape[2:]
+    chunks = _averages(rois, grad, input_shape, spatial_scale, bins, True, False)
+    return _backward(grad, chunks, [input_shape], math.prod(bins))[0]
 
 
 def roi_pool(
@@ -105,54 +124,88 @@ def roi_pool(
 ) -> Array | tuple[Array, Array]:
     rois = _in_working_precision(rois, features)
     _xywh.check(rois, 1)
-    storage, (images, channels, *_) = _storage(features), features.shape
-    direct = channels < _FEW_CHANNELS
-    tiles = 0 if direct else _tiles(features.shape)
-    tables = _windows(rois, features.shape, spatial_scale, MAXIMUM, output_size, tiles)
+    storage, (_, channels, *sides), bins = _storage(features), features.shape, math.prod(output_size)
+    direct, whole = channels < _FEW_CHANNELS, _lies_flat(features, storage)
     shape = (len(rois), channels, *output_size)
-    pooled, argmax = empty(shape, storage), empty(shape if return_argmax else (0,), "i")
-    flat, strides = _flat(features, storage)
-    _threads.run(
-        _roi_kernels.maxima_direct if direct else _roi_kernels.maxima,
-        len(rois) if direct else images * -(-channels // WIDTH),
-        features.shape,
-        strides,
-        flat,
-        *tables,
-        output_size,
-        pooled.reshape(-1),
-        argmax.reshape(-1),
-        nanoseconds=pooled.size,
-    )
-    pooled = cast(pooled, features.dtype.char)
+    pooled, argmax = empty(shape, features.dtype.char), empty(shape if return_argmax else (0,), "i")
+    tiles = 0 if direct else _tiles(features.shape)
+    value_bytes = 0 if whole else bins * (np.dtype(storage).itemsize + 4 * return_argmax)  # of a channel of a RoI
+    chunks = _windows(rois, features, features.shape, spatial_scale, MAXIMUM, output_size, tiles, 0)
+
+    def pool(features: Array, chunk: Chunk, pooled: Array, argmax: Array) -> None:
+        images, channels, *_ = features.shape
+        flat, strides = _flat(features, storage)
+        _share_out(
+            _roi_kernels.maxima_direct if direct else _roi_kernels.maxima,
+            len(chunk[0]) if direct else images * -(-channels // WIDTH),
+            features.shape,
+            strides,
+            flat,
+            *chunk,
+            output_size,
+            pooled.reshape(-1),
+            argmax.reshape(-1),
+            bytes_each=0 if direct else _block_bytes(sides, bins, pooled),
+            nanoseconds=len(chunk[0]) * channels * bins,
+        )
+
+    for chunk in chunks(min(channels, WIDTH) * value_bytes):
+        if whole:
+            pool(features, chunk, pooled, argmax)
+            continue
+        for of_images, of_channels in _parts(features, 1, len(chunk[0]) * value_bytes, storage):
+            order, local = _of_images(chunk, 0, of_images, 1)
+            shape = (len(order), of_channels.stop - of_channels.start, *output_size)
+            best, where = np.empty(shape, storage), np.empty(shape if return_argmax else (0,), "i")
+            pool(features[of_images, of_channels], local, best, where)
+            _scatter(best, pooled, order, of_channels)
+            if return_argmax:
+                _scatter(where, argmax, order, of_channels)
     return (pooled, argmax) if return_argmax else pooled
 
 
 def roi_pool_backward(grad: Array, rois: Array, argmax: Array, input_shape: Shape, spatial_scale: float) -> Array:
     rois, levels = _in_working_precision(rois, grad), _levels([input_shape], [spatial_scale])
-    storage, (images, channels, *sides) = _storage(grad), input_shape
-    bad, order, starts, _, _ = _roi_tables.place(rois, images, levels, np.empty(0), MAXIMUM, 1, 1, 0)
-    _check_images(bad, rois, images)
-    result = empty(input_shape, storage)
-    # Gradients are read in runs of channels: the longer the better, as long as their planes fit the cache together.
-    planes = max(min(_PLANE_PIXELS // math.prod(sides), channels // 8), 4)
-    _threads.run(
-        _roi_kernels.maxima_backward,
-        images * -(-channels // planes),
-        planes,
-        input_shape,
-        math.prod(grad.shape[2:]),
-        contiguous(grad, storage).reshape(-1),
-        contiguous(argmax, "i").reshape(-1),
-        order,
-        starts,
-        result.reshape(-1),
-        nanoseconds=grad.size + 0.1 * result.size,
-    )
-    return cast(result, grad.dtype.char)
+    storage, (images, channels, *sides), bins = _storage(grad), input_shape, math.prod(grad.shape[2:])
+    whole = grad.dtype.char == storage and grad.flags.c_contiguous and argmax.flags.c_contiguous
+    value_bytes = bins * (grad.itemsize + np.dtype(storage).itemsize + 4)  # of a channel of a RoI
+    most = _PLACED if whole else min(_PLACED, _CHUNK_BYTES // (min(channels, WIDTH) * value_bytes + 1) + 1)
+    result = empty(input_shape, grad.dtype.char)
+
+    def chunks(roi_bytes: int) -> Iterator[Chunk]:
+        for begin in range(0, max(len(rois), 1), most):
+            bad, *chunk = _roi_tables.place(rois, images, levels, _NO_LIMITS, MAXIMUM, 1, 0, begin, most)
+            _check_images(bad, rois, images)
+            yield chunk
+
+    def add(grad: Array, argmax: Array, chunk: Chunk, fresh: bool, result: Array) -> None:
+        images, channels, *_ = result.shape
+        # Gradients are read in runs of channels: the longer the better, as long as their planes fit the cache together.
+        planes = max(min(_PLANE_PIXELS // math.prod(sides), channels // 8), 4)
+        _threads.run(
+            _roi_kernels.maxima_backward,
+            images * -(-channels // planes),
+            planes,
+            result.shape,
+            bins,
+            grad.reshape(-1),
+            argmax.reshape(-1),
+            *chunk,
+            fresh,
+            result.reshape(-1),
+            nanoseconds=len(chunk[0]) * channels * bins + 0.1 * result.size,
+        )
+
+    if whole:
+        for i, chunk in enumerate(chunks(0)):
+            add(grad, argmax, chunk, i == 0, result)
+        return result
+    for part, order, local, sums, fresh in _sums_in_parts(chunks, 0, [result], len(grad), 1, value_bytes, direct=True):
+        add(_rows(grad, order, part, storage), _rows(argmax, order, part, "i"), local, fresh, sums)
+    return result
 
 
-# ---------------------------------------------------------------------------------------------------------- launching
+# ------------------------------------------------------------------------------------------- how the work is divided
 
 
 def _sample(
@@ -168,8 +221,8 @@ def _sample(
     rois = _in_working_precision(rois, features[0])
     _xywh.check(rois, 1)
     shapes, direct = [array.shape for array in features], _reads_directly(features, len(rois), groups)
-    tables = _sampled(rois, shapes, scales, area_limits, kind, bins, ratio, direct, True)
-    return _forward(features, len(rois), tables, bins, groups, direct)
+    chunks = _samples(rois, features[0], shapes, scales, area_limits, kind, bins, ratio, direct, True)
+    return _forward(features, len(rois), chunks, bins, groups, direct)
 
 
 def _sample_backward(
@@ -182,14 +235,14 @@ def _sample_backward(
     ratio: int,
     groups: int,
 ) -> list[Array]:
-    rois = _in_working_precision(rois, grad)
-    order, starts, _, _, *taps = _sampled(rois, shapes, scales, area_limits, kind, grad.shape[2:], ratio, True, False)
-    return _backward(grad, (order, starts, *taps), shapes, groups)
+    chunks = _samples(rois, grad, shapes, scales, area_limits, kind, grad.shape[2:], ratio, True, False)
+    return _backward(grad, chunks, shapes, groups)
 
 
-def _sampled(
+def _samples(
     rois: Array,
-    shapes: Sequence[tuple[int, ...]],
+    like: Array,
+    shapes: Sequence[Shape],
     scales: Sequence[float],
     area_limits: Sequence[float],
     kind: int,
@@ -197,85 +250,292 @@ def _sampled(
     ratio: int,
     direct: bool,
     show: bool,
-) -> list[Array]:
-    images, levels, limits = shapes[0][0], _levels(shapes, scales), np.array(area_limits, "d")
+) -> Chunks:
+    rois, levels, limits = _in_working_precision(rois, like), _levels(shapes, scales), np.array(area_limits, "d")
     tiles, unit = (0, 1) if direct else (max(map(_tiles, shapes)), _roi_kernels.UNIT)
-    tables: list[Array]
-    bad, *tables = _roi_tables.sampled(rois, images, levels, limits, tiles, kind, *bins, ratio, unit, show)
-    _check_images(bad, rois, images)
-    return tables
+
+    def table(*progress: Any) -> Any:
+        return _roi_tables.sampled(
+            rois, shapes[0][0], levels, limits, *progress, tiles, kind, *bins, ratio, unit, show
+        )  # fmt: skip
+
+    return partial(_chunks, table, rois, shapes[0][0])
 
 
 def _windows(
-    rois: Array, shape: tuple[int, ...], scale: float, kind: int, bins: tuple[int, ...], tiles: int
-) -> list[Array]:
-    tables: list[Array]
-    bad, *tables = _roi_tables.windows(rois, shape[0], _levels([shape], [scale]), tiles, kind, *bins)
-    _check_images(bad, rois, shape[0])
-    return tables
+    rois: Array, like: Array, shape: Shape, scale: float, kind: int, bins: tuple[int, ...], tiles: int, unit: int
+) -> Chunks:
+    rois, levels = _in_working_precision(rois, like), _levels([shape], [scale])
+
+    def table(*progress: Any) -> Any:
+        return _roi_tables.windows(rois, shape[0], levels, _NO_LIMITS, *progress, tiles, kind, *bins, unit)
+
+    return partial(_chunks, table, rois, shape[0])
+
+
+def _averages(
+    rois: Array, like: Array, shape: Shape, scale: float, bins: tuple[int, ...], direct: bool, show: bool
+) -> Chunks:
+    tiles, unit = (0, 1) if direct else (_tiles(shape), _roi_kernels.UNIT)
+    of_windows = _windows(rois, like, shape, scale, AVERAGE, bins, tiles, unit)
+    weights = np.empty(0, _working(rois, like))
+
+    def chunks(roi_bytes: int) -> Iterator[Chunk]:
+        for *places, windows in of_windows(roi_bytes):
+            yield *places, *_roi_tables.averaged(windows, weights, shape[3], *bins, unit, show)
+
+    return chunks
+
+
+def _chunks(table: Callable[..., Any], rois: Array, images: int, roi_bytes: int) -> Iterator[Chunk]:
+    """What `table` makes of all RoIs, chunk after chunk; at least one."""
+    order, starts, done = _NO_PLACES, _NO_PLACES, 0
+    while True:
+        bad, order, starts, chunk = table(done, _PLACED, order, starts, _CHUNK_BYTES, roi_bytes)
+        _check_images(bad, rois, images)
+        yield chunk
+        done += len(chunk[0])
+        if done >= len(rois):
+            return
 
 
 def _forward(
+    features: Sequence[Array], rois: int, chunks: Chunks, bins: tuple[int, int], groups: int, direct: bool
+) -> Array:
+    """Pool `rois` RoIs of maps that all have one number of images and channels, by their tables."""
+    storage, channels = _storage(features[0]), features[0].shape[1]
+    result = empty((rois, channels // groups, *bins), features[0].dtype.char)
+    # With a group for each bin the channels come together, bin by bin: (rois, bins, channels).
+    by_bin, itemsize = groups > 1 and not direct, np.dtype(storage).itemsize
+    if all(_lies_flat(array, storage) for array in features):
+        for chunk in chunks(by_bin * channels * itemsize):
+            _pool(features, storage, chunk, bins, groups, direct, result, chunk[0])
+        return result
+    value_bytes = (1 + by_bin) * math.prod(bins) * itemsize  # of an output channel of a RoI
+    for chunk in chunks(min(channels // groups, WIDTH) * value_bytes):
+        for level, array in enumerate(features):
+            for of_images, of_channels in _parts(array, groups, len(chunk[0]) * value_bytes, storage):
+                order, local = _of_images(chunk, level * len(array), of_images, sum(bins) + 2)
+                outputs = _outputs(of_channels, groups)
+                part = np.empty((len(order), outputs.stop - outputs.start, *bins), storage)
+                _pool([array[of_images, of_channels]], storage, local, bins, groups, direct, part, local[0])
+                _scatter(part, result, order, outputs)
+    return result
+
+
+def _pool(
     features: Sequence[Array],
-    rois: int,
-    tables: Sequence[Array],
+    storage: str,
+    chunk: Chunk,
     bins: tuple[int, int],
     groups: int,
     direct: bool,
-) -> Array:
-    """Pool `rois` RoIs of maps that all have one number of images and channels, by their tables."""
-    storage, (images, channels, *_) = _storage(features[0]), features[0].shape
-    pooled = empty((rois, channels // groups, *bins), storage)
-    # With a group for each bin the channels come together, bin by bin: (rois, bins, channels).
+    pooled: Array,
+    places: Array,
+) -> None:
+    """Pool the RoIs of a chunk: number r becomes pooled[places[r]]."""
+    _, *tables = chunk
+    images, channels, *_ = features[0].shape
+    values = len(places) * channels // groups * math.prod(bins)
     by_bin = groups > 1 and not direct
-    result = (np.empty(pooled.size, storage) if by_bin else pooled).reshape(-1)
+    if by_bin:
+        local = np.arange(len(places))
+        order, flat_pooled = local, np.empty(values, storage)
+    else:
+        order, flat_pooled = places, pooled.reshape(-1)
     of_level = []
     for level, array in enumerate(features):
         flat, strides = _flat(array, storage)
-        of_level.append((array.shape, groups, level * images, strides, flat, *tables, bins, result))
+        of_level.append((array.shape, groups, level * images, strides, flat, order, *tables, bins, flat_pooled))
     if direct:
-        starts = tables[1]
+        starts = tables[0]
         items = [int(starts[(level + 1) * images] - starts[level * images]) for level in range(len(features))]
-        _run_levels(_roi_kernels.forward_direct, items, of_level, nanoseconds=8 * pooled.size)
+        _run_levels(_roi_kernels.forward_direct, items, of_level, 0, nanoseconds=8 * values)
     else:
-        nanoseconds = 0.5 * pooled.size + by_bin * 0.1 * features[0].size
-        _run_levels(_roi_kernels.forward, [_blocks(images, channels, groups)] * len(features), of_level, nanoseconds)
+        items = [_blocks(images, channels, groups)] * len(features)
+        bytes_each = max(_block_bytes(array.shape[2:], math.prod(bins), tables[-1]) for array in features)
+        nanoseconds = 0.5 * values + by_bin * 0.1 * features[0].size
+        _run_levels(_roi_kernels.forward, items, of_level, bytes_each, nanoseconds)
     if by_bin:
         _threads.run(
             _roi_kernels.turn_all,
-            rois,
+            len(places),
             groups,
             channels // groups,
-            result,
+            flat_pooled,
+            local,
             pooled.reshape(-1),
-            nanoseconds=0.2 * pooled.size,
+            places,
+            nanoseconds=0.2 * values,
         )
-    return cast(pooled, features[0].dtype.char)
 
 
-def _backward(grad: Array, tables: Sequence[Array], shapes: Sequence[Shape], groups: int) -> list[Array]:
-    storage, (images, channels, *_), rois = _storage(grad), shapes[0], len(grad)
-    flat, results = contiguous(grad, storage).reshape(-1), [empty(shape, storage) for shape in shapes]
-    direct = _has_few(channels, groups)
+def _backward(grad: Array, chunks: Chunks, shapes: Sequence[Shape], groups: int) -> list[Array]:
+    storage, channels = _storage(grad), shapes[0][1]
+    direct, itemsize = _has_few(channels, groups), np.dtype(storage).itemsize
+    results = [empty(shape, grad.dtype.char) for shape in shapes]
+    copies = (groups > 1) * (1 + direct) * itemsize  # bytes of a value of a RoI
+    if grad.dtype.char == storage and grad.flags.c_contiguous:
+        first = next(chunks(copies * channels))
+        if _sums_dtype(first, len(grad), direct, storage) == storage:
+            for i, chunk in enumerate(_again(chunks, copies * channels, first, len(grad))):
+                _add(grad, chunk, chunk[0], groups, direct, i == 0, results)
+            return results
+    value_bytes = math.prod(grad.shape[2:]) * (grad.itemsize + itemsize + copies)
+    width = sum(grad.shape[2:]) + 2
+    for outputs, order, local, sums, fresh in _sums_in_parts(
+        chunks, width, results, len(grad), groups, value_bytes, direct
+    ):
+        _add(_rows(grad, order, outputs, storage), local, local[0], groups, direct, fresh, [sums])
+    return results
+
+
+def _sums_dtype(chunk: Chunk, rois: int, direct: bool, storage: str) -> str:
+    """Type code of what is summed from one chunk of RoIs to the next: that in which a chunk is summed."""
+    return storage if direct or len(chunk[0]) == rois else chunk[-1].dtype.char
+
+
+def _again(chunks: Chunks, roi_bytes: int, first: Chunk, rois: int) -> Iterator[Chunk]:
+    """All chunks, of which the first is known."""
+    return iter([first]) if len(first[0]) == rois else chunks(roi_bytes)
+
+
+def _add(
+    grad: Array,
+    chunk: Chunk,
+    places: Array,
+    groups: int,
+    direct: bool,
+    fresh: bool,
+    results: Sequence[Array],
+) -> None:
+    """Add the gradients grad[places[r]] of the RoIs r of a chunk to the results, or set them if `fresh`."""
+    _, starts, _, _, *taps = chunk
+    images, channels, *_ = results[0].shape
+    flat, rois, values = grad.reshape(-1), len(places), len(places) * channels // groups * math.prod(grad.shape[2:])
     if groups > 1:
         # Bring together what an item takes: all RoIs of a channel, or the channels of a bin.
-        turned = np.empty_like(flat)
+        turned, local = np.empty(rois * channels, grad.dtype), np.arange(rois)
         if direct:
-            _roi_kernels.turn_all(0, 1, rois, channels, flat, turned)
+            rows = grad.reshape(len(grad), channels)[places].ravel()
+            rows.setflags(write=False)
+            _roi_kernels.turn_all(0, 1, rois, channels, rows, _FIRST, turned, _FIRST)
         else:
             _threads.run(
-                _roi_kernels.turn_all, rois, channels // groups, groups, flat, turned, nanoseconds=0.2 * grad.size
-            )
+                _roi_kernels.turn_all, rois, channels // groups, groups, flat, places, turned, local,
+                nanoseconds=0.2 * values,
+            )  # fmt: skip
         turned.setflags(write=False)
-        flat = turned
+        flat, places = turned, local
     of_level = [
-        (shape, groups, level * images, flat, *tables, grad.shape[2:], result.reshape(-1))
-        for level, (shape, result) in enumerate(zip(shapes, results, strict=True))
+        (result.shape, groups, level * images, flat, places, starts, *taps, grad.shape[2:], fresh, result.reshape(-1))
+        for level, result in enumerate(results)
     ]
     kernel = _roi_kernels.backward_direct if direct else _roi_kernels.backward
     items = images * channels if direct else _blocks(images, channels, groups)
-    _run_levels(kernel, [items] * len(shapes), of_level, grad.size + 0.2 * sum(result.size for result in results))
-    return [cast(result, grad.dtype.char) for result in results]
+    bytes_each = (
+        0 if direct else max(_block_bytes(result.shape[2:], math.prod(grad.shape[2:]), taps[-1]) for result in results)
+    )
+    nanoseconds = values + 0.2 * sum(result.size for result in results)
+    _run_levels(kernel, [items] * len(results), of_level, bytes_each, nanoseconds)
+
+
+def _sums_in_parts(
+    chunks: Chunks, width: int, results: Sequence[Array], rois: int, groups: int, value_bytes: int, direct: bool
+) -> Iterator[tuple[slice, Array, Chunk, Array, bool]]:
+    """Go through the parts of gradients, and for each through the chunks of RoIs.
+
+    Yields (channels of the RoIs' gradients, RoIs on the part, their part of the chunk, where to add, whether to begin
+    there), and writes the sums to `results` when all is added.
+    """
+    storage, outputs = _storage(results[0]), results[0].shape[1] // groups
+    roi_bytes = min(outputs, WIDTH) * value_bytes
+    first = next(chunks(roi_bytes))
+    dtype = _sums_dtype(first, rois, direct, storage)
+    for level, result in enumerate(results):
+        in_place = result.dtype.char == dtype
+        for of_images, of_channels in _parts(result, groups, len(first[0]) * value_bytes, None if in_place else dtype):
+            part = result[of_images, of_channels]
+            sums = part if in_place else np.empty(part.shape, dtype)
+            for i, chunk in enumerate(_again(chunks, roi_bytes, first, rois)):
+                order, local = _of_images(chunk, level * len(result), of_images, width)
+                yield _outputs(of_channels, groups), order, local, sums, i == 0
+            if not in_place:
+                with np.errstate(all="ignore"):  # what is too large for float16 becomes infinite
+                    part[...] = sums.astype(storage, copy=False)
+
+
+def _parts(maps: Array, groups: int, bytes_of_output: int, dtype: str | None) -> Iterator[tuple[slice, slice]]:
+    """Ranges of images and of channels of maps that are done at once: copied in type code `dtype`, or not if None.
+
+    An output channel takes so many bytes for RoIs. A range of channels is all of them, or of one image.
+    """
+    images, channels, *sides = maps.shape
+    outputs = channels // groups
+    if dtype is None:
+        most_of_maps, most = images * outputs, (_CHUNK_BYTES + _PART_BYTES) // max(bytes_of_output, 1)
+    else:
+        bytes_of_channel = math.prod(sides) * groups * np.dtype(dtype).itemsize
+        most_of_maps = min(_PART_BYTES, maps.nbytes // 4) // bytes_of_channel
+        most = min(most_of_maps, _CHUNK_BYTES // max(bytes_of_output, 1))
+    least = 1 if _has_few(channels, groups) else WIDTH
+    step = max(min(max(most // least, 1) * least, outputs), 1)
+    image_step = max(most_of_maps // outputs, 1) if step == outputs else 1
+    for image, output in itertools.product(range(0, images, image_step), range(0, outputs, step)):
+        # The last range of channels overlaps the one before: kernels may need so many.
+        start = min(output, outputs - step)
+        yield slice(image, min(image + image_step, images)), slice(start * groups, (start + step) * groups)
+
+
+def _of_images(chunk: Chunk, first_map: int, of_images: slice, width: int) -> tuple[Array, Chunk]:
+    """The RoIs of a chunk that are on these images of a level, and the chunk as if there were no others.
+
+    `width` is how much of the first table there is for each RoI.
+    """
+    order, starts, *tables = chunk
+    maps = slice(first_map + of_images.start, first_map + of_images.stop + 1)
+    begin, end = int(starts[maps.start]), int(starts[maps.stop - 1])
+    local = [np.arange(end - begin), starts[maps] - begin]
+    if tables:
+        tiles, tile_starts, table, *taps = tables
+        local += [tiles, tile_starts[maps], table[begin * width : end * width], *taps]
+    return order[begin:end], local
+
+
+def _outputs(channels: slice, groups: int) -> slice:
+    return slice(channels.start // groups, channels.stop // groups)
+
+
+def _rows(array: Array, order: Array, channels: slice, dtype: str) -> Array:
+    """A contiguous copy of some channels for the RoIs `order`."""
+    rows = contiguous(array[order, channels], dtype)
+    rows.setflags(write=False)  # as inputs are: one compilation
+    return rows
+
+
+def _scatter(part: Array, result: Array, order: Array, channels: slice) -> None:
+    """Write what was computed for some channels of the RoIs `order`."""
+    with np.errstate(all="ignore"):  # what is too large for float16 becomes infinite
+        result[order, channels] = part
+
+
+def _block_bytes(sides: Sequence[int], bins: int, like: Array) -> int:
+    """Bytes of the block of a thread, and of its values."""
+    return (math.prod(sides) + bins) * WIDTH * like.itemsize
+
+
+def _share_out(kernel: Callable[..., None], items: int, *args: Any, bytes_each: int, nanoseconds: float) -> None:
+    """As `_threads.run`, by no more threads than there is room for when each takes so many bytes."""
+    most = max(_BLOCK_BYTES // max(bytes_each, 1), 1)
+    if min(_threads.get_num_threads(), items) <= most:
+        _threads.run(kernel, items, *args, nanoseconds=nanoseconds)
+        return
+
+    def run(begin: int, end: int) -> None:
+        for span in range(begin, end):
+            kernel(items * span // most, items * (span + 1) // most, *args)
+
+    _threads.run(run, most, nanoseconds=nanoseconds)
 
 
 def _blocks(images: int, channels: int, groups: int) -> int:
@@ -294,7 +554,11 @@ def _reads_directly(features: Sequence[Array], rois: int, groups: int) -> bool:
 
 
 def _run_levels(
-    kernel: Callable[..., None], items: Sequence[int], of_level: Sequence[tuple[Any, ...]], nanoseconds: float
+    kernel: Callable[..., None],
+    items: Sequence[int],
+    of_level: Sequence[tuple[Any, ...]],
+    bytes_each: int,
+    nanoseconds: float,
 ) -> None:
     """Run the kernel over so many items of each level, all of them shared out at once."""
     ends = list(itertools.accumulate(items))
@@ -305,7 +569,7 @@ def _run_levels(
             if begin < last and end > first:
                 kernel(max(begin - first, 0), min(end, last) - first, *arguments)
 
-    _threads.run(run, ends[-1], nanoseconds=nanoseconds)
+    _share_out(run, ends[-1], bytes_each=bytes_each, nanoseconds=nanoseconds)
 
 
 def _tiles(shape: tuple[int, ...]) -> int:
@@ -317,8 +581,13 @@ def _storage(images: Array) -> str:
     return "d" if images.dtype.char == "d" else "f"
 
 
+def _working(rois: Array, images: Array) -> str:
+    """Type code of the working precision."""
+    return "d" if "d" in (rois.dtype.char, images.dtype.char) else "f"
+
+
 def _in_working_precision(rois: Array, images: Array) -> Array:
-    return contiguous(rois, "d" if "d" in (rois.dtype.char, images.dtype.char) else "f")
+    return contiguous(rois, _working(rois, images))
 
 
 def _levels(shapes: Sequence[tuple[int, ...]], scales: Sequence[float]) -> Array:
@@ -330,6 +599,12 @@ def _check_images(bad: int, rois: Array, images: int) -> None:
     if bad >= 0:
         text = f"`boxes` must have image indices from 0 to {images - 1} in column 0, got {rois[bad, 0]} in row {bad}"
         raise ValueError(text)
+
+
+def _lies_flat(features: Array, dtype: str) -> bool:
+    """Whether kernels can read the maps where they lie."""
+    flat = features.flags.c_contiguous or features.transpose(0, 2, 3, 1).flags.c_contiguous
+    return bool(flat) and features.dtype.char == dtype
 
 
 def _flat(features: Array, dtype: str) -> tuple[Array, tuple[int, int]]:

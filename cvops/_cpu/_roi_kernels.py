@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import jit
-from ._simd import WIDTH, full, keep_first_maximum, load, madd, maximum, store, transpose
+from ._simd import WIDTH, full, keep_first_maximum, load, madd, maximum, read_once, store, transpose
 
 UNIT = 4  # taps along x that `forward` takes at a time
 
@@ -37,11 +37,11 @@ def _turn(source, i, step, rows, columns, target, j, pace):
 
 
 @jit
-def turn_all(begin, end, rows, columns, source, target):
-    """Transpose each of many matrices of rows x columns."""
+def turn_all(begin, end, rows, columns, source, sources, target, targets):
+    """Transpose many matrices of rows x columns: number sources[i] becomes number targets[i]."""
+    size = rows * columns
     for i in range(begin, end):
-        at = i * rows * columns
-        _turn(source, at, columns, rows, columns, target, at, rows)
+        _turn(source, sources[i] * size, columns, rows, columns, target, targets[i] * size, rows)
 
 
 @jit
@@ -171,20 +171,32 @@ def backward(
     offset,
     weight,
     bins,
+    fresh,
     result,
 ):
+    """Add to `result`, or set it if it is `fresh`."""
     images, channels, height, width = shape
     rows, columns = bins
     channels //= groups
+    pixels = height * width
     zero = weight.dtype.type(0)
-    block = _lines(height * width, weight)
+    block = _lines(pixels, weight)
     values = _lines(rows * columns, weight)
     values[:] = 0
     for item in range(begin, end):
         image, group, channel, lanes = _item(item, images, channels, groups)
         y_bins, x_bins = _bins_of(group, groups, rows, columns)
         count = rows * columns // groups
+        to = (image * channels * groups + channel * groups + group) * pixels
+        skip = 0
         block[:] = 0
+        if not fresh:
+            if starts[first_map + image] == starts[first_map + image + 1]:
+                continue
+            # Channels of the block before, where two overlap, are that one's alone to add to.
+            skip = item % -(-channels // WIDTH) * WIDTH - channel
+            to += skip * groups * pixels
+            _turn(result, to, groups * pixels, lanes - skip, pixels, block, skip, WIDTH)
         for r in range(starts[first_map + image], starts[first_map + image + 1]):
             f = r * (rows + columns + 2)
             if groups == 1:
@@ -201,9 +213,7 @@ def backward(
                         for x in range(first[f + q], first[f + q + 1]):
                             cell = (offset[y] + offset[x]) * WIDTH
                             store(block, cell, madd(weight[x], row, load(block, cell)))
-        pixels = height * width
-        to = (image * channels * groups + channel * groups + group) * pixels
-        _turn(block, 0, WIDTH, pixels, lanes, result, to, groups * pixels)
+        _turn(block, skip, WIDTH, pixels, lanes - skip, result, to, groups * pixels)
 
 
 @jit(contract=True)
@@ -254,7 +264,9 @@ def forward_direct(
 
 
 @jit(contract=True)
-def backward_direct(begin, end, shape, groups, first_map, grad, order, starts, first, offset, weight, bins, result):
+def backward_direct(
+    begin, end, shape, groups, first_map, grad, order, starts, first, offset, weight, bins, fresh, result
+):  # fmt: skip
     """As `backward`, pixel by pixel. An item is a channel of an image."""
     _, channels, height, width = shape
     rows, columns = bins
@@ -262,7 +274,8 @@ def backward_direct(begin, end, shape, groups, first_map, grad, order, starts, f
     for item in range(begin, end):
         image, channel = item // channels, item % channels
         plane = result[item * pixels : (item + 1) * pixels]
-        plane[:] = 0
+        if fresh:
+            plane[:] = 0
         y_bins, x_bins = _bins_of(channel % groups, groups, rows, columns)
         for r in range(starts[first_map + image], starts[first_map + image + 1]):
             f = r * (rows + columns + 2)
@@ -373,20 +386,21 @@ def maxima_direct(begin, end, shape, strides, flat, order, starts, tiles, tile_s
 
 
 @jit
-def maxima_backward(begin, end, planes, shape, bins, grad, argmax, order, starts, result):
+def maxima_backward(begin, end, planes, shape, bins, grad, argmax, order, starts, fresh, result):
     _, channels, height, width = shape
     pixels = height * width
     blocks = -(-channels // planes)
     for item in range(begin, end):
         image, channel = item // blocks, item % blocks * planes
         last = min(channel + planes, channels)
-        result[(image * channels + channel) * pixels : (image * channels + last) * pixels] = 0
+        if fresh:
+            result[(image * channels + channel) * pixels : (image * channels + last) * pixels] = 0
         for r in range(starts[image], starts[image + 1]):
             at = (order[r] * channels + channel) * bins
             for c in range(channel, last):
                 plane = result[(image * channels + c) * pixels :]
-                values, where = grad[at : at + bins], argmax[at : at + bins]
-                for p in range(bins):
-                    if 0 <= where[p] < pixels:
-                        plane[where[p]] += values[p]
+                for p in range(at, at + bins):
+                    where = read_once(argmax, p)
+                    if 0 <= where < pixels:
+                        plane[where] += grad[p]
                 at += bins

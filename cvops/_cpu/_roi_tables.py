@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import jit
-from ._simd import WIDTH
+from ._simd import WIDTH, read_once
 
 # How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True; ps_roi_pool; roi_pool.
 ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM = range(4)
@@ -72,41 +72,73 @@ _STRIPS = 64
 
 
 @jit
-def place(rois, images, levels, area_limits, kind, rows, columns, ratio):
-    """Find the map of each RoI, and how its bins lie there.
+def _corners(rois, k):
+    """(image, x1, y1, x2, y2) of RoI k, each read once: another thread of the caller may be changing them."""
+    at = 5 * k
+    return (
+        read_once(rois, at), read_once(rois, at + 1), read_once(rois, at + 2),
+        read_once(rois, at + 3), read_once(rois, at + 4),
+    )  # fmt: skip
 
-    Maps are numbered through: all images of the first level, of the second, ... Returns (-1 or a row whose image there
-    is not, RoIs in order of the maps and on each from the top, where those of each map start among them, frames as
-    (start, size of a bin) for y and x of each RoI, numbers of samples of a bin along y and x).
+
+@jit
+def _strip(rois, k, images, levels, area_limits, kind, rows, ratio):
+    """The strip in which RoI k begins, those of all maps numbered through; -1 if there is no such image."""
+    image, x1, y1, x2, y2 = _corners(rois, k)
+    if not 0 <= image < images or image != np.floor(image):
+        return -1
+    area = (x2 - x1) * (y2 - y1)
+    level = 0
+    for limit in area_limits:
+        level += area >= limit
+    start, _, _ = _frame(y1, y2, type(y1)(levels[level, 2]), kind, rows, ratio)
+    strip = start / levels[level, 0] * _STRIPS
+    return (level * images + np.int64(image)) * _STRIPS + (np.int64(min(strip, _STRIPS - 1)) if strip >= 0 else 0)
+
+
+@jit
+def place(rois, images, levels, area_limits, kind, rows, ratio, begin, most):
+    """Put the RoIs in order of the maps and on each from the top; what is equal stays in its order.
+
+    Returns (-1 or a row whose image there is not, the RoIs of the places from `begin` on, at most so many, where those
+    of each map start among them).
     """
-    real = rois.dtype.type
     maps = len(levels) * images
-    order, strips = np.empty(len(rois), np.int64), np.empty(len(rois), np.int64)
-    starts, strip_starts = np.zeros(maps + 1, np.int64), np.zeros(maps * _STRIPS + 1, np.int64)
-    frames, samples = np.empty((len(rois), 4), rois.dtype), np.empty((len(rois), 2), np.int64)
+    strip_starts, starts = np.zeros(maps * _STRIPS + 1, np.int64), np.zeros(maps + 1, np.int64)
+    order = np.zeros(min(len(rois) - begin, most), np.int64)
     for k in range(len(rois)):
-        image, x1, y1, x2, y2 = rois[k, 0], rois[k, 1], rois[k, 2], rois[k, 3], rois[k, 4]
-        if not 0 <= image < images or image != np.floor(image):
-            return k, order, starts, frames, samples
-        area = (x2 - x1) * (y2 - y1)
-        level = 0
-        for limit in area_limits:
-            level += area >= limit
-        height, scale = levels[level, 0], real(levels[level, 2])
-        frames[k, 0], frames[k, 1], samples[k, 0] = _frame(y1, y2, scale, kind, rows, ratio)
-        frames[k, 2], frames[k, 3], samples[k, 1] = _frame(x1, x2, scale, kind, columns, ratio)
-        strip = frames[k, 0] / height * _STRIPS
-        m = level * images + np.int64(image)
-        strips[k] = m * _STRIPS + (np.int64(min(strip, _STRIPS - 1)) if strip >= 0 else 0)
-        strip_starts[strips[k] + 1] += 1
+        strip = _strip(rois, k, images, levels, area_limits, kind, rows, ratio)
+        if strip < 0:
+            return k, order[:0], starts
+        strip_starts[strip + 1] += 1
     for strip in range(maps * _STRIPS):
         strip_starts[strip + 1] += strip_starts[strip]
     for m in range(maps + 1):
-        starts[m] = strip_starts[m * _STRIPS]
+        starts[m] = min(max(strip_starts[m * _STRIPS] - begin, 0), len(order))
     for k in range(len(rois)):
-        order[strip_starts[strips[k]]] = k
-        strip_starts[strips[k]] += 1
-    return -1, order, starts, frames, samples
+        strip = max(_strip(rois, k, images, levels, area_limits, kind, rows, ratio), 0)
+        r = strip_starts[strip] - begin
+        strip_starts[strip] += 1
+        if 0 <= r < len(order):
+            order[r] = k
+    return -1, order, starts
+
+
+@jit
+def _continue(rois, images, levels, area_limits, kind, rows, ratio, done, most, order, starts):
+    """What `place` returned for the places around `done`: it is called again only for the next `most`."""
+    if done % most == 0:
+        return place(rois, images, levels, area_limits, kind, rows, ratio, done, most)
+    return -1, order, starts
+
+
+@jit
+def _part_of(starts, begin, count):
+    """Where the RoIs of each map start among the `count` from place `begin` on."""
+    part = np.empty_like(starts)
+    for m in range(len(starts)):
+        part[m] = min(max(starts[m] - begin, 0), count)
+    return part
 
 
 @jit
@@ -188,27 +220,48 @@ def _list_marked(marks, tiles, count):
 
 
 @jit
-def sampled(rois, images, levels, area_limits, tiles_of_map, kind, rows, columns, ratio, unit, show):
-    """Table of bilinear samples.
+def sampled(
+    rois, images, levels, area_limits, done, placed, order, starts, most_bytes, roi_bytes,
+    tiles_of_map, kind, rows, columns, ratio, unit, show,
+):  # fmt: skip
+    """Table of bilinear samples for the RoIs of the places from `done` on, as many as may be done at once.
 
-    Returns (bad row or -1, order, starts, tiles, tile_starts, first, offset, weight). The tiles of map m that are read
-    are tiles[tile_starts[m] : tile_starts[m + 1]]. The taps of RoI order[r] along y in bin row p lie from first[f + p]
-    to first[f + p + 1], where f = r * (rows + columns + 2), those along x in bin column p from first[f + rows + 1 + p]
-    to the next, a multiple of `unit`. An offset counts pixels of the map. A RoI that has no place has no taps, or to
-    `show` it, taps of weight NaN.
+    `order` and `starts` are of the call before, if there was one: `placed` RoIs are put in order at a time. Those done
+    at once take at most `most_bytes`, `roi_bytes` for each and the table, unless it is one.
+
+    Returns (bad row or -1, order, starts, chunk). A chunk is (order, starts, tiles, tile_starts, first, offset,
+    weight), of its RoIs alone. The tiles of map m that are read are tiles[tile_starts[m] : tile_starts[m + 1]]. The
+    taps of RoI order[r] along y in bin row p lie from first[f + p] to first[f + p + 1], where f = r * (rows + columns +
+    2), those along x in bin column p from first[f + rows + 1 + p] to the next, a multiple of `unit`. An offset counts
+    pixels of the map. A RoI that has no place has no taps, or to `show` it, taps of weight NaN.
     """
-    bad, order, starts, frames, samples = place(rois, images, levels, area_limits, kind, rows, columns, ratio)
-    placed = len(rois) if bad < 0 else 0
-    room = 0
-    for m in range(len(starts) - 1):
+    bad, order, starts = _continue(
+        rois, images, levels, area_limits, kind, rows, ratio, done, placed, order, starts
+    )  # fmt: skip
+    begin, real = done % placed, rois.dtype.type
+    roi_bytes += 8 * (rows + columns + 2) + 4 * rois.itemsize + 16
+    most = min(len(order) - begin, most_bytes // roi_bytes + 1)
+    frames, samples = np.empty((most, 4), rois.dtype), np.empty((most, 2), np.int64)
+    room = count = m = 0
+    for r in range(begin, begin + most):
+        while starts[m + 1] <= r:
+            m += 1
         height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
-        for r in range(starts[m], starts[m + 1]):
-            # A bin has at most two taps a sample, and one a cell before it is filled up; neighbours share two cells.
-            room += min(2 * rows * max(samples[order[r], 0], 1), height + 2 * rows)
-            room += min(2 * columns * max(samples[order[r], 1], 1), width + 2 * columns)
-            room += unit * (rows + columns)
+        scale = real(levels[m // images, 2])
+        _, x1, y1, x2, y2 = _corners(rois, order[r])
+        frames[count, 0], frames[count, 1], samples[count, 0] = _frame(y1, y2, scale, kind, rows, ratio)
+        frames[count, 2], frames[count, 3], samples[count, 1] = _frame(x1, x2, scale, kind, columns, ratio)
+        # A bin has at most two taps a sample, and one a cell before it is filled up; neighbours share two cells.
+        taps = min(2 * rows * max(samples[count, 0], 1), height + 2 * rows)
+        taps += min(2 * columns * max(samples[count, 1], 1), width + 2 * columns)
+        taps += unit * (rows + columns)
+        if count > 0 and (room + taps) * (8 + rois.itemsize) + (count + 1) * roi_bytes > most_bytes:
+            break
+        room += taps
+        count += 1
+    order_of_chunk, starts_of_chunk = order[begin : begin + count], _part_of(starts, begin, count)
     # Unsigned, because each use of a signed index would be checked for being negative.
-    first = np.empty(placed * (rows + columns + 2), np.uint64)
+    first = np.empty(count * (rows + columns + 2), np.uint64)
     offset, weight = np.empty(room, np.int64), np.empty(room, rois.dtype)
     marks = np.zeros(tiles_of_map, np.bool_)
     tiles, tile_starts = np.empty((len(starts) - 1) * tiles_of_map, np.int64), np.zeros(len(starts), np.int64)
@@ -216,19 +269,18 @@ def sampled(rois, images, levels, area_limits, tiles_of_map, kind, rows, columns
     one = np.int64(1)  # not a literal, which would be compiled apart
     for m in range(len(starts) - 1):
         height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
-        for r in range(starts[m], starts[m + 1]):
-            k = order[r]
+        for r in range(starts_of_chunk[m], starts_of_chunk[m + 1]):
             begin, x_first = at, f + rows + 1
-            if samples[k, 0] < 0 or samples[k, 1] < 0:
+            if samples[r, 0] < 0 or samples[r, 1] < 0:
                 at = _no_taps(rows + columns + 2, unit if show else 0, at, first, f, offset, weight)
                 middle = np.int64(first[x_first])
             else:
                 middle = _sample_taps(
-                    frames[k, 0], frames[k, 1], samples[k, 0], rows, height, width, one,
+                    frames[r, 0], frames[r, 1], samples[r, 0], rows, height, width, one,
                     at, first, f, offset, weight,
                 )  # fmt: skip
                 at = _sample_taps(
-                    frames[k, 2], frames[k, 3], samples[k, 1], columns, width, one, unit,
+                    frames[r, 2], frames[r, 3], samples[r, 1], columns, width, one, unit,
                     middle, first, x_first, offset, weight,
                 )  # fmt: skip
             f = x_first + columns + 1
@@ -239,7 +291,8 @@ def sampled(rois, images, levels, area_limits, tiles_of_map, kind, rows, columns
                 for y in range(begin, middle):
                     _mark(marks, offset[y] + low, offset[y] + high)
         tile_starts[m + 1] = _list_marked(marks, tiles, tile_starts[m])
-    return bad, order, starts, tiles, tile_starts, first, offset, weight
+    chunk = order_of_chunk, starts_of_chunk, tiles, tile_starts, first, offset, weight
+    return bad, order, starts, chunk
 
 
 @jit
@@ -252,38 +305,62 @@ def _window(start, step, p, length):
 
 
 @jit
-def windows(rois, images, levels, tiles_of_map, kind, rows, columns):
-    """Table of rectangles of cells, for one level.
+def windows(
+    rois, images, levels, area_limits, done, placed, order, starts, most_bytes, roi_bytes,
+    tiles_of_map, kind, rows, columns, unit,
+):  # fmt: skip
+    """Table of rectangles of cells, for one level and the RoIs of the places from `done` on.
 
-    Returns (bad row or -1, order, starts, tiles, tile_starts, windows), as `sampled`. windows[r, p] are the begin and
-    end of bin row p of RoI order[r], windows[r, rows + p] those of bin column p. In a RoI that has no place all end
-    before they begin, by which it is told from one without cells.
+    As `sampled`, but a chunk is (order, starts, tiles, tile_starts, windows), and what `averaged` takes for it counts
+    too. windows[r, p] are the begin and end of bin row p of RoI order[r], windows[r, rows + p] those of bin column p.
+    In a RoI that has no place all end before they begin, by which it is told from one without cells.
     """
-    bad, order, starts, frames, cells = place(rois, images, levels, np.empty(0), kind, rows, columns, 0)
+    bad, order, starts = _continue(rois, images, levels, area_limits, kind, rows, 0, done, placed, order, starts)
     # ps_roi_pool never reads the last row and column: so it is in torchvision.
     height = np.int64(levels[0, 0]) - (kind == AVERAGE)
     width = np.int64(levels[0, 1])
     columns_read = width - (kind == AVERAGE)
-    windows = np.empty((len(rois), rows + columns, 2), np.int64)
+    begin, scale = done % placed, rois.dtype.type(levels[0, 2])
+    roi_bytes += 16 * (rows + columns)
+    if kind == AVERAGE:
+        roi_bytes += 8 * (rows + columns + 2) + unit * (rows + columns + 1) * (8 + rois.itemsize)
+    most = min(len(order) - begin, most_bytes // roi_bytes + 1)
+    windows = np.empty((most, rows + columns, 2), np.int64)
     marks = np.zeros(tiles_of_map, np.bool_)
     tiles, tile_starts = np.empty(images * tiles_of_map, np.int64), np.zeros(len(starts), np.int64)
+    cells = count = 0
+    full = False
     for m in range(images):
-        for r in range(starts[m], starts[m + 1]):
-            k = order[r]
-            if cells[k, 0] < 0 or cells[k, 1] < 0:
+        for r in range(max(starts[m], begin), min(starts[m + 1], begin + most)):
+            if full:
+                break
+            _, x1, y1, x2, y2 = _corners(rois, order[r])
+            top, row_step, row_cells = _frame(y1, y2, scale, kind, rows, 0)
+            left, column_step, column_cells = _frame(x1, x2, scale, kind, columns, 0)
+            if row_cells < 0 or column_cells < 0:
                 for p in range(rows + columns):
-                    windows[r, p, 0], windows[r, p, 1] = 0, -1
+                    windows[count, p, 0], windows[count, p, 1] = 0, -1
+            else:
+                for p in range(rows):
+                    windows[count, p, 0], windows[count, p, 1] = _window(top, row_step, p, height)
+                for p in range(columns):
+                    q = rows + p
+                    windows[count, q, 0], windows[count, q, 1] = _window(left, column_step, p, columns_read)
+            if kind == AVERAGE:
+                for p in range(rows + columns):
+                    cells += max(windows[count, p, 1] - windows[count, p, 0], 0)
+            if count > 0 and cells * (8 + rois.itemsize) + (count + 1) * roi_bytes > most_bytes:
+                full = True
+                break
+            if row_cells < 0 or column_cells < 0:
                 _mark(marks, 0, 0)
-                continue
-            for p in range(rows):
-                windows[r, p, 0], windows[r, p, 1] = _window(frames[k, 0], frames[k, 1], p, height)
-            for p in range(columns):
-                windows[r, rows + p, 0], windows[r, rows + p, 1] = _window(frames[k, 2], frames[k, 3], p, columns_read)
-            if windows[r, rows, 0] < windows[r, -1, 1]:
-                for y in range(windows[r, 0, 0], windows[r, rows - 1, 1]):
-                    _mark(marks, y * width + windows[r, rows, 0], y * width + windows[r, -1, 1] - 1)
+            elif windows[count, rows, 0] < windows[count, -1, 1]:
+                for y in range(windows[count, 0, 0], windows[count, rows - 1, 1]):
+                    _mark(marks, y * width + windows[count, rows, 0], y * width + windows[count, -1, 1] - 1)
+            count += 1
         tile_starts[m + 1] = _list_marked(marks, tiles, tile_starts[m])
-    return bad, order, starts, tiles, tile_starts, windows
+    chunk = order[begin : begin + count], _part_of(starts, begin, count), tiles, tile_starts, windows[:count]
+    return bad, order, starts, chunk
 
 
 @jit

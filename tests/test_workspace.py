@@ -1,0 +1,123 @@
+"""Memory that a call takes beyond its inputs and results: bounded for any number of RoIs, and small for 16 bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from /proc")
+MEGABYTE = 1 << 20
+
+# Prints the name of each call and the bytes that it took beyond what it got and gave.
+SCRIPT = """
+import json
+import sys
+
+import numpy as np
+
+import cvops
+
+cvops.set_num_threads(2)
+random = np.random.default_rng(0)
+
+
+def kilobytes(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key))
+
+
+def own(function, *args, **options):
+    before = kilobytes("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew
+    results = function(*args, **options)
+    if isinstance(results, dict):
+        results = tuple(results.values())
+    results = results if isinstance(results, tuple) else (results,)
+    return kilobytes("VmHWM") * 1024 - before * 1024 - sum(result.nbytes for result in results)
+
+
+def measure(name, few, function, *args, **options):
+    function(*few, **options)  # compiles the kernels
+    print(json.dumps([name, own(function, *args, **options)]))
+
+
+def many_rois(count):
+    boxes = np.tile(np.array([[0, 0, 0, 64, 64]], np.float32), (count, 1))
+    boxes[:, 1:3] = random.uniform(0, 8, (count, 2))
+    one, shape, deep = boxes[:1], (1, 1, 64, 64), (1, 64, 64, 64)
+    maps, deep_maps = np.ones(shape, np.float32), np.ones(deep, np.float32)
+    grad, deep_grad = np.ones((count, 1, 1, 1), np.float32), np.ones((count, 16, 2, 2), np.float32)
+    expanded = np.broadcast_to(np.ones((1, 1, 1, 1), np.float32), (count, 16, 3, 3))
+    pooled, argmax = cvops.roi_pool(maps, boxes, 1, return_argmax=True)
+    twice = np.repeat(argmax, 2, 3)[..., ::2]
+    measure("roi_align", (maps, one, 1), cvops.roi_align, maps, boxes, 1)
+    measure("16-bit roi_align", (maps.astype("e"), one, 3), cvops.roi_align, maps.astype("e"), boxes, 3)
+    measure("roi_align_backward", (grad[:1], one, shape), cvops.roi_align_backward, grad, boxes, shape)
+    measure(
+        "roi_align_backward, expanded", (expanded[:1], one, (1, 16, 64, 64)),
+        cvops.roi_align_backward, expanded, boxes, (1, 16, 64, 64), 1, 1,
+    )
+    measure("roi_pool", (maps, one, 1), cvops.roi_pool, maps, boxes, 1)
+    few = grad[:1], one, argmax[:1], shape
+    measure("roi_pool_backward", few, cvops.roi_pool_backward, grad, boxes, argmax, shape)
+    measure("roi_pool_backward, strided", few, cvops.roi_pool_backward, grad, boxes, twice, shape)
+    for name in ("ps_roi_align", "ps_roi_pool"):
+        forward, backward = getattr(cvops, name), getattr(cvops, name + "_backward")
+        measure(name, (deep_maps, one, 2), forward, deep_maps, boxes, 2)
+        measure(name + "_backward", (deep_grad[:1], one, deep), backward, deep_grad, boxes, deep)
+    pool = cvops.MultiScaleRoIAlign(["fine", "coarse"], 1, -1, canonical_scale=64, canonical_level=1, scales=[1, 0.5])
+    pyramid = {"fine": maps, "coarse": maps[:, :, ::2, ::2].copy()}
+    measure("pyramid", (pyramid, one, []), pool, pyramid, boxes, [])
+    measure("pyramid backward", (grad[:1], pyramid, one, []), pool.backward, grad, pyramid, boxes, [])
+
+
+def sixteen_bits(count):
+    shape, small = (1, 256, 250, 300), (1, 256, 8, 8)
+    corner = random.uniform(0, 200, (count, 2))
+    boxes = np.concatenate([np.zeros((count, 1)), corner, corner + random.uniform(1, 60, (count, 2))], 1).astype("f")
+    one, maps, tiny = np.zeros((1, 5), np.float32), np.zeros(shape, np.float16), np.zeros(small, np.float16)
+    grad = np.ones((count, 256, 2, 2), np.float16)
+    argmax = cvops.roi_pool(maps, boxes, 2, return_argmax=True)[1]
+    pool = cvops.MultiScaleRoIAlign(["map"], 2, 2, scales=[1])
+    measure("roi_align", (tiny, one, 2), cvops.roi_align, maps, boxes, 2)
+    measure("roi_pool", (tiny, one, 2), cvops.roi_pool, maps, boxes, 2)
+    measure("roi_align_backward", (grad[:1], one, small), cvops.roi_align_backward, grad, boxes, shape)
+    measure(
+        "roi_pool_backward", (grad[:1], one, argmax[:1], small), cvops.roi_pool_backward, grad, boxes, argmax, shape
+    )
+    for name in ("ps_roi_align", "ps_roi_pool"):
+        forward, backward = getattr(cvops, name), getattr(cvops, name + "_backward")
+        measure(name, (tiny, one, 2), forward, maps, boxes, 2)
+        measure(name + "_backward", (grad[:1, :64], one, small), backward, grad[:, :64].copy(), boxes, shape)
+    measure("pyramid", ({"map": tiny}, one, []), pool, {"map": maps}, boxes, [])
+    measure("strided float32", (tiny.astype("f"), one, 2), cvops.roi_align, maps.view("f")[..., ::2], boxes, 2)
+
+
+{"many_rois": many_rois, "sixteen_bits": sixteen_bits}[sys.argv[1]](int(sys.argv[2]))
+"""
+
+
+def peaks(case, count):
+    """Bytes of each call of a case, by its name, in a process where memory that is given back leaves no trace."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", SCRIPT, case, str(count)]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=600).stdout
+    return dict(map(json.loads, output.splitlines()))
+
+
+def test_very_many_rois():
+    own = peaks("many_rois", 100_000)
+    assert len(own) == 13
+    assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
+
+
+def test_maps_of_16_bits():
+    """And of other layouts than kernels read: no map is copied as a whole."""
+    own, size = peaks("sixteen_bits", 600), 2 * 256 * 250 * 300
+    assert len(own) == 10
+    assert {name: taken / size for name, taken in own.items() if taken > min(1.2 * size, 64 * MEGABYTE)} == {}
