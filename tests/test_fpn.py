@@ -371,8 +371,8 @@ def test_maps_of_other_kinds(ops):
     def refused(error, said, given):
         check_refused(error, said, pyramid, ops.array(given))
 
-    refused(TypeError, ["`maps`", "mapping", "list"], list(maps.values()))
-    refused(TypeError, ["`maps`", "mapping", type(ops.array(maps[first])).__name__], maps[first])
+    refused(TypeError, ["`maps`", "dict of arrays by name", "list"], list(maps.values()))
+    refused(TypeError, ["`maps`", "dict of arrays by name", type(ops.array(maps[first])).__name__], maps[first])
     refused(TypeError, [third, "must be an array", "list"], {**maps, third: maps[third].tolist()})
     refused(TypeError, [first, "int64", ".astype"], {**maps, first: maps[first].astype(np.int64)})
     refused(TypeError, [second, "float32", "float64"], {**maps, second: maps[second].astype(np.float32)})

@@ -125,7 +125,7 @@ def test_help(tmp_path):
     result = run(tmp_path, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     text = " ".join(result.stdout.split())
-    assert re.search(r"file .*\.npz", text)
+    assert re.search(r"A file of maps .* p3, p4, p5 \(1, C, H, W\), floats", text)
     assert re.search(r"--out OUT .*\.png or \.jpg \(default: \S+\.png\)", text)
     assert list(tmp_path.iterdir()) == []
 
