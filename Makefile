@@ -1,7 +1,10 @@
-.PHONY: check clean
+.PHONY: check gpu clean
 
 check: ## what is worth running before a commit
 	ruff check . && ruff format --check . && mypy && pytest
+
+gpu: ## all that a machine with a GPU can say about cvops, in gpu-report.txt: eight minutes
+	python -m benchmarks.gpu_day
 
 clean: ## forget compiled kernels and other leftovers; needed after an edit of cvops/_cpu/_simd.py
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

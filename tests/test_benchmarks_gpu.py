@@ -1,15 +1,24 @@
-"""What of `python -m benchmarks gpu` runs without a GPU."""
+"""What of `python -m benchmarks gpu` and `python -m benchmarks.gpu_day` runs without a GPU."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+import types
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import data, gpu, harness
-from tests.libraries import require
+import cvops
+from benchmarks import data, gpu, gpu_cases, gpu_day, harness
+from benchmarks.gpu_day import Stage
+from tests import host_emulation
+from tests.host_emulation import device
+from tests.libraries import require, to_numpy
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,3 +67,295 @@ def test_rows_are_timed_by_their_clock():
     )  # fmt: skip
     record = harness.measured(row, 3)
     assert (record["milliseconds"], record["ratios"]) == ({"a": 1000, "b": 2000}, {"b": 2})
+
+
+# ------------------------------------------------------------------------------------------------- a day on a GPU
+
+# nms_block, nms_rank, and two batches where batches are small.
+TINY = gpu_cases.SMALL._replace(boxes=(31, 700, 1500, 2100))
+NUMPY = gpu_day.Library("numpy", np.array, np.transpose, np.asarray)
+EMULATED = gpu_day.Library(
+    "cuda-emulated",
+    lambda array: host_emulation.Array(array.copy()),
+    lambda array, axes: host_emulation.Array(array.values.transpose(axes)),
+    to_numpy,
+)
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    monkeypatch.setattr(gpu_day, "counts", Counter())
+    monkeypatch.setattr(gpu_day, "MOST_FAILURES", 1)
+    return gpu_day.counts
+
+
+def of_day(*arguments):
+    command = [sys.executable, "-m", "benchmarks.gpu_day", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--stage", "smoke"), ("capture", "--budget", "9")])
+def test_a_day_says_what_is_missing(arguments, tmp_path):
+    if not gpu.missing():
+        pytest.skip("nothing is missing")
+    done = of_day(*arguments, "--out", str(tmp_path / "report.txt"))
+    assert (done.returncode, done.stdout) == (2, "")
+    text = "python -m benchmarks.gpu_day: error: this needs a GPU, CuPy, torch and torchvision: "
+    assert done.stderr == f"{text}{gpu.missing()}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_day_explains_itself():
+    done = of_day("--help")
+    assert done.returncode == 0
+    assert all(stage.name in done.stdout for stage in gpu_day.stages())
+    done = of_day("smoke", "fog")
+    assert done.returncode == 2
+    assert "no such stage: fog" in done.stderr
+
+
+def test_stages_of_a_day(monkeypatch):
+    monkeypatch.setattr(gpu_day, "sanitized", lambda tool: [tool])
+    stages = {stage.name: stage for stage in gpu_day.stages()}
+    assert list(stages) == [
+        "machine", "smoke", "capture", "torch", "suite", "memcheck", "racecheck", "synccheck", "initcheck", "host",
+        "benchmarks",
+    ]  # fmt: skip
+    for name, stage in stages.items():
+        ours = stage.command[:-1] == [sys.executable, "-m", "benchmarks.gpu_day", "--stage"]
+        assert ours == (name in gpu_day.OWN)
+        assert not ours or stage.command[-1] == name
+    assert [name for name, stage in stages.items() if stage.open_ended] == ["benchmarks"]
+
+
+@pytest.mark.parametrize("where", ["path", ""])
+def test_the_sanitizer_is_looked_for(where, monkeypatch):
+    monkeypatch.setattr(gpu_day.shutil, "which", lambda name: f"/{where}/{name}" if where else None)
+    monkeypatch.setattr(gpu_day.glob, "glob", lambda pattern: [])
+    command = gpu_day.sanitized("racecheck")
+    if where:
+        assert command[:3] == ["/path/compute-sanitizer", "--tool", "racecheck"]
+        assert command[-2:] == ["--stage", "small"]
+        assert "--error-exitcode" in command
+    else:
+        assert command == "compute-sanitizer is not found: it is part of the CUDA toolkit"
+
+
+class Machine:
+    """A clock, and commands that take the seconds and have the status that they are made of."""
+
+    def __init__(self):
+        self.now, self.ran = 1000.0, []
+
+    def clock(self):
+        return self.now
+
+    def run(self, command, limit):
+        name, seconds, status = command
+        self.ran.append((name, limit))
+        self.now += min(float(seconds), limit)
+        return (None if float(seconds) > limit else int(status)), f"what {name} printed"
+
+
+def report(tmp_path, budget, *stages):
+    """(whether it passed, the verdicts, what ran with which limits, the text)."""
+    machine, out = Machine(), tmp_path / "report.txt"
+    passed = gpu_day.report(stages, budget, out, machine.run, machine.clock)
+    text = out.read_text()
+    verdicts = dict(line.split(maxsplit=1) for line in text.partition("\n\n")[2].partition("\n\n")[0].splitlines())
+    return passed, verdicts, machine.ran, text
+
+
+def stage(name, limit, seconds, status=0, **options):
+    return Stage(name, limit, [name, str(seconds), str(status)], **options)
+
+
+def test_a_report_of_what_passed(tmp_path, capsys):
+    passed, verdicts, ran, text = report(tmp_path, 100, stage("a", 50, 20), stage("b", 70, 30))
+    assert (passed, ran) == (True, [("a", 50), ("b", 70)])
+    assert verdicts == {"a": "passed after 20 s", "b": "passed after 30 s"}
+    assert "==== a: passed after 20 s\na 20 0\n\nwhat a printed" in text
+    assert text.startswith("cvops on a GPU, ")
+    assert capsys.readouterr().out.splitlines() == [f"{name:12}{verdict}" for name, verdict in verdicts.items()]
+
+
+def test_a_failure_does_not_end_the_day(tmp_path):
+    passed, verdicts, ran, text = report(tmp_path, 100, stage("a", 9, 3, 1), stage("b", 9, 20), stage("c", 9, 3))
+    assert not passed
+    assert [name for name, _ in ran] == ["a", "b", "c"]
+    assert verdicts == {
+        "a": "FAILED with status 1 after 3 s", "b": "FAILED: stopped after 9 s", "c": "passed after 3 s",
+    }  # fmt: skip
+    assert "what b printed" in text
+
+
+def test_what_no_longer_fits_is_left_out(tmp_path):
+    stages = stage("a", 60, 45), stage("b", 60, 1), stage("c", 55, 10), Stage("d", 1, "it is not installed")
+    passed, verdicts, ran, text = report(tmp_path, 100, *stages)
+    assert passed
+    assert ran == [("a", 60), ("c", 55)]
+    assert verdicts["b"] == "left out: it may take 60 s, and the budget has 55 s left"
+    assert verdicts["d"] == "left out: it is not installed"
+    assert "==== b" not in text
+
+
+def test_the_last_stage_takes_what_is_left(tmp_path):
+    for seconds, verdict in ((500, "stopped after 80 s, as the budget ends"), (70, "passed after 70 s")):
+        passed, verdicts, ran, _ = report(tmp_path, 100, stage("a", 60, 20), stage("b", 30, seconds, open_ended=True))
+        assert (passed, ran[-1], verdicts["b"]) == (True, ("b", 80), verdict)
+    passed, verdicts, *_ = report(tmp_path, 100, stage("a", 60, 20), stage("b", 30, 9, 3, open_ended=True))
+    assert (passed, verdicts["b"]) == (False, "FAILED with status 3 after 9 s")
+
+
+def test_a_command_and_what_it_started_are_stopped():
+    child = "import time; time.sleep(1000)"
+    parent = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid); {child}"
+    status, output = gpu_day.run([sys.executable, "-c", parent], 3)
+    assert status is None
+    assert wait_for_end(int(output))
+    printed = "import os, sys; print(os.environ['CVOPS_REQUIRE']); print('problem', file=sys.stderr); sys.exit(3)"
+    assert gpu_day.run([sys.executable, "-c", printed], 60) == (3, "cupy,torch-cuda\nproblem\n")
+
+
+def wait_for_end(pid):
+    """Whether a process that nobody waits for has ended, if need be after some seconds."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat")
+            if state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    return False
+
+
+def test_a_failed_check_does_not_end_a_stage(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_day, "counts", Counter())
+    for name, error in (("one", ValueError("bad")), ("two", None)):
+        with gpu_day.check(name):
+            if error:
+                raise error
+    assert gpu_day.counts == {"failed": 1, "passed": 1}
+    assert "FAIL  one\nTraceback" in (out := capsys.readouterr().out)
+    assert "ValueError: bad" in out
+    assert "ok    two" in out
+
+
+def test_a_lost_context_ends_a_stage(monkeypatch, capsys):
+    def lost():
+        raise RuntimeError("an illegal memory access")
+
+    runtime = types.SimpleNamespace(deviceSynchronize=lost)
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime)))
+    monkeypatch.setattr(gpu_day, "counts", Counter())
+    with pytest.raises(SystemExit), gpu_day.check("one"):
+        raise ValueError
+    assert "The CUDA context is lost: an illegal memory access" in capsys.readouterr().out
+
+
+def test_cases_are_of_every_operator():
+    classes = {"DeformConv2d", "PSRoIAlign", "PSRoIPool", "RoIAlign", "RoIPool", "LastLevelMaxPool", "LastLevelP6P7"}
+    others = {"get_num_threads", "set_num_threads", "warmup"}  # and what calls the functions
+    for sizes in (gpu_cases.SMALL, gpu_cases.FULL):
+        names = [case.name for case in gpu_cases.cases(sizes, ["float32"])]
+        assert {name.partition(",")[0].partition(".")[0] for name in names} == {*cvops.__all__} - classes - others
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("sizes", [gpu_cases.SMALL, gpu_cases.FULL])
+def test_cases_of_several_batches(sizes):
+    assert max(sizes.boxes) > host_emulation.nms_module()._BATCH
+
+
+def test_cases_on_the_cpu(counts):
+    gpu_day.compared([NUMPY], gpu_cases.cases(TINY, ["float32", "float64", "float16"]))
+    assert counts["passed"] > 100
+
+
+def test_cases_on_cuda(emulated, launches, small_batches, counts):
+    """They reach every kernel, and may be captured where they say so."""
+    require("ml_dtypes")
+
+    def cases():
+        for case in gpu_cases.cases(TINY, gpu_day.DTYPES):
+            yield case
+            if case.captured:
+                with device.capture():
+                    case.call(**EMULATED.arrays(case))
+            elif "nms" in case.name:  # NumPy stands in for CuPy, which would wait or upload in the others
+                with device.capture(), pytest.raises(AssertionError, match="while a graph is captured"):
+                    case.call(**EMULATED.arrays(case))
+
+    gpu_day.compared([EMULATED], cases())
+    assert counts["passed"] > 150
+    kernels = {name for file in device.sources().KERNELS.glob("*.cu") for name in device.kernels(file.read_text())}
+    assert kernels <= set(launches)
+
+
+def test_peers_take_the_arrays():
+    torch = require("torch")
+    require("torchvision")
+    cases = gpu_cases.cases(TINY._replace(odd_rois=False), ["float32"])
+    peers = [(case, case.peer()) for case in cases if case.captured]
+    for case, peer in peers:
+        if peer:
+            peer(**{name: torch.from_numpy(array) for name, array in NUMPY.arrays(case).items()})
+    assert sum(peer is not None for _, peer in peers) > 15
+
+
+def test_arrays_keep_their_layout():
+    values = np.arange(24.0).reshape(2, 3, 4).transpose(0, 2, 1)
+    case = gpu_cases.Case("", print, {"a": values}, print)
+    made = NUMPY.arrays(case)["a"]
+    assert made.strides == values.strides
+    np.testing.assert_array_equal(made, values)
+
+
+ONES, NAN = np.ones(3, "f"), np.array([1, np.nan, 1], "f")
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [
+        (ONES, ONES.astype("d")),
+        (ONES, ONES[:2]),
+        (ONES * 1.001, ONES),
+        (ONES, NAN),
+        (NAN, ONES),
+        (np.array([1, 2]), np.array([1, 3])),
+        ((ONES,), (ONES, ONES)),
+        ({"a": ONES}, {"b": ONES}),
+        (ONES, None),
+    ],
+)
+def test_answers_that_are_not_close(got, want):
+    with pytest.raises((AssertionError, ValueError)):
+        gpu_cases.require_close(got, want)
+
+
+def test_answers_that_are_close():
+    gpu_cases.require_close({"a": (NAN, None, np.array([1]))}, {"a": [NAN * np.float32(1 + 1e-6), None, np.array([1])]})
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_replay_reads_its_inputs(reads, monkeypatch):
+    """A graph that always gives the first result is found out."""
+    runtime = types.SimpleNamespace(deviceSynchronize=lambda: None)
+    monkeypatch.setattr(
+        gpu_day, "load", lambda name: types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
+    )
+    case = gpu_cases.Case("", lambda a, b: (a + b, None), {"a": ONES, "b": NAN}, print)
+    arrays = NUMPY.arrays(case)
+    result = np.zeros(3, "f")
+
+    def replay():
+        result[...] = arrays["a"] + (arrays["b"] if reads else 0)
+
+    if reads:
+        gpu_day.replayed(NUMPY, case, arrays, (replay, (result, None)))
+    else:
+        with pytest.raises(AssertionError, match="the replay gives other bits"):
+            gpu_day.replayed(NUMPY, case, arrays, (replay, (result, None)))
