@@ -156,6 +156,7 @@ def test_out(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["astronaut.JPG"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--score", "0.99"), ("--score", "inf"), ("--max", "0")])
 def test_no_boxes_still_saves_the_picture(arguments, tmp_path):
     result = detect(tmp_path, *arguments)
@@ -221,6 +222,7 @@ def test_no_candidates(tmp_path):
     assert detect(tmp_path, "small.npz").stdout.startswith("No boxes to show.\n\n0 candidates")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_hw", [(1, 1), (3, 2), (80, 1), (1, 10_000)])
 def test_picture_too_small_for_labels(image_hw, tmp_path):
     np.savez(tmp_path / "small.npz", **{**small_file(), "image_hw": np.array(image_hw)})
@@ -234,6 +236,7 @@ def assert_refused(result, message):
     assert message in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -280,6 +283,7 @@ def test_refused_damaged_file(damage, tmp_path):
 JPEG = load("ssd_coco_chelsea")["image_jpeg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

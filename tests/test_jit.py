@@ -109,6 +109,7 @@ def test_decisions_are_never_contracted():
         assert not kernel.targetoptions["fastmath"], name
 
 
+@pytest.mark.slow
 def test_warmup_compiles_all_that_later_calls_use(tmp_path):
     code = """
     import numpy as np, cvops

@@ -48,6 +48,7 @@ def test_default_run(tmp_path):
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # it shows maps, not an empty page
 
 
+@pytest.mark.slow
 def test_every_run_gives_the_same(tmp_path):
     results = [run(tmp_path, "--out", name) for name in ("one.png", "two.png")]
     assert [result.returncode for result in results] == [0, 0]
@@ -72,6 +73,7 @@ def test_maps_of_another_file(tmp_path):
     assert other.shape != default.shape or (other != default).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_features_that_are_not_finite_are_drawn_as_weak(value, tmp_path):
     file = real_maps()
@@ -138,6 +140,7 @@ def assert_refused(result, folder, *said):
     assert not [path for path in folder.iterdir() if path.suffix in (".png", ".jpg")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -156,6 +159,7 @@ def test_refused_arguments(arguments, said, tmp_path):
     assert_refused(run(tmp_path, *arguments), tmp_path, *said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [

@@ -63,6 +63,7 @@ def test_the_features_are_on_the_picture(default, name, tmp_path):
     assert (other != default).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_features_that_are_not_finite_are_drawn_as_weak(value, tmp_path):
     with np.load(PYRAMID) as file:
@@ -111,6 +112,7 @@ def test_refused_arguments(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
