@@ -12,7 +12,9 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import itertools
 import os
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +28,7 @@ from ._traced import varying_alike, varying_axes, varying_result
 # Version of the interface, by which newer runtimes know what they may ask for.
 _MAJOR, _MINOR = 0, 1
 _METADATA, _EXECUTE, _INVALID_ARGUMENT = 1, 3, 3
-_ARRAY, _SCALAR = 1, 3
+_ARRAY = 1  # among types of attributes; else they are scalars
 _DTYPES = {
     number: np.dtype(dtype)
     for number, dtype in {
@@ -34,6 +36,7 @@ _DTYPES = {
         9: np.uint64, 10: np.float16, 11: np.float32, 12: np.float64, 16: ml_dtypes.bfloat16,
     }.items()
 }  # fmt: skip
+_BFLOAT16 = _DTYPES[16]
 
 
 class _Extension(ctypes.Structure):
@@ -83,7 +86,7 @@ class _ByteSpan(ctypes.Structure):
 
 
 class _Scalar(ctypes.Structure):
-    _fields_ = (("dtype", ctypes.c_int), ("value", ctypes.c_void_p))
+    _fields_ = (("dtype", ctypes.c_int), ("data", ctypes.c_void_p))  # value
 
 
 class _Array(ctypes.Structure):
@@ -218,31 +221,27 @@ def _arrays(buffers: Any, write: bool) -> list[np.ndarray[Any, Any]]:
 
 def _attributes(attributes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    types, names, attrs = attributes.types, attributes.names, attributes.attrs
     for i in range(attributes.size):
-        span, address = attributes.names[i].contents, attributes.attrs[i]
-        name = ctypes.string_at(span.ptr, span.len).decode()
-        if attributes.types[i] == _SCALAR:
-            scalar = _Scalar.from_address(address)
-            dtype = _DTYPES[scalar.dtype]
-            values[name] = np.frombuffer(ctypes.string_at(scalar.value, dtype.itemsize), dtype).item()
-        else:
-            array = _Array.from_address(address)
-            dtype = _DTYPES[array.dtype]
-            data = ctypes.string_at(array.data, array.size * dtype.itemsize)
-            values[name] = tuple(np.frombuffer(data, dtype).tolist())
+        several = types[i] == _ARRAY
+        value = (_Array if several else _Scalar).from_address(attrs[i])
+        dtype, size = _DTYPES[value.dtype], value.size if several else 1
+        numbers = struct.unpack(f"{size}{dtype.char}", ctypes.string_at(value.data, size * dtype.itemsize))
+        span = names[i].contents
+        values[ctypes.string_at(span.ptr, span.len).decode()] = numbers if several else numbers[0]
     return values
 
 
 def _compute(function: Any, arguments: list[Any], results: list[Any], rank: int, **options: Any) -> None:
     batch = arguments[0].ndim - rank
-    for index in np.ndindex(results[0].shape[:batch]):
+    for index in itertools.product(*map(range, results[0].shape[:batch])):
         of_element = [
             # An argument without a batch has axes of length 1 in place of it.
             array[tuple(i if length > 1 else 0 for i, length in zip(index, array.shape, strict=False))]
             for array in arguments
         ]
         # Computed in float32: the CPU backend knows no bfloat16.
-        of_element = [array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array for array in of_element]
+        of_element = [array.astype(np.float32) if array.dtype is _BFLOAT16 else array for array in of_element]
         got = function(*of_element, **options)
         for result, value in zip(results, got if isinstance(got, tuple) else (got,), strict=True):
             result[index] = value
