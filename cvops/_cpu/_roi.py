@@ -251,7 +251,8 @@ def _samples(
     direct: bool,
     show: bool,
 ) -> Chunks:
-    rois, levels, limits = _in_working_precision(rois, like), _levels(shapes, scales), np.array(area_limits, "d")
+    rois, levels = _in_working_precision(rois, like), _levels(shapes, scales)
+    limits = np.array(area_limits, "d") if area_limits else _NO_LIMITS
     tiles, unit = (0, 1) if direct else (max(map(_tiles, shapes)), _roi_kernels.UNIT)
 
     def table(*progress: Any) -> Any:
@@ -348,8 +349,8 @@ def _pool(
         flat, strides = _flat(array, storage)
         of_level.append((array.shape, groups, level * images, strides, flat, order, *tables, bins, flat_pooled))
     if direct:
-        starts = tables[0]
-        items = [int(starts[(level + 1) * images] - starts[level * images]) for level in range(len(features))]
+        ends = tables[0][::images].tolist() if images else [0] * (len(features) + 1)
+        items = [last - first for first, last in itertools.pairwise(ends)]
         _run_levels(_roi_kernels.forward_direct, items, of_level, 0, nanoseconds=8 * values)
     else:
         items = [_blocks(images, channels, groups)] * len(features)
@@ -526,8 +527,8 @@ def _block_bytes(sides: Sequence[int], bins: int, like: Array) -> int:
 
 def _share_out(kernel: Callable[..., None], items: int, *args: Any, bytes_each: int, nanoseconds: float) -> None:
     """As `_threads.run`, by no more threads than there is room for when each takes so many bytes."""
-    most = max(_BLOCK_BYTES // max(bytes_each, 1), 1)
-    if min(_threads.get_num_threads(), items) <= most:
+    most = items if bytes_each * items <= _BLOCK_BYTES else max(_BLOCK_BYTES // bytes_each, 1)
+    if items <= most or _threads.get_num_threads() <= most:
         _threads.run(kernel, items, *args, nanoseconds=nanoseconds)
         return
 
@@ -561,6 +562,9 @@ def _run_levels(
     nanoseconds: float,
 ) -> None:
     """Run the kernel over so many items of each level, all of them shared out at once."""
+    if len(of_level) == 1:
+        _share_out(kernel, items[0], *of_level[0], bytes_each=bytes_each, nanoseconds=nanoseconds)
+        return
     ends = list(itertools.accumulate(items))
 
     def run(begin: int, end: int) -> None:

@@ -399,8 +399,9 @@ def maxima_backward(begin, end, planes, shape, bins, grad, argmax, order, starts
             at = (order[r] * channels + channel) * bins
             for c in range(channel, last):
                 plane = result[(image * channels + c) * pixels :]
-                for p in range(at, at + bins):
-                    where = read_once(argmax, p)
+                values, places = grad[at : at + bins], argmax[at : at + bins]
+                for p in range(bins):
+                    where = read_once(places, p)
                     if 0 <= where < pixels:
-                        plane[where] += grad[p]
+                        plane[where] += values[p]
                 at += bins
