@@ -26,7 +26,7 @@ import cvops
 from .data import Array, clustered, deformed, pyramid_boxes, uniform
 from .deform_conv import SHAPES
 from .deform_conv import name as name_of_shape
-from .harness import Call, Row, all_close, all_close_to_largest, same_indices
+from .harness import Call, Row, all_close_to_largest, same_indices
 from .pyramid import CHANNELS
 from .roi import CASES, POSITION_SENSITIVE, SMALL, SMALL_POSITION_SENSITIVE, Case
 
@@ -280,7 +280,7 @@ def roi_rows(operator: str, case: Case, *options: Any) -> Iterator[Row]:
 
     sides = both(lambda given: forward(given["maps"], given["boxes"], case.bins, case.scale, *options))
     sides["torchvision"] = peer
-    yield from measured_rows(operator, str(case), case.inputs, arrays, sides, all_close)
+    yield from measured_rows(operator, str(case), case.inputs, arrays, sides, all_close_to_largest)
 
     channels = case.shape[1] // (case.bins**2 if operator.startswith("ps_") else 1)
     arrays["grad"] = uniform((case.rois, channels, case.bins, case.bins), seed=1)
@@ -321,7 +321,7 @@ def pooler_rows(height: int, width: int, channels: int, boxes: int) -> Iterator[
     inputs = f"uniform maps, pyramid_boxes({boxes}, {height}, {width})"
     sides = both(lambda given: pool(maps_of(given), [given["boxes"]], [(height, width)]))
     sides["torchvision"] = peer
-    yield from measured_rows("MultiScaleRoIAlign", name, inputs, arrays, sides, all_close)
+    yield from measured_rows("MultiScaleRoIAlign", name, inputs, arrays, sides, all_close_to_largest)
     sides = both(of_cvops)
     sides["torchvision"] = gradient(peer, levels)
     yield from measured_rows("MultiScaleRoIAlign, gradient", name, inputs, arrays, sides, all_close_to_largest)
