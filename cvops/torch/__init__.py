@@ -16,6 +16,10 @@ and vmap has no tensors of different lengths, such as the results of nms without
 says so. The box functions and losses have them all. What differs from torchvision on bad and degenerate input is what
 differs in cvops; errors are TypeError and ValueError.
 
+Numbers may be of every kind that torchvision takes: a tensor of one number on the CPU counts as one, also within `size`
+and `image_shapes`, unless it requires grad (TypeError). torch.compile has to know the number, so that such a tensor
+breaks the graph. torch.fx makes one node of each call.
+
 The layers of torchvision.ops that have nothing to do with detection (FrozenBatchNorm2d, Conv2dNormActivation,
 SqueezeExcitation, ...) are here too where torchvision is installed: they are torchvision's own.
 """
