@@ -36,8 +36,7 @@ def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array
     n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
     dtype = boxes1.dtype.char
     result = empty((*batch, n, m), dtype)
-    with np.errstate(over="ignore"):
-        eps = boxes1.dtype.type(eps)
+
     _threads.run(
         _pairs,
         size * n,
@@ -64,13 +63,13 @@ _TILE = 1024
 
 
 @jit
-def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, eps, result):
+def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, epsilon, result):
     """Rows [begin, end) of the result, all batches counted through.
 
     The loops over a tile are one for each term, without a branch and in this very function: else they stay scalar.
     """
     zero, one, two = result.dtype.type(0), result.dtype.type(1), result.dtype.type(2)
-    n = boxes1.shape[1]
+    eps, n = result.dtype.type(epsilon), boxes1.shape[1]
     tile = np.empty((6, _TILE), result.dtype)
     X1, Y1, X2, Y2, areas, angles = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
     row = begin

@@ -14,7 +14,7 @@ _untold = [True]  # emptied by the one who tells: the end of a list is taken by 
 
 def check(boxes: Array, first: int = 0) -> None:
     """Warn if boxes, whose corners begin in column `first`, look like x, y, width and height."""
-    if _untold and looks_like_xywh(boxes, first):
+    if len(boxes) >= _FEWEST and _untold and looks_like_xywh(boxes, first):
         tell()
 
 
