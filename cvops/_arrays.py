@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ._types import ArrayT
 
 from ._checks import CONVERSION, kind
+from ._process import load as _load
 
 # DLPack device type -> backend module. Pinned host memory (3) is ordinary memory to a CPU, managed (13) to a GPU.
 _BACKENDS = {1: "cvops._cpu", 2: "cvops_cuda", 3: "cvops._cpu", 13: "cvops_cuda"}
@@ -26,6 +26,8 @@ _DEVICE_NAMES = {
     1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 11: "rocm host",
     12: "ext_dev", 13: "cuda", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia",
 }  # fmt: skip
+
+_numpy: Any = None  # once it is known: finalisers call operators after sys.modules has been emptied
 
 
 def backend_of(**arrays: Any) -> AbstractContextManager[Any]:
@@ -43,8 +45,7 @@ def backend_of(**arrays: Any) -> AbstractContextManager[Any]:
     ValueError
         An array lies on a device without a backend, or two arrays lie on different devices.
     """
-    numpy = sys.modules.get("numpy")
-    ndarray = getattr(numpy, "ndarray", None)
+    ndarray = getattr(sys.modules.get("numpy", _numpy), "ndarray", None)
     for array in arrays.values():
         if type(array) is not ndarray or array.dtype.hasobject:
             return _backend_of_any(arrays)
@@ -149,14 +150,12 @@ def _part_of_tensor(tensor: Any, result: Any) -> Any:
     return part.set_(tensor.untyped_storage(), offset, result.shape, strides)
 
 
-@functools.cache  # not sys.modules, where another thread's import may be half done
-def _load(name: str) -> Any:
-    return importlib.import_module(name)
-
-
 @functools.cache
 def _cpu() -> AbstractContextManager[Any]:
-    return contextlib.nullcontext(_load("cvops._cpu"))
+    global _numpy
+    backend = _load("cvops._cpu")
+    _numpy = sys.modules["numpy"]
+    return contextlib.nullcontext(backend)
 
 
 class _InWordsOf:  # a class, because a generator would cost each call 2 microseconds more
@@ -265,8 +264,7 @@ def _from_dlpack_of(array: Any) -> Any:
 
 
 def _is_ndarray(array: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(array, numpy.ndarray)
+    return isinstance(array, getattr(sys.modules.get("numpy", _numpy), "ndarray", ()))
 
 
 def _is_tensor(array: Any) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._checks import count, one_of, strings
+from ._process import load
 
 if TYPE_CHECKING:
     from ._types import Device, Integer, WarmupDtype
@@ -31,9 +31,8 @@ def get_num_threads() -> int:
     >>> cvops.get_num_threads() >= 1
     True
     """
-    from ._cpu import _threads
-
-    return _threads.get_num_threads()
+    threads: int = _load_threads().get_num_threads()
+    return threads
 
 
 def set_num_threads(threads: Integer) -> None:
@@ -62,9 +61,7 @@ def set_num_threads(threads: Integer) -> None:
     2
     """
     threads = count(threads, "threads", 1)
-    from ._cpu import _threads
-
-    _threads.set_num_threads(threads)
+    _load_threads().set_num_threads(threads)
 
 
 def warmup(
@@ -111,12 +108,16 @@ def warmup_steps(device: str, dtypes: Iterable[str], operators: Iterable[str] | 
     from . import _warmup
 
     names = list(_warmup.CALLS) if operators is None else _names(operators, "operators", list(_warmup.CALLS))
-    asarray = importlib.import_module(_BACKENDS[device]).xp.asarray
+    asarray = load(_BACKENDS[device]).xp.asarray
     return [
         Step(name, dtype, functools.partial(_warmup.CALLS[name], dtype, asarray))
         for dtype in _names(dtypes, "dtypes", list(_DTYPES))
         for name in names
     ]
+
+
+def _load_threads() -> Any:
+    return load("cvops._cpu._threads")
 
 
 def _names(given: Iterable[str], argument: str, known: list[str]) -> list[str]:

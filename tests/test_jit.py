@@ -1,21 +1,29 @@
 """Compilation: where the machine code is kept, what happens where it cannot be, and what `warmup` does."""
 
+import concurrent.futures
+import errno
 import importlib
 import os
 import pathlib
+import pickle
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
+import types
 
+import llvmlite
 import numba
 import numpy as np
 import pytest
 
 import cvops
 from cvops import _cpu, _warmup
-from cvops._cpu import _nms
+from cvops._cpu import _jit, _nms
 
 ROOT = pathlib.Path(cvops.__file__).parent
 
@@ -62,6 +70,350 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert machine_code
     assert run(CALLS, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path))[2] == "0"
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")} == machine_code
+
+
+# ------------------------------------------------------------------------------------------------- the cache on disk
+
+
+def add(a, b):
+    return a + b
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """A folder for the cache that has the machine code of `add` for integers already."""
+    monkeypatch.setattr(_jit, "_folders", lambda: ([str(tmp_path)], True))
+    monkeypatch.setattr(_jit, "_warned", False)
+    assert sums() == 0
+    (entry,) = tmp_path.iterdir()
+    assert entry.suffix == ".nbc"
+    return tmp_path
+
+
+def sums(*more):
+    """How many of the sums, which are always right, a new function took from the cache."""
+    kernel = _jit.jit(add)
+    for a, b in ((1, 2), *more):
+        assert kernel(a, b) == a + b
+    hits = kernel.stats.cache_hits.values()
+    return sum(hits)
+
+
+def origin_of(entry):
+    """What the data in the file must be of."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_jit, "_read", lambda path, origin: seen.append((os.path.basename(path), origin)))
+        patch.setattr(_jit, "_write", lambda *content: None)
+        sums()
+    ((name, origin),) = seen
+    assert name == entry.name
+    return origin
+
+
+def flip(entry, place):
+    content = bytearray(entry.read_bytes())
+    content[place] ^= 4
+    entry.write_bytes(content)
+
+
+def become_a_folder(entry):
+    entry.unlink()
+    entry.mkdir()
+    (entry / "something").touch()
+
+
+class Unpicklable:
+    """Cannot be made from a pickle."""
+
+    def __reduce__(self):
+        return eval, ("1 / 0",)
+
+
+DAMAGES = {
+    "empty": lambda entry: entry.write_bytes(b""),
+    "a byte": lambda entry: entry.write_bytes(b"c"),
+    "half": lambda entry: entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2]),
+    "without its last byte": lambda entry: entry.write_bytes(entry.read_bytes()[:-1]),
+    "with a byte more": lambda entry: entry.write_bytes(entry.read_bytes() + b"."),
+    "garbage": lambda entry: entry.write_bytes(np.random.default_rng(0).bytes(entry.stat().st_size)),
+    "zeros": lambda entry: entry.write_bytes(bytes(entry.stat().st_size)),
+    "a bit of the head": lambda entry: flip(entry, 20),
+    "a bit of what it is of": lambda entry: flip(entry, 60),
+    "a bit of the machine code": lambda entry: flip(entry, -500),
+    "a pickle": lambda entry: entry.write_bytes(pickle.dumps({"some": "thing"})),
+    "another type": lambda entry: _jit._write(str(entry), origin_of(entry), pickle.dumps(5)),
+    "too few parts": lambda entry: _jit._write(str(entry), origin_of(entry), pickle.dumps((1, 2))),
+    "no pickle": lambda entry: _jit._write(str(entry), origin_of(entry), b"garbage"),
+    "not to be unpickled": lambda entry: _jit._write(str(entry), origin_of(entry), pickle.dumps(Unpicklable())),
+    "a folder": become_a_folder,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_costs_a_compilation_and_a_warning(folder, damage, monkeypatch):
+    (entry,) = folder.iterdir()
+    DAMAGES[damage](entry)
+    with pytest.warns(RuntimeWarning, match=re.escape(f"cvops cannot read {entry}")) as caught:
+        assert sums() == 0
+    assert len(caught) == 1
+    monkeypatch.setattr(_jit, "_warned", False)
+    if damage == "a folder":
+        with pytest.warns(RuntimeWarning, match="cannot read"):
+            assert sums() == 0
+        assert list(folder.iterdir()) == [entry]  # nothing half-written is left
+    else:
+        assert sums() == 1  # it has been replaced
+
+
+def test_an_entry_that_may_not_be_read_costs_a_compilation_and_a_warning(folder, monkeypatch):
+    def refuse(path, origin):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(_jit, "_read", refuse)
+    with pytest.warns(RuntimeWarning, match="cannot read .*PermissionError"):
+        assert sums() == 0
+
+
+def test_what_other_sources_made_is_replaced_in_silence(folder, monkeypatch):
+    monkeypatch.setattr(_jit, "_stamp", lambda: "other sources")
+    assert sums() == 0
+    assert sums() == 1
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_versions_and_signatures_have_entries_of_their_own(folder, monkeypatch):
+    assert sums((1.0, 2), (1.0, 2.0)) == 1
+    assert sums((1.0, 2), (1.0, 2.0)) == 3
+    for module in (numba, llvmlite):
+        monkeypatch.setattr(module, "__version__", "0")
+        assert sums() == 0
+    assert len(list(folder.iterdir())) == 5
+
+
+def test_other_processors_have_entries_of_their_own(folder, monkeypatch):
+    codegen = type(_jit.jit(add).targetctx.codegen())
+    monkeypatch.setattr(codegen, "magic_tuple", lambda self: ("other", "processor", ""))
+    assert sums() == 0
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), PermissionError("read-only"), MemoryError()])
+@pytest.mark.parametrize("step", ["open", "replace"])
+def test_what_cannot_be_saved_costs_a_warning(tmp_path, monkeypatch, error, step):
+    monkeypatch.setattr(_jit, "_folders", lambda: ([str(tmp_path)], True))
+    monkeypatch.setattr(_jit, "_warned", False)
+
+    def fail(*arguments):
+        if step == "replace" or "xb" in arguments:
+            raise error
+        return open(*arguments)
+
+    monkeypatch.setattr(*((_jit, "open") if step == "open" else (os, "replace")), fail, raising=False)
+    with pytest.warns(RuntimeWarning, match="cvops cannot save") as caught:
+        assert sums((1.0, 2)) == 0
+    assert len(caught) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_vanishes_costs_a_warning(folder):
+    shutil.rmtree(folder)
+    with pytest.warns(RuntimeWarning, match="cannot save"):
+        assert sums() == 0
+
+
+def test_a_filled_folder_that_cannot_be_written_is_used(folder, monkeypatch):
+    monkeypatch.setattr(_jit, "_folders", lambda: ([str(folder)], False))
+    assert sums() == 1
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR"):
+        assert sums((1.0, 2)) == 1
+
+
+def test_folders_are_read_up_to_the_first_that_can_be_written(monkeypatch, tmp_path):
+    first, last = tmp_path / "first", tmp_path / "last"
+    sealed = []
+
+    def temporary_file(dir):
+        if dir.startswith(str(first)) and sealed:
+            raise PermissionError(dir)
+        return tempfile.NamedTemporaryFile(dir=dir)
+
+    monkeypatch.setattr(_jit, "tempfile", types.SimpleNamespace(TemporaryFile=temporary_file))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(first))
+    monkeypatch.setattr(_jit, "AppDirs", lambda *names: types.SimpleNamespace(user_cache_dir=str(last)))
+    monkeypatch.setattr(_jit, "_warned", False)
+    folders = _jit._folders.__wrapped__
+    monkeypatch.setattr(_jit, "_folders", folders)
+    assert [pathlib.Path(folder).parent for folder in folders()[0]] == [first]
+    assert sums() == 0
+    sealed.append(True)
+    monkeypatch.setattr(_jit, "__file__", str(tmp_path / "file" / "_jit.py"))  # whose __pycache__ cannot be made
+    (tmp_path / "file").touch()
+    assert [pathlib.Path(folder).parent for folder in folders()[0]][-1] == last
+    assert folders()[1]
+
+
+def test_writers_at_once_leave_whole_entries(tmp_path):
+    entry = str(tmp_path / "entry")
+    data = [bytes([i]) * 100_000 for i in range(4)]
+    _jit._write(entry, b"origin", data[0])
+    stop = threading.Event()
+
+    def write(mine):
+        while not stop.is_set():
+            _jit._write(entry, b"origin", mine)
+
+    writers = [threading.Thread(target=write, args=(mine,)) for mine in data]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(300):
+            assert _jit._read(entry, b"origin") in data
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_processes_that_fill_the_cache_at_once(tmp_path):
+    code = """
+    import numpy as np, cvops
+    assert cvops.box_iou(np.ones((2, 4), "f"), np.ones((2, 4), "f")).shape == (2, 2)
+    from cvops._cpu import _boxes
+    print(sum(_boxes._pairs.stats.cache_hits.values()))
+    """
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(run, code, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(3)]:
+            done.result()
+    assert run(code, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path)) == ["1"]
+    assert {file.suffix for file in tmp_path.rglob("*.*")} == {".nbc"}
+
+
+@pytest.mark.parametrize("file", ["_jit.py", "_simd.py", "_threads.py", "new.py"])
+def test_an_edit_of_any_source_of_the_backend_is_noticed(tmp_path, monkeypatch, file):
+    shutil.copytree(ROOT / "_cpu", tmp_path / "backend", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(_cpu, "__path__", [str(tmp_path / "backend")])
+    source = tmp_path / "backend" / file
+    monkeypatch.setattr(_jit.pkgutil, "get_data", lambda package, name: (tmp_path / "backend" / name).read_bytes())
+    before = _jit._stamp.__wrapped__()
+    assert before == _jit._stamp()  # as installed: of the contents, whatever the dates of the files
+    with source.open("a") as opened:
+        opened.write("\n")
+    assert _jit._stamp.__wrapped__() != before
+
+
+CHANGES_OF_NUMBA = {
+    "none": ("", ".nbc"),
+    "no class of caches": ("del numba.core.caching._Cache", ".nbi"),
+    "one method more": (
+        "import abc; cache = numba.core.caching._Cache; cache.brew = abc.abstractmethod(lambda self: 0);"
+        " abc.update_abstractmethods(cache); [setattr(other, 'brew', print) or abc.update_abstractmethods(other)"
+        " for other in cache.__subclasses__()]; abc.update_abstractmethods(numba.core.caching.FunctionCache)",
+        ".nbi",
+    ),
+    "another entry for C code": (
+        "from numba.core.dispatcher import _DispatcherBase as base;"
+        " base._compile_for_arguments = base._compile_for_args; del base._compile_for_args; base.__getattr__ ="
+        " lambda self, name: self._compile_for_arguments if name == '_compile_for_args' else object.__getattribute__("
+        "self, name)",
+        ".nbi",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_NUMBA)
+def test_where_numba_is_not_as_known_its_own_cache_serves(tmp_path, change):
+    edit, suffix = CHANGES_OF_NUMBA[change]
+    code = f"""
+    import numba, numba.core.caching
+    {edit}
+    import numpy as np, cvops
+    assert cvops.box_iou(np.ones((2, 4), "f"), np.ones((2, 4), "f")).shape == (2, 2)
+    from cvops._cpu import _jit
+    print(_jit.cache_folder())
+    """
+    (printed,) = run(code, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path))
+    assert pathlib.Path(printed).parent == tmp_path
+    assert suffix in {file.suffix for file in tmp_path.rglob("*.*")}
+
+
+def test_without_a_folder_for_the_cache_of_numba_it_compiles_and_warns(monkeypatch):
+    def refuse(function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function")
+        return function
+
+    monkeypatch.setattr(numba, "njit", refuse)
+    monkeypatch.setattr(_jit, "_KNOWS_NUMBA", False)
+    monkeypatch.setattr(_jit, "_warned", False)
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR"):
+        assert sums.__globals__["_jit"].jit(add) is add
+    assert _jit.cache_folder() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="no users on this system")
+def test_files_of_the_cache_may_be_read_by_other_users(folder):
+    (entry,) = folder.iterdir()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert entry.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+# ------------------------------------------------------------------------------------------- without a compiler
+
+IN_PYTHON = """
+import sys, numpy as np, cvops
+generator = np.random.default_rng(0)
+answers = {}
+def answer(name, call):
+    try:
+        got = call()
+        answers[name] = [part.tolist() for part in (got if isinstance(got, tuple) else (got,))]
+    except RuntimeError as error:
+        answers[name] = str(error)
+for dtype in DTYPES:
+    def array(*shape):
+        return generator.uniform(0, 9, shape).astype(dtype)
+    corners = array(60, 2)
+    boxes = np.concatenate([corners, corners + array(60, 2) - 1], 1)
+    boxes[7], boxes[8, 2], boxes[9] = np.nan, np.inf, 3e38
+    rois = np.concatenate([np.arange(60)[:, None] % 2, boxes], 1).astype(dtype)[20:]
+    for threshold in (0, 0.3, 0.7):
+        answer(f"nms {threshold} {dtype}", lambda: cvops.nms(boxes, array(60), threshold))
+        of_classes = lambda: cvops.batched_nms(boxes, array(60), np.arange(60) % 3, threshold)
+        answer(f"batched_nms {threshold} {dtype}", of_classes)
+    for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
+        answer(f"{name} {dtype}", lambda: getattr(cvops, name)(boxes, boxes))
+    for channels in (4, 32):
+        maps, grad = array(2, channels, 12, 12), array(40, channels, 2, 2)
+        for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
+            answer(f"{name} {channels} {dtype}", lambda: getattr(cvops, name)(maps, rois, 2))
+            if name != "roi_pool":
+                backward = getattr(cvops, name + "_backward")
+                shape = maps.shape if name == "roi_align" else (2, channels * 4, 12, 12)
+                answer(f"{name}_backward {channels} {dtype}", lambda: backward(grad, rois, shape))
+    answer(f"deform_conv2d {dtype}", lambda: cvops.deform_conv2d(maps, array(2, 18, 10, 10), array(8, 32, 3, 3)))
+print(repr(answers))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+def test_without_a_compiler_results_are_right_or_an_error_names_the_variable(dtype):
+    code = IN_PYTHON.replace("DTYPES", repr([dtype]))
+    compiled, interpreted = (
+        eval(run(code, ROOT.parent, NUMBA_DISABLE_JIT=value)[0], {"nan": np.nan, "inf": np.inf}) for value in "01"
+    )
+    refused = set()
+    for name, wanted in compiled.items():
+        if isinstance(interpreted[name], str):
+            assert "NUMBA_DISABLE_JIT is set" in interpreted[name], name
+            refused.add(name.split()[0])
+        else:
+            for got, want in zip(interpreted[name], wanted, strict=True):
+                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert not refused & {"nms", "box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"}
+    assert refused
 
 
 def kernels():
@@ -113,7 +465,7 @@ def test_decisions_are_never_contracted():
 def test_warmup_compiles_all_that_later_calls_use(tmp_path):
     code = """
     import numpy as np, cvops
-    from cvops._cpu import _nms
+    from cvops._cpu import _jit, _nms
     cvops.warmup(operators=["nms", "batched_nms"])
     def compilations():
         return sum(len(value.signatures) for value in vars(_nms).values() if hasattr(value, "signatures"))

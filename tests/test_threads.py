@@ -1,16 +1,20 @@
 """Threads, forks, spawns and the interpreter's exit: in processes of their own, where a crash or a hang is seen."""
 
+import ctypes.util
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import cvops
+from cvops import _process
 from cvops._cpu import _threads
 from tests import libraries
 
@@ -87,15 +91,25 @@ def test_environment_must_be_a_number_of_threads(text):
     assert "CVOPS_NUM_THREADS must be an integer >= 1, got " + repr(text) in run(code, work="", CVOPS_NUM_THREADS=text)
 
 
-def test_quota_of_a_container_is_rounded_up(monkeypatch, tmp_path):
-    def opened(text):
-        file = tmp_path / "cpu.max"
+@pytest.mark.parametrize(
+    ("texts", "processors"),
+    [
+        (["150000 100000\n"], 2),
+        (["max 100000\n"], 1 << 30),
+        (["50000\n", "100000\n"], 1),
+        (["-1\n", "100000\n"], 1 << 30),
+        (["100000 0\n"], 1 << 30),
+        (["nonsense\n"], 1 << 30),
+        (["\n"], 1 << 30),
+        ([], 1 << 30),
+    ],
+)
+def test_quota_of_a_container_is_rounded_up(monkeypatch, tmp_path, texts, processors):
+    files = [tmp_path / str(i) for i in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
         file.write_text(text)
-        monkeypatch.setattr("builtins.open", lambda name: file.open())
-        return _threads._cgroup_quota()
-
-    assert opened("150000 100000\n") == 2
-    assert opened("max 100000\n") > 1000
+    monkeypatch.setattr(_threads, "_QUOTA_FILES", ((str(tmp_path / "none"),), files))
+    assert _threads._cgroup_quota() == processors
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 16])
@@ -258,15 +272,521 @@ def test_exit_with_a_daemon_thread_computing():
     """)
 
 
-@pytest.mark.skipif(_threads._current_processor is None, reason="this system does not place threads")
-def test_workers_keep_off_the_processor_of_the_caller(threads):
-    allowed = os.sched_getaffinity(0)
-    if len(allowed) < 2:
-        pytest.skip("there is only one processor")
+# ------------------------------------------------------------------------- first calls: imports and compilations
+
+# Three operators, small, and not yet imported or compiled.
+COLD = """
+import os, signal, sys, threading, time, warnings
+import numpy as np, cvops
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+cvops.set_num_threads(2)
+boxes = np.array([[0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6]], "f")
+maps, rois = np.ones((1, 2, 8, 8), "f"), np.array([[0, 1, 1, 6, 6]], "f")
+operators = [
+    lambda: cvops.nms(boxes, boxes[:, 3] - boxes[:, 1], 0.5).tolist() == [0, 2],
+    lambda: cvops.roi_pool(maps, rois, 2).tolist() == np.ones((1, 2, 2, 2)).tolist(),
+    lambda: cvops.box_iou(boxes, boxes)[0, 0] == 1,
+]
+def calls():
+    for operator in operators:
+        assert operator()
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("imported", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_fork_beside_the_first_calls_of_another_thread(tmp_path, imported):
+    """What the child inherits is usable, and nobody waits for ever: not for locks of other modules' hooks either."""
+    code = f"""
+    if {imported}:
+        import cvops._cpu
+    failures = []
+    def guarded():
+        try:
+            calls()
+        except BaseException as error:
+            failures.append(error)
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    children = 0
+    while thread.is_alive():
+        child = os.fork()
+        if child == 0:
+            if children in (1, 4):
+                assert operators[0]()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        children += 1
+    assert not failures, failures
+    assert children
+    """
+    for _ in range(2):  # the cache is empty, then full
+        run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_a_signal_handler_makes_first_calls_within_first_calls(tmp_path):
+    """Neither imports nor Numba can be entered twice by one thread."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no timers on this system")
+    code = """
+    depth, handled = 0, 0
+    def handle(*_):
+        global depth, handled
+        depth += 1
+        if depth < 4:
+            assert operators[handled % len(operators)]()
+            handled += 1
+        depth -= 1
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.05)
+    calls()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert handled
+    """
+    for _ in range(2):
+        run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+@needs_fork
+@pytest.mark.slow
+def test_a_signal_handler_forks_within_first_calls(tmp_path):
+    code = """
+    own, children, busy = os.getpid(), [], False
+    def handle(*_):
+        global busy
+        if os.getpid() == own and not busy and len(children) < 4:  # a child goes on with all forks that are not over
+            busy = True
+            children.append(os.fork())
+            busy = False
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.1)
+    calls()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    calls()
+    if os.getpid() != own:
+        os._exit(0)  # a child, which went on with the calls from where they were interrupted
+    assert children
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_a_finaliser_within_a_compilation_is_refused():
+    with pytest.raises(RuntimeError, match="finaliser or signal handler"):
+        _process.apart(_process.apart, len, "")
+    assert _process.apart(len, "abc") == 3
+
+
+def test_an_error_of_what_is_done_apart_reaches_the_caller():
+    with pytest.raises(ZeroDivisionError):
+        _process.apart(lambda: 1 // 0)
+    with pytest.raises(ModuleNotFoundError):
+        _process.load("cvops.no_such_module")
+
+
+@pytest.mark.parametrize("imported", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_first_calls_while_the_interpreter_exits(tmp_path, imported):
+    code = f"""
+    import atexit
+    if {imported}:
+        import cvops._cpu
+    def last():
+        calls()
+        print("checked")
+    class Last:
+        def __del__(self):
+            last()
+    atexit.register(last)
+    threading._register_atexit(last)
+    threading.Thread(target=lambda: (threading.main_thread().join(), last())).start()
+    """
+    for _ in range(2):
+        assert run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["checked"] * 3
+
+
+def test_calls_of_finalisers_at_the_very_end():
+    """When sys.modules is empty, and new threads would never run."""
+    printed = run("""
+    class Last:
+        def __del__(self, answers=answers, expected=expected, print=print, zip=zip):
+            print(all((got == wanted).all() for got, wanted in zip(answers(), expected)))
+    last = Last()
+    last.itself = last
+    """)
+    assert printed.split() == ["True"]
+
+
+# ------------------------------------------------------------------------------------------------------- signals
+
+
+EVERYWHERE = """
+import os, signal, sys, threading
+import numpy as np, cvops
+from cvops._cpu import _threads
+cvops.set_num_threads(3)
+boxes = np.random.default_rng(0).uniform(0, 50, (1500, 4)).astype("f")
+expected = cvops.box_iou(boxes, boxes)
+def same():
+    return np.array_equal(cvops.box_iou(boxes, boxes), expected, equal_nan=True)
+assert same()
+handled = 0
+def everywhere(handler, every=1):
+    "Call an operator; before every line of Python in it, or every so many, a signal comes."
+    def handle(*_):
+        global handled
+        handled += 1
+        if handled % every == 0:
+            handler()
+    signal.signal(signal.SIGUSR1, handle)
+    def trace(frame, event, argument):
+        signal.raise_signal(signal.SIGUSR1)
+        return trace
+    sys.settrace(trace)
+    got = cvops.box_iou(boxes, boxes)
+    sys.settrace(None)
+    assert np.array_equal(got, expected, equal_nan=True)
+    assert handled > 20
+"""
+
+
+@pytest.mark.parametrize("sizes", ["(3,)", "(1, 2, 4)"])
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal on this system")
+def test_a_signal_handler_calls_operators_everywhere(sizes):
+    code = f"""
+    import itertools
+    sizes = itertools.cycle({sizes})
+    def handler():
+        cvops.set_num_threads(next(sizes))
+        assert same()
+    everywhere(handler)
+    """
+    run(code, work=EVERYWHERE)
+
+
+@needs_fork
+def test_a_signal_handler_forks_everywhere():
+    """Child and parent both go on with the call from where it was interrupted, and both get the answer."""
+    code = """
+    own, children = os.getpid(), []
+    def handler():
+        if os.getpid() == own:
+            children.append(os.fork())
+    everywhere(handler, every=3)
+    assert same()
+    if os.getpid() != own:
+        os._exit(0)
+    assert len(children) > 7
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    run(code, work=EVERYWHERE)
+
+
+@needs_fork
+def test_a_signal_handler_forks_within_a_fork():
+    code = """
+    own, children, begun = os.getpid(), [], 0
+    def handle(*_):
+        global begun
+        if os.getpid() == own and begun < 40:
+            begun += 1
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if same() else 1)
+            children.append(child)
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.003)
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if same() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert same()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert children
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    run(code, work=EVERYWHERE)
+
+
+def test_an_interrupted_call_leaves_no_worker_at_work(threads):
+    """The memory of a call may be gone when it has raised."""
     threads(3)
+    working = []
+
+    def kernel(begin, end):
+        if threading.current_thread() is threading.main_thread():
+            while not working:
+                time.sleep(0.001)
+            raise KeyboardInterrupt
+        working.append(begin)
+        time.sleep(0.05)
+        working.remove(begin)
+
+    with pytest.raises(KeyboardInterrupt):
+        _threads.run(kernel, 100, nanoseconds=1e9)
+    assert not working
+
+
+def test_a_call_within_a_worker_stays_there(threads):
+    threads(3)
+    seen = []
+
+    def outer(begin, end):
+        own = threading.get_ident()
+        inner = set()
+        _threads.run(lambda begin, end: inner.add(threading.get_ident()), 100, nanoseconds=1e9)
+        seen.append(inner == {own} or own == threading.main_thread().ident)
+        time.sleep(0.001)
+
+    _threads.run(outer, 30, nanoseconds=1e9)
+    assert len(seen) == 12
+    assert all(seen)
+
+
+def test_calls_beside_changes_of_the_number_of_threads():
+    code = """
+    sys.setswitchinterval(1e-5)
+    stop, failures = threading.Event(), []
+    def change():
+        while not stop.is_set():
+            for size in (1, 3, 1, 2, 5):
+                cvops.set_num_threads(size)
+    def call():
+        try:
+            for _ in range(50):
+                assert same()
+        except BaseException as error:
+            failures.append(error)
+    changer, callers = threading.Thread(target=change), [threading.Thread(target=call) for _ in range(4)]
+    for thread in (changer, *callers): thread.start()
+    for thread in callers: thread.join()
+    stop.set()
+    changer.join()
+    assert not failures, failures
+    """
+    run(code, work=EVERYWHERE)
+
+
+# --------------------------------------------------------------------------------------------------------- forks
+
+
+def test_only_the_import_of_cvops_registers_hooks():
+    """One registered by a lazy import could be registered by one thread while another one forks."""
+    code = """
+    import os, sys
+    register, owners = getattr(os, "register_at_fork", None), []
+    def spy(**hooks):
+        owners.append(sys._getframe(1).f_globals["__name__"])
+        register(**hooks)
+    os.register_at_fork = spy
+    import cvops
+    early = list(owners)
+    import numpy as np
+    cvops.nms(np.ones((3, 4)), np.ones(3), 0.5)
+    cvops.set_num_threads(2)
+    cvops.box_iou(np.ones((3000, 4)), np.ones((3000, 4)))
+    late = owners[len(early):]
+    print([owner for owner in early if owner.startswith("cvops")], [owner for owner in late if owner != "random"])
+    """
+    assert run(code, work="").strip() == "['cvops._process'] []"
+
+
+def test_the_order_of_a_fork(monkeypatch):
+    """Workers end first, as they may have to compile; what compiles may import, and both use LLVM."""
+    done = []
+
+    class Lock:
+        def __init__(self, name, free=True):
+            self.name, self.free, self._lock = name, free, self
+
+        def acquire(self, timeout):
+            done.append(f"take {self.name}")
+            return self.free
+
+        def release(self):
+            done.append(f"leave {self.name}")
+
+    class Module:
+        global_compiler_lock = Lock("compiler", free=False)  # nor is one that was not taken in time released
+        lib = Lock("llvm")
+        end_workers = staticmethod(lambda: done.append("end workers"))
+        begin_workers = staticmethod(lambda child: done.append(f"begin workers, {child=}"))
+
+    for name in ("cvops._cpu._threads", "numba.core.compiler_lock", "llvmlite.binding.ffi"):
+        monkeypatch.setitem(sys.modules, name, Module)
+    monkeypatch.setattr(_process, "_first_times", Lock("first times"))
+    _process._before_fork()
+    assert done == ["end workers", "take first times", "take compiler", "take llvm"]
+    _process._before_fork()  # a signal handler forks within
+    del done[:]
+    _process._after_fork(child=True)
+    assert done == ["begin workers, child=True", "leave llvm", "leave first times"]
+    del done[:]
+    _process._after_fork(child=False)
+    assert done == ["begin workers, child=False", "leave llvm", "leave first times"]
+
+
+@needs_fork
+def test_a_fork_waits_for_workers():
+    run("""
+    import os
+    from cvops._cpu import _threads
+    team = _threads._team
+    assert team.alive
+    child = os.fork()
+    if child == 0:
+        assert not team.alive
+        assert not _threads._team.seats
+        check()
+        assert _threads._team.alive
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not team.alive
+    assert _threads._team.open
+    assert not _threads._team.seats
+    check()
+    """)
+
+
+# ------------------------------------------------------------------------------------- processors and other systems
+
+places_threads = pytest.mark.skipif(
+    _threads._current_processor is None or len(os.sched_getaffinity(0)) < 2,
+    reason="this system does not place threads, or has one processor",
+)
+
+
+@pytest.fixture
+def team(threads, monkeypatch):
+    """A new team of workers that has begun to work for this thread."""
+    threads(3)
+    monkeypatch.setattr(_threads, "_team", _threads._Team())
+    own = os.sched_getaffinity(0)
+    call_team()
+    yield _threads._team
+    os.sched_setaffinity(0, own)
+    _threads._team.end()
+
+
+def call_team():
     for _ in range(3):  # the first starts the workers
-        _threads.run(lambda begin, end: None, 100, nanoseconds=1e9)
-    places = [os.sched_getaffinity(worker) for worker in _threads._workers]
-    assert places
-    assert all(len(place) == len(allowed) - 1 and place < allowed for place in places)
+        _threads.run(lambda begin, end: time.sleep(0.001), 100, nanoseconds=1e9)
+
+
+def places(team):
+    return [os.sched_getaffinity(thread) for thread in team.alive.values()]
+
+
+@places_threads
+def test_workers_keep_off_the_processor_of_the_caller(team):
+    allowed = os.sched_getaffinity(0)
+    assert places(team)
+    assert all(len(place) == len(allowed) - 1 and place < allowed for place in places(team))
     assert os.sched_getaffinity(0) == allowed
+
+
+@places_threads
+def test_workers_follow_the_caller_and_its_mask(team):
+    allowed = os.sched_getaffinity(0)
+    for processor in sorted(allowed)[:2] * 2:
+        os.sched_setaffinity(0, {processor})
+        call_team()
+        assert places(team) == [{processor}] * 2  # the caller may use no other
+    os.sched_setaffinity(0, allowed)
+    for processor in sorted(allowed)[:2] * 2:
+        team_sees(team, processor)
+        assert places(team) == [allowed - {processor}] * 2
+
+
+def team_sees(team, processor):
+    """A call by a thread on this processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_threads, "_current_processor", lambda: processor)
+        call_team()
+
+
+@places_threads
+def test_workers_stay_where_the_user_puts_them(team):
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    team_sees(team, first)
+    one, other = team.alive.values()
+    os.sched_setaffinity(one, {first})
+    for processor in (second, first):
+        team_sees(team, processor)
+        assert os.sched_getaffinity(one) == {first}
+        assert processor not in os.sched_getaffinity(other)
+
+
+OPENMP = """
+import os
+allowed = os.sched_getaffinity(0)
+if {first}:
+    import cvops
+{bind}
+if len(os.sched_getaffinity(0)) < len(allowed) or not {bound}:
+    import cvops, numpy as np
+    from cvops._cpu import _threads
+    print(cvops.get_num_threads() == len(allowed))
+    cvops.set_num_threads(2)
+    for _ in range(3):
+        cvops.box_iou(np.ones((3000, 4), "f"), np.ones((3000, 4), "f"))
+    print([os.sched_getaffinity(thread) < allowed for thread in _threads._team.alive.values()])
+    print(os.sched_getaffinity(0) in [os.sched_getaffinity(thread) for thread in _threads._team.alive.values()])
+"""
+
+
+@places_threads
+@pytest.mark.parametrize("first", [True, False])
+def test_openmp_confines_no_worker(first):
+    """libgomp binds the main thread when it is loaded."""
+    libgomp = ctypes.util.find_library("gomp")
+    if libgomp is None:
+        pytest.skip("no libgomp")
+    code = OPENMP.format(first=first, bound=True, bind=f"import ctypes; ctypes.CDLL({libgomp!r})")
+    assert run(code, work="", OMP_PROC_BIND="true").split("\n")[:3] == ["True", "[True]", "False"]
+
+
+@places_threads
+def test_without_openmp_the_mask_of_the_caller_holds():
+    bind = "os.sched_setaffinity(0, {min(allowed)})"
+    code = OPENMP.format(first=True, bound=True, bind=bind)
+    assert run(code, work="").split("\n")[:3] == ["False", "[True]", "True"]
+
+
+def test_on_systems_with_less():
+    """As on Windows and macOS: no affinity, no forks, no processor numbers, no library of the process itself."""
+    code = """
+    import builtins, ctypes, io, os, threading
+    for name in ("sched_getaffinity", "sched_setaffinity", "register_at_fork", "fork"):
+        if hasattr(os, name):
+            delattr(os, name)
+    load, open_ = ctypes.CDLL, open
+    def load_named(name, *more, **options):
+        if name is None:
+            raise TypeError("bad argument type for built-in operation")
+        return load(name, *more, **options)
+    def open_other(file, *more, **options):
+        if str(file).startswith(("/sys", "/proc")):
+            raise FileNotFoundError(file)
+        return open_(file, *more, **options)
+    ctypes.CDLL, builtins.open = load_named, open_other
+    import numpy as np, cvops
+    assert cvops.get_num_threads() == os.cpu_count()
+    cvops.set_num_threads(3)
+    assert cvops.box_iou(np.ones((3000, 4), "f"), np.ones((3000, 4), "f")).shape == (3000, 3000)
+    from cvops._cpu import _threads
+    assert _threads._team.alive
+    """
+    run(code, work="")
+
+
+@pytest.mark.parametrize("error", [TypeError, OSError, AttributeError])
+def test_no_current_processor_where_the_system_does_not_tell(monkeypatch, error):
+    def refuse(name):
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert _threads._find_current_processor() is None

@@ -1,19 +1,49 @@
-"""The one way to compile a CPU kernel."""
+"""The one way to compile a CPU kernel, and the cache of compiled kernels.
+
+What is private in Numba and used here: that a dispatcher asks its `_cache`, that C code calls its `_compile_for_args`,
+and how a compilation is taken apart and put together. `_KNOWS_NUMBA` tells whether all of it is there. If a later Numba
+has changed it, Numba's own cache serves, with its weaknesses.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import pickle
+import pkgutil
+import sys
+import tempfile
+import uuid
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite
 import numba
-from numba.core.compiler_lock import global_compiler_lock
+import numpy as np
+
+from .. import _process
+
+try:
+    from numba.core.caching import _Cache as _NumbaCache
+    from numba.core.compiler import CompileResult
+    from numba.core.dispatcher import Dispatcher
+    from numba.core.serialize import dumps
+    from numba.misc.appdirs import AppDirs
+
+    _KNOWS_NUMBA = all(map(callable, (CompileResult._reduce, CompileResult._rebuild, Dispatcher._compile_for_args)))
+except (ImportError, AttributeError):
+    _KNOWS_NUMBA, _NumbaCache = False, object
 
 _OPTIONS: dict[str, Any] = {
     "nogil": True,  # kernels touch no Python object, so the threads of `_threads` run at once
     "error_model": "numpy",  # 0 / 0 is NaN and 1 / 0 is inf, as the semantics say; no exception paths in loops
 }
+
+
+# What Numba imports when it first sees an array is imported now, while no fork can come in between.
+numba.typeof(np.empty(0))
 
 
 def jit(function: Callable[..., Any] | None = None, *, contract: bool = False) -> Any:
@@ -25,42 +55,216 @@ def jit(function: Callable[..., Any] | None = None, *, contract: bool = False) -
     """
     if function is None:
         return lambda function: jit(function, contract=contract)
+    if numba.config.DISABLE_JIT:
+        return _interpreted(function)
     options = _OPTIONS | {"fastmath": {"contract"} if contract else False}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # Numba found no folder that it may write to
-        _warn_no_cache()
-        return numba.njit(function, **options)
+    if not _KNOWS_NUMBA:
+        return _with_cache_of_numba(function, options)
+    dispatcher = numba.njit(function, **options)
+    dispatcher._cache = _Cache(function)
+    dispatcher._compile_for_args = functools.partial(_process.apart, dispatcher._compile_for_args)
+    return dispatcher
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """As numba.extending.intrinsic; where nothing is compiled, calls of it say so."""
+    return _compiled_only if numba.config.DISABLE_JIT else numba.extending.intrinsic(function)
+
+
+def _interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` for NUMBA_DISABLE_JIT: as Python runs it, but as silent as machine code; an error where it cannot."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            with np.errstate(all="ignore"):
+                return function(*args)
+        except _OnlyCompiledError:
+            raise
+        except Exception as error:  # of numbers that Python does not let overflow, for instance
+            raise _OnlyCompiledError from error
+
+    return call
+
+
+def _compiled_only(*args: Any) -> Any:
+    raise _OnlyCompiledError
+
+
+class _OnlyCompiledError(RuntimeError):
+    def __init__(self) -> None:
+        super().__init__("NUMBA_DISABLE_JIT is set, but this computation works as machine code only: unset it")
+
+
+# ------------------------------------------------------------------------------------------------------------- cache
 
 
 def cache_folder() -> str | None:
-    """Where the machine code of the kernels is kept, or None where no folder can be written to."""
-    try:
-        dispatcher: Any = numba.njit(_warn_no_cache, cache=True)
-        return str(dispatcher._cache.cache_path)
-    except RuntimeError:
+    """Where the machine code of the kernels is kept, or None where no folder can be read or written."""
+    if not _KNOWS_NUMBA:
+        try:
+            return str(numba.njit(_warn, cache=True)._cache.cache_path)
+        except RuntimeError:
+            return None
+    return next(reversed(_folders()[0]), None)
+
+
+class _Cache(_NumbaCache):
+    """The compilations of one function on disk: a file for each signature, processor, and version of what compiles.
+
+    A file tells by itself whether it is whole and of these sources. What cannot be read is compiled, what cannot be
+    saved is not, and either is worth a warning but no error.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @property
+    def cache_path(self) -> str | None:
+        return cache_folder()
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """Return what was compiled for `signature`, or None."""
+        target.refresh()
+        name, origin = self._name_and_origin(signature, target)
+        for folder in _folders()[0]:
+            path = os.path.join(folder, name)
+            try:
+                data = _read(path, origin)
+                if data is not None:
+                    return CompileResult._rebuild(target, *pickle.loads(data))
+            except FileNotFoundError:
+                pass
+            except Exception as error:
+                _warn(f"cannot read {path} in its cache of compiled kernels ({_text(error)}) and compiles that anew.")
         return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Save what was compiled for `signature`, where something can be saved."""
+        folders, writable = _folders()
+        if not writable:
+            _warn(
+                "found no writable folder for its compiled kernels and compiles them anew in every process (seconds)."
+                " Set NUMBA_CACHE_DIR to a writable folder."
+            )
+            return
+        name, origin = self._name_and_origin(signature, compiled.target_context)
+        path = os.path.join(folders[-1], name)
+        try:
+            _write(path, origin, dumps(compiled._reduce()))
+        except Exception as error:
+            _warn(f"cannot save {path} in its cache of compiled kernels ({_text(error)}): later processes compile it.")
+
+    def enable(self) -> None:
+        """Nothing: the cache is always used."""
+
+    def disable(self) -> None:
+        """Nothing: the cache is always used."""
+
+    def flush(self) -> None:
+        """Nothing: entries of other sources are overwritten."""
+
+    def _name_and_origin(self, signature: Any, target: Any) -> tuple[str, bytes]:
+        """The name of the file, and what the machine code was made from: sources, too, which do not alter the name."""
+        function = self._function
+        closure = dumps(tuple(cell.cell_contents for cell in function.__closure__ or ()))
+        key = repr((
+            numba.__version__, llvmlite.__version__, _PYTHON, tuple(map(str, signature)),
+            target.codegen().magic_tuple(), hashlib.sha256(closure).hexdigest(),
+        ))  # fmt: skip
+        digest = hashlib.sha256(key.encode()).hexdigest()[:20]
+        file = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}-{digest}.nbc"
+        return file.replace("<", "").replace(">", ""), f"{_stamp()} {key}".encode()
+
+
+_KNOWS_NUMBA = _KNOWS_NUMBA and not getattr(_Cache, "__abstractmethods__", None)
+
+_PYTHON = f"{sys.implementation.cache_tag}{getattr(sys, 'abiflags', '')}"
+_MAGIC = b"cvops kernel\n"
+
+
+def _read(path: str, origin: bytes) -> bytes | None:
+    """The data of the file, or None if it was made from something else than `origin`; ValueError if it is damaged."""
+    with open(path, "rb") as file:
+        content = file.read()
+    magic, digests, data = content[: len(_MAGIC)], content[len(_MAGIC) :][:64], content[len(_MAGIC) + 64 :]
+    if magic != _MAGIC or hashlib.sha256(digests[32:] + data).digest() != digests[:32]:
+        raise ValueError("damaged")
+    return data if digests[32:] == hashlib.sha256(origin).digest() else None
+
+
+def _write(path: str, origin: bytes, data: bytes) -> None:
+    """Put the file there as a whole: other processes see the old one or the new one."""
+    made_from = hashlib.sha256(origin).digest()
+    new = f"{path}.{uuid.uuid4().hex[:16]}"
+    try:
+        with open(new, "xb") as file:
+            file.write(_MAGIC + hashlib.sha256(made_from + data).digest() + made_from + data)
+        os.replace(new, path)
+    except BaseException:
+        if os.path.exists(new):
+            os.unlink(new)
+        raise
+
+
+@functools.cache
+def _folders() -> tuple[list[str], bool]:
+    """The folders to read from, in this order, and whether the last can be written to.
+
+    They are Numba's: NUMBA_CACHE_DIR, then beside the sources, then one of the user; none after the first that can be
+    written to.
+    """
+    sources = os.path.dirname(os.path.abspath(__file__))
+    name = f"{os.path.basename(sources)}_{hashlib.sha1(sources.encode()).hexdigest()}"
+    candidates = [os.path.join(sources, "__pycache__"), os.path.join(AppDirs("numba", False).user_cache_dir, name)]
+    if numba.config.CACHE_DIR:
+        candidates.insert(0, os.path.join(numba.config.CACHE_DIR, name))
+    folders = []
+    for folder in candidates:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            folders.append(folder)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return folders, True
+    return folders, False
+
+
+@functools.cache
+def _stamp() -> str:
+    """A digest of all sources of the backend: a kernel may use helpers, constants and options of any of its files."""
+    digest = hashlib.sha256()
+    package = __name__.rpartition(".")[0]
+    for module in sorted(module.name for module in pkgutil.iter_modules(sys.modules[package].__path__)):
+        try:
+            source = pkgutil.get_data(package, f"{module}.py")
+        except OSError:  # installed without its sources
+            source = pkgutil.get_data(package, f"{module}.pyc")
+        digest.update(module.encode() + hashlib.sha256(source or b"").digest())
+    return digest.hexdigest()
+
+
+def _with_cache_of_numba(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # Numba found no folder that it may write to
+        _warn(
+            "found no writable folder for its compiled kernels and compiles them anew in every process (seconds)."
+            " Set NUMBA_CACHE_DIR to a writable folder."
+        )
+        return numba.njit(function, **options)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 _warned = False
 
 
-def _warn_no_cache() -> None:
+def _warn(what: str) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(
-            "cvops found no writable folder for its compiled kernels and compiles them anew in every process (seconds)."
-            " Set NUMBA_CACHE_DIR to a writable folder.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-if hasattr(os, "register_at_fork"):
-    # A fork during another thread's compilation would leave the child with a lock that nobody will ever release.
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
-    )
+        warnings.warn(f"cvops {what}", RuntimeWarning, stacklevel=2)

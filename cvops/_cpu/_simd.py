@@ -10,24 +10,20 @@ Numba's caches do not notice a change of this file: `make clean` after editing i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import ir
-from numba import extending
 from numba.core import cgutils, types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import models, register_model
 
-from ._jit import jit
+from ._jit import intrinsic, jit
 
 WIDTH = 16
 # `multiply` keeps six rows of sums and one of factors in registers: rows of four where there are 32 registers (of 64
 # bytes with AVX-512), of two where there are 16 (of 32 bytes).
 ROW_BYTES = 256 if "+avx512f" in get_host_cpu_features() else 64
-
-# Its own type says that callers pass the typing context.
-intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 
 
 class Lanes(types.Type):
