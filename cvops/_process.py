@@ -121,7 +121,8 @@ def _after_fork(child: bool) -> None:
     if child:
         for ended in _awaited:
             ended.put(None)
-    *_here.held, held = _here.held
+    # Nothing is held if another thread has imported cvops since the fork began.
+    *_here.held, held = getattr(_here, "held", None) or [()]
     for lock in reversed(held):
         lock.release()
 

@@ -627,6 +627,9 @@ def test_the_order_of_a_fork(monkeypatch):
     del done[:]
     _process._after_fork(child=False)
     assert done == ["begin workers, child=False", "leave llvm", "leave first times"]
+    del done[:]
+    _process._after_fork(child=False)  # of a fork that began before cvops was imported
+    assert done == ["begin workers, child=False"]
 
 
 @needs_fork
