@@ -589,7 +589,9 @@ def test_only_the_import_of_cvops_registers_hooks():
     cvops.set_num_threads(2)
     cvops.box_iou(np.ones((3000, 4)), np.ones((3000, 4)))
     late = owners[len(early):]
-    print([owner for owner in early if owner.startswith("cvops")], [owner for owner in late if owner != "random"])
+    of_python = sys.stdlib_module_names  # random, and importlib from 3.15 on: those are Python's to order
+    late = [owner for owner in late if owner.partition(".")[0] not in of_python]
+    print([owner for owner in early if owner.startswith("cvops")], late)
     """
     assert run(code, work="").strip() == "['cvops._process'] []"
 
