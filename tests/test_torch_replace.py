@@ -324,24 +324,26 @@ def test_detections(replace, torchvision, torch, name):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name][2]])
 def test_a_training_step(replace, torchvision, torch, name):
-    detector = model(torchvision, torch, name).train()
+    """In float64: the rounding of float32 grows through the layers, on some processors to 2e-4 of the gradients."""
+    detector = model(torchvision, torch, name).double().train()
+    pictures = [image.double() for image in images(torch)]
     for module in detector.modules():  # statistics of two images with random weights are chaos
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     targets = [
         {
-            "boxes": torch.tensor([[5.0, 5, 40, 50], [20, 10, 60, 60]]),
+            "boxes": torch.tensor([[5.0, 5, 40, 50], [20, 10, 60, 60]], dtype=torch.float64),
             "labels": torch.tensor([1, 1]),
             "masks": torch.ones(2, *image.shape[1:], dtype=torch.uint8),
             "keypoints": torch.tensor([20.0, 20, 1]).expand(2, 17, 3),
         }
-        for image in images(torch)
+        for image in pictures
     ]
 
     def gradients():
         torch.manual_seed(1)  # samples proposals
         detector.zero_grad()
-        sum(detector(images(torch), targets).values()).backward()
+        sum(detector(pictures, targets).values()).backward()
         return {key: value.grad for key, value in detector.named_parameters() if value.grad is not None}
 
     want = gradients()
@@ -351,7 +353,7 @@ def test_a_training_step(replace, torchvision, torch, name):
     assert got.keys() == want.keys()
     for key, gradient in want.items():
         scale = max(1.0, gradient.abs().max().item())
-        assert (got[key] - gradient).abs().max().item() <= 1e-4 * scale, key
+        assert (got[key] - gradient).abs().max().item() <= 1e-9 * scale, key
 
 
 def test_attributes_may_be_swapped(replace, torchvision, torch):
