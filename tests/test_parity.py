@@ -169,8 +169,10 @@ def test_functions_of_pairs(torchvision, name, shapes, dtype):
 
 @pytest.mark.parametrize("name", ["box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"])
 def test_degenerate_pairs(torchvision, name):
-    """All but infinite and inverted boxes."""
+    """All but infinite and inverted boxes, and points for complete IoU, whose angle is NaN in torchvision."""
     odd = np.array([[1, 1, 1, 5], [2, 2, 2, 2], [0, 0, 4, 4], [math.nan, 0, 1, 1], [-5, -5, -1, -1], [0, 0, 1e6, 1e-3]])
+    if name == "complete_box_iou":
+        odd = np.delete(odd, 1, axis=0)
     check(torchvision, name, odd, odd)
     check(torchvision, name, odd.astype(np.float32), odd.astype(np.float32))
 
