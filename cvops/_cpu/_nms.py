@@ -19,7 +19,7 @@ from .._checks import working_dtype
 from . import _threads, _xywh
 from ._jit import jit
 from ._memory import Array, contiguous, copy, empty
-from ._simd import read_once
+from ._rank import group, rank, rank_float64
 from ._xywh import looks_like_xywh
 
 # Up to here one dispatch that ranks by counting beats a sort; measured with 16 to 1 024 boxes.
@@ -45,7 +45,7 @@ def nms(
     if len(scores) <= _FEW and dtype == "f":
         keep = np.empty(len(scores), np.int64)
         threshold = _threshold(iou_threshold, dtype)
-        kept = _nms_few(boxes, scores, threshold, *_floor(score_threshold), limit, keep)
+        kept = _nms_few(boxes, scores, threshold, _floor(score_threshold), limit, keep)
         if kept < 0:
             kept = ~kept
             _xywh.tell()
@@ -75,12 +75,8 @@ def batched_nms(
     order = _rank(scores, score_threshold)
     if len(order) == 0:
         return _result(order, limit, length if padded else None)
-    labels, low, classes = _labels(idxs)
-    starts = np.zeros(classes + 1, np.int64)
-    ranks = np.empty(len(order), np.int64)  # position in `order` of each box, class after class
-    members = np.empty(len(order), np.int64)
-    _group(labels, low, order, starts, ranks, members)
-    kept = _by_rank(_suppress(_gather(boxes, members), starts, iou_threshold, limit), ranks)
+    ranks, starts = group(_labels(idxs), order)
+    kept = _by_rank(_suppress(_gather(boxes, order[ranks]), starts, iou_threshold, limit), ranks)
     return _result(_select(order, kept), limit, length if padded else None)
 
 
@@ -102,8 +98,8 @@ def _threshold(iou_threshold: float, dtype: str) -> np.floating:
     return np.nextafter(threshold, real(-1)) if float(threshold) > iou_threshold else threshold
 
 
-def _floor(score_threshold: float | None) -> tuple[bool, float]:
-    return (False, 0.0) if score_threshold is None else (True, score_threshold)
+def _floor(score_threshold: float | None) -> float:
+    return math.nan if score_threshold is None else score_threshold
 
 
 # ---------------------------------------------------------------------------------------------------------- ranking
@@ -111,96 +107,22 @@ def _floor(score_threshold: float | None) -> tuple[bool, float]:
 
 def _rank(scores: Array, score_threshold: float | None) -> Array:
     """Indices by decreasing score, ties by index, NaN last; only those above `score_threshold`, if there is one."""
-    keys = np.empty(len(scores), np.uint64)
+    order: Array
     if scores.dtype.char == "f" and len(scores) < 1 << 32:
-        keys = keys[: _keys_with_index(scores, *_floor(score_threshold), keys)]
-        keys.sort()  # a vectorised sort, several times faster than argsort
-        _index_of_keys(keys)
-        return keys.view(np.int64)
-    _keys(scores, keys)
-    order = np.argsort(keys, kind="stable")
-    if score_threshold is not None:
-        order = order[scores[order] > score_threshold]
+        order = rank(scores, _floor(score_threshold))
+    else:
+        order = rank_float64(contiguous(scores, "d"), _floor(score_threshold))
     return order
 
 
-@jit
-def _key(score):
-    """A uint64 that is smaller for a larger score; 0.0 and -0.0 are equal and NaN is the largest."""
-    bits = np.float64(score).view(np.int64)
-    if score != score:
-        return np.uint64(0xFFFFFFFFFFFFFFFF)
-    magnitude = bits & np.int64(0x7FFFFFFFFFFFFFFF)
-    return np.uint64(np.int64(0x7FFFFFFFFFFFFFFF) - magnitude) if bits >= 0 or magnitude == 0 else np.uint64(bits)
-
-
-@jit
-def _keys(scores, keys):
-    for i in range(scores.size):
-        keys[i] = _key(scores[i])
-
-
-@jit
-def _keys_with_index(scores, has_floor, floor, keys):
-    """As `_key` for float32, with the index in the low half; returns how many scores lie above the floor."""
-    bits = scores.view(np.int32)
-    count = 0
-    for i in range(scores.size):
-        magnitude = np.int64(bits[i]) & 0x7FFFFFFF
-        key = 0x7FFFFFFF - magnitude if bits[i] >= 0 else (0x80000000 + magnitude if magnitude else 0x7FFFFFFF)
-        if magnitude > 0x7F800000:
-            key = 0xFFFFFFFF
-        keys[count] = np.uint64(key << 32 | i)
-        count += not has_floor or np.float64(scores[i]) > floor
-    return count
-
-
-@jit
-def _index_of_keys(keys):
-    for i in range(keys.size):
-        keys[i] &= np.uint64(0xFFFFFFFF)
-
-
-def _labels(idxs: Array) -> tuple[Array, int, int]:
-    """(class of each box as int64, the least class, classes from there on); a class may be empty."""
-    if idxs.dtype.kind in "iu" and idxs.dtype != np.uint64:
-        labels = contiguous(idxs, np.dtype(np.int64).char)
-        low, high = _extent(labels)
-        if high - low < 4 * len(labels) + 1024:
-            return labels, low, high - low + 1
-    values, labels = np.unique(idxs, return_inverse=True)
+def _labels(idxs: Array) -> Array:
+    """The class of each box as int64: equal for equal classes only."""
+    if idxs.dtype.kind != "f":
+        return contiguous(idxs, np.dtype(np.int64).char)
+    labels = idxs.astype(np.float64) + 0.0  # -0.0 is 0.0
+    labels = labels.astype(np.int64) if (abs(labels) < 2.0**63).all() else labels.view(np.int64)
     labels.setflags(write=False)
-    return labels, 0, len(values)
-
-
-@jit
-def _extent(labels):
-    low = high = labels[0]
-    for label in labels:
-        low, high = min(low, label), max(high, label)
-    return low, high
-
-
-@jit
-def _group(labels, low, order, starts, ranks, members):
-    """Counting sort of the ranked boxes by class: ranks stay in order within a class.
-
-    Each label is read once, and bounded there: another thread of the caller may have changed it since `_extent`.
-    """
-    classes = np.empty(order.size, np.int64)
-    last = np.uint64(starts.size - 2)
-    for rank in range(order.size):
-        label = np.uint64(read_once(labels, order[rank]) - low)
-        classes[rank] = np.int64(min(label, last))
-        starts[classes[rank] + 1] += 1
-    for c in range(1, starts.size):
-        starts[c] += starts[c - 1]
-    free = starts.copy()
-    for rank in range(order.size):
-        k = free[classes[rank]]
-        ranks[k] = rank
-        members[k] = order[rank]
-        free[classes[rank]] = k + 1
+    return labels
 
 
 @jit
@@ -367,17 +289,11 @@ def _search_all(boxes, threshold, limit, few, kept):
 
 
 @jit
-def _nms_few(boxes, scores, threshold, has_floor, floor, limit, keep):
+def _nms_few(boxes, scores, threshold, floor, limit, keep):
     """All of nms in one dispatch; returns the number kept, or its complement if the boxes look like xywh."""
-    keys = np.empty(scores.size, np.uint64)
-    count = _keys_with_index(scores, has_floor, floor, keys)
-    order = np.empty(count, np.int64)
+    order = rank(scores, floor)
+    count = order.size
     ranked = np.empty((count, 4), boxes.dtype)
-    for i in range(count):
-        rank = 0
-        for j in range(count):
-            rank += keys[j] < keys[i]
-        order[rank] = np.int64(keys[i] & np.uint64(0xFFFFFFFF))
     _gather_range(0, count, boxes, order, ranked)
     kept = np.empty(count, np.bool_)
     _search_all(ranked, threshold, limit, count, kept)
