@@ -178,8 +178,26 @@ def _boxes(dtypes: list[str]) -> Iterator[Case]:
     # The one uploads the size, the other reads how many boxes are left.
     yield _case("clip_boxes_to_image", arrays, module, size=(300, 400))._replace(captured=False)
     yield _case("remove_small_boxes", arrays, module, min_size=40.0)._replace(captured=False)
+    yield from _decoders(dtypes)
     masks = np.random.default_rng(0).random((3, 12, 15)) > 0.98
     yield _case("masks_to_boxes", {"masks": masks}, module)
+
+
+def _decoders(dtypes: list[str]) -> Iterator[Case]:
+    """What heads predict as boxes, and back; and the points and anchors, like an array that is there."""
+    module, maps = "tests.reference_decode", {"sizes": [(4, 6), (2, 3)], "strides": [8, 16]}
+    anchors = clustered(40)[0]
+    for dtype in dtypes:
+        boxes: Arrays = {"boxes": clustered(40, seed=1)[0].astype(_dtype(dtype))}
+        deltas = _normal((2, 40, 4), dtype)
+        yield _case("decode_boxes", {"deltas": deltas, "anchors": anchors}, module, dtype, weights=(10, 10, 5, 5))
+        yield _case("encode_boxes", {**boxes, "anchors": anchors}, module, dtype)
+        yield _case("distance_to_boxes", {"points": anchors[:, :2], "distances": deltas}, module, dtype)
+        yield _case("scale_boxes", boxes, module, dtype, from_size=(64, 64), to_size=(30, 40), letterbox=True)
+        for name, options in (("make_points", {}), ("make_anchors", {"scales": (32, 45), "ratios": (0.5, 1)})):
+            wide = "float32" if dtype == "bfloat16" else dtype
+            want = partial(getattr(load(module), name), **maps, **options, dtype=wide)
+            yield Case(f"{name}, {dtype}", partial(getattr(cvops, name), **maps, **options), {"like": deltas}, want)
 
 
 # -------------------------------------------------------------------------------------------------------------- RoIs

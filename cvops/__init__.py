@@ -18,6 +18,14 @@ from ._boxes import (
     masks_to_boxes,
     remove_small_boxes,
 )
+from ._decode import (
+    decode_boxes,
+    distance_to_boxes,
+    encode_boxes,
+    make_anchors,
+    make_points,
+    scale_boxes,
+)
 from ._deform_conv import DeformConv2d, deform_conv2d, deform_conv2d_backward
 from ._nms import batched_nms, nms
 from ._pyramid import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7, MultiScaleRoIAlign
@@ -55,11 +63,16 @@ __all__ = [
     "box_iou",
     "clip_boxes_to_image",
     "complete_box_iou",
+    "decode_boxes",
     "deform_conv2d",
     "deform_conv2d_backward",
     "distance_box_iou",
+    "distance_to_boxes",
+    "encode_boxes",
     "generalized_box_iou",
     "get_num_threads",
+    "make_anchors",
+    "make_points",
     "masks_to_boxes",
     "nms",
     "ps_roi_align",
@@ -71,6 +84,7 @@ __all__ = [
     "roi_align_backward",
     "roi_pool",
     "roi_pool_backward",
+    "scale_boxes",
     "set_num_threads",
     "warmup",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _boxes, _deform_conv, _nms, _pyramid, _roi
+from . import _boxes, _decode, _deform_conv, _nms, _pyramid, _roi
 
 _IMAGES = 1, 16, 4, 4  # shape
 
@@ -31,6 +31,11 @@ def _batched_nms_calls(dtype: str, asarray: Any) -> None:
 def _box_iou_calls(dtype: str, asarray: Any) -> None:
     boxes, _ = _detections(8, dtype, asarray)
     _boxes.box_iou(boxes, boxes)
+
+
+def _decode_boxes_calls(dtype: str, asarray: Any) -> None:
+    boxes, _ = _detections(8, dtype, asarray)
+    _decode.decode_boxes(boxes, boxes)
 
 
 def _roi_calls(dtype: str, asarray: Any, forward: Callable[..., Any]) -> None:
@@ -90,6 +95,7 @@ CALLS: dict[str, Callable[[str, Any], None]] = {
     "generalized_box_iou": _box_iou_calls,
     "distance_box_iou": _box_iou_calls,
     "complete_box_iou": _box_iou_calls,
+    "decode_boxes": _decode_boxes_calls,
     "roi_align": _roi_align_calls,
     "roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.roi_align_backward),
     "roi_pool": functools.partial(_roi_calls, forward=_roi.roi_pool),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
+from ._decode import decode_boxes
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._device import asarray, copy, current_gpu, empty, quiet, to_host, upload, use, xp
 from ._nms import batched_nms, nms
@@ -19,6 +20,7 @@ __all__ = [
     "conv2d",
     "copy",
     "current_gpu",
+    "decode_boxes",
     "deform_conv2d",
     "deform_conv2d_backward",
     "distance_box_iou",

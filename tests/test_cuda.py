@@ -105,6 +105,11 @@ def padded_calls(emulated):
         yield partial(getattr(cvops, name), few, few)
     yield partial(cvops.box_area, few)
     yield partial(cvops.box_convert, few, "xyxy", "cxcywh")
+    yield partial(cvops.decode_boxes, few, few)
+    yield partial(cvops.encode_boxes, few, few)
+    yield partial(cvops.scale_boxes, few, (64, 64), (30, 40), letterbox=True)
+    yield partial(cvops.make_points, [(2, 3)], [8], like=few)
+    yield partial(cvops.make_anchors, [(2, 3)], [8], scales=(32,), ratios=(1,), like=few)
     maps, rois = emulated(MAPS), emulated(strategies_roi.rois("all", 9, MAPS.shape))
     grad, shape = emulated(strategies_roi.normal((9, 5, 2, 3))), MAPS.shape
     yield partial(cvops.roi_align, maps, rois, (2, 3))

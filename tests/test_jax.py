@@ -396,7 +396,7 @@ def test_the_names_are_those_of_cvops(ops):
     left = {name for name in cvops.__all__ if not name.endswith("_backward") and not name[0].isupper()} - set(
         ops.__all__
     )
-    assert left == {"remove_small_boxes", "get_num_threads", "set_num_threads", "warmup"}
+    assert left == {"remove_small_boxes", "make_anchors", "make_points", "get_num_threads", "set_num_threads", "warmup"}
 
 
 def test_strategies_agree(ops):

@@ -68,6 +68,22 @@ OPERATORS = {
         {"boxes": boxes(9), "scores": RANDOM.random((N, 9), "f4"), "idxs": RANDOM.integers(0, 2, (N, 9), "i4")},
         lambda ops, boxes, scores, idxs: ops.batched_nms(boxes, scores, idxs, 0.2, max_output=5),
     ),
+    "decode_boxes": (
+        {"deltas": normal(3, 2, 4), "anchors": boxes(2)},
+        lambda ops, deltas, anchors: ops.decode_boxes(deltas, anchors, (2, 2, 1, 1)),
+    ),
+    "encode_boxes": (
+        {"boxes": boxes(3), "anchors": boxes(3)},
+        lambda ops, boxes, anchors: ops.encode_boxes(boxes, anchors),
+    ),
+    "distance_to_boxes": (
+        {"points": normal(3, 2), "distances": normal(2, 3, 4)},
+        lambda ops, points, distances: ops.distance_to_boxes(points, distances),
+    ),
+    "scale_boxes": (
+        {"boxes": boxes(3)},
+        lambda ops, boxes: ops.scale_boxes(boxes, (64, 64), (30, 40), letterbox=True),
+    ),
     "box_area": ({"boxes": boxes(4)}, lambda ops, boxes: ops.box_area(boxes)),
     "box_iou": (PAIRS, lambda ops, **pair: ops.box_iou(**pair)),
     "generalized_box_iou": (PAIRS, lambda ops, **pair: ops.generalized_box_iou(**pair)),

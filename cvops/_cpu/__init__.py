@@ -12,6 +12,7 @@ from .._arrays import share
 from .._checks import CONVERSION
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
+from ._decode import decode_boxes
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._memory import copy, empty
 from ._memory import copy as to_host
@@ -37,6 +38,7 @@ __all__ = [
     "conv2d",
     "copy",
     "current_gpu",
+    "decode_boxes",
     "deform_conv2d",
     "deform_conv2d_backward",
     "distance_box_iou",

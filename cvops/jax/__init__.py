@@ -6,9 +6,11 @@ copy a call takes about 25 us more than the function of `cvops`. What can be che
 when JAX traces, with the errors of `cvops`; a wrong image index shows when the program runs.
 
 - Lengths are part of the program, so `nms` and `batched_nms` need `max_output` and return a number beside the indices.
-  `remove_small_boxes`, whose result has any length, is not here.
+  `remove_small_boxes`, whose result has any length, is not here; nor are `make_points` and `make_anchors`: those of
+  `cvops` give constants to any program.
 - Gradients are those of the ``*_backward`` functions; there are none for boxes (their cotangents are zero), none of
-  second order, and none in forward mode. The box measures are plain JAX: they have all of these, on every device.
+  second order, and none in forward mode. The box measures and decoders are plain JAX: they have all of these, on every
+  device.
 - Options are Python or NumPy numbers, and part of the program.
 - Under jax.shard_map each device computes with what it has: results vary along the axes of the mesh that an argument
   varies along, and gradients of what devices share are summed over them.
@@ -48,6 +50,7 @@ from ._boxes import (
     generalized_box_iou,
     masks_to_boxes,
 )
+from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
 from ._deform_conv import deform_conv2d
 from ._nms import batched_nms, nms
 from ._pyramid import MultiScaleRoIAlign
@@ -61,8 +64,11 @@ __all__ = [
     "box_iou",
     "clip_boxes_to_image",
     "complete_box_iou",
+    "decode_boxes",
     "deform_conv2d",
     "distance_box_iou",
+    "distance_to_boxes",
+    "encode_boxes",
     "generalized_box_iou",
     "masks_to_boxes",
     "nms",
@@ -70,4 +76,5 @@ __all__ = [
     "ps_roi_pool",
     "roi_align",
     "roi_pool",
+    "scale_boxes",
 ]
