@@ -247,8 +247,8 @@ def _pyramid(dtype: str) -> Iterator[Case]:
     maps: Arrays = {n: _normal((2, 6, 32 >> i, 44 >> i), dtype) for i, n in enumerate(names)}
     boxes: Arrays = {f"boxes{i}": pyramid_boxes(12, 32, 44, seed=i) for i in range(2)}
     scales = [1.0, 0.5, 0.25]
-    common = {"canonical_scale": 16, "canonical_level": 1, "scales": scales}
-    pool = cvops.MultiScaleRoIAlign(names, 5, 2, **common)  # type: ignore[arg-type]
+    common: dict[str, Any] = {"canonical_scale": 16, "canonical_level": 1, "scales": scales}
+    pool = cvops.MultiScaleRoIAlign(names, 5, 2, **common)
 
     def pooled(p0: Any, p1: Any, p2: Any, boxes0: Any, boxes1: Any) -> Any:
         return pool({"p0": p0, "p1": p1, "p2": p2}, [boxes0, boxes1], [])
@@ -258,13 +258,27 @@ def _pyramid(dtype: str) -> Iterator[Case]:
 
     wide, given = _widened(maps), list(boxes.values())
     grad: Arrays = {"grad": _normal((24, 6, 5, 5), dtype)}
+
+    def want() -> Any:
+        return roi.multiscale_roi_align(wide, given, [], names, 5, 2, **common)
+
+    def want_gradients() -> Any:
+        return roi.multiscale_roi_align_backward(*_widened(grad).values(), wide, given, [], names, 2, **common)
+
+    yield Case(f"MultiScaleRoIAlign, {dtype}", pooled, {**maps, **boxes}, want)
+    yield Case(f"MultiScaleRoIAlign.backward, {dtype}", gradients, {**grad, **maps, **boxes}, want_gradients)
+
+    def pooled_by_function(p0: Any, p1: Any, p2: Any, boxes0: Any, boxes1: Any) -> Any:
+        return cvops.multiscale_roi_align([p0, p1, p2], [boxes0, boxes1], 5, sampling_ratio=2, **common)
+
+    def gradients_by_function(grad: Any, boxes0: Any, boxes1: Any) -> Any:
+        shapes = [array.shape for array in maps.values()]
+        return cvops.multiscale_roi_align_backward(grad, [boxes0, boxes1], shapes, sampling_ratio=2, **common)
+
+    yield Case(f"multiscale_roi_align, {dtype}", pooled_by_function, {**maps, **boxes}, want)
     yield Case(
-        f"MultiScaleRoIAlign, {dtype}", pooled, {**maps, **boxes},
-        lambda: roi.multiscale_roi_align(wide, given, [], names, 5, 2, **common),
-    )  # fmt: skip
-    yield Case(
-        f"MultiScaleRoIAlign.backward, {dtype}", gradients, {**grad, **maps, **boxes},
-        lambda: roi.multiscale_roi_align_backward(*_widened(grad).values(), wide, given, [], names, 2, **common),
+        f"multiscale_roi_align_backward, {dtype}", gradients_by_function, {**grad, **boxes},
+        lambda: list(want_gradients().values()),
     )  # fmt: skip
     network = cvops.FeaturePyramidNetwork([6, 6, 6], 8, cvops.LastLevelP6P7(8, 8), rng=np.random.default_rng(0))
     yield Case(

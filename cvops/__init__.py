@@ -27,8 +27,9 @@ from ._decode import (
     scale_boxes,
 )
 from ._deform_conv import DeformConv2d, deform_conv2d, deform_conv2d_backward
+from ._multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align, multiscale_roi_align_backward
 from ._nms import batched_nms, nms
-from ._pyramid import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7, MultiScaleRoIAlign
+from ._pyramid import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 from ._roi import (
     PSRoIAlign,
     PSRoIPool,
@@ -74,6 +75,8 @@ __all__ = [
     "make_anchors",
     "make_points",
     "masks_to_boxes",
+    "multiscale_roi_align",
+    "multiscale_roi_align_backward",
     "nms",
     "ps_roi_align",
     "ps_roi_align_backward",

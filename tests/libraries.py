@@ -165,8 +165,8 @@ class Operators:
         return self._back(self._functions(*map(self.array, args), **self.array(options)))
 
     def _back(self, result):
-        if isinstance(result, tuple):
-            return tuple(map(to_numpy, result))
+        if isinstance(result, tuple | list):
+            return type(result)(map(to_numpy, result))
         if isinstance(result, dict):
             return {name: to_numpy(array) for name, array in result.items()}
         return to_numpy(result) if hasattr(result, "__dlpack__") else Operators(self.backend, result)

@@ -156,6 +156,22 @@ def test_pyramids(ops, names, scales):
     close(jax.vmap(lambda maps: pool(maps, boxes, shapes))(stacked), np.stack([want, 2 * want]))
 
 
+def test_pyramid_pooling_by_the_function(ops):
+    maps = [RANDOM.standard_normal((2, 3, 9 * size, 8 * size)) for size in (1, 2)]
+    rois = np.array([[0, 1.0, 2.0, 9.0, 8.0], [1, 0.0, 0.0, 60.0, 50.0]])
+    options = {"scales": [1 / 8, 1 / 4], "canonical_scale": 32, "canonical_level": 2}
+    want = cvops.multiscale_roi_align(maps, rois, 2, **options)
+    assert np.unique(want).size > 10
+
+    def function(maps):
+        return ops.multiscale_roi_align(maps, rois, 2, **options)
+
+    close(jax.jit(function)(maps), want)
+    check_gradients(jax.jit(function), maps)
+    with pytest.raises(ValueError, match="`scales` must have one number for each of 2 maps, got 1"):
+        ops.multiscale_roi_align(maps, rois, 2, scales=[1])
+
+
 # ----------------------------------------------------------------------------------------------------- deform_conv2d
 
 

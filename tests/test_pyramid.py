@@ -1,4 +1,4 @@
-"""MultiScaleRoIAlign: against the reference, and every edge by name."""
+"""multiscale_roi_align and its class: against the reference, and every edge by name."""
 
 from __future__ import annotations
 
@@ -448,6 +448,111 @@ def test_nothing_is_written_into_inputs():
         np.testing.assert_array_equal(maps, before[0][name])
     for of_image, copy in zip(boxes, before[1], strict=True):
         np.testing.assert_array_equal(of_image, copy)
+
+
+# ---------------------------------------------------------------------------------------------------- the functions
+
+SCALES = {"p4": 1 / 16, "p2": 1 / 4, "p3": 1 / 8}
+OPTIONS = {"canonical_scale": 100, "canonical_level": 3, "aligned": True}
+
+
+@pytest.mark.parametrize("names", [["p2", "p3", "p4"], ["p4", "p2", "p3"], ["p3"]])
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["defaults", "options"])
+@pytest.mark.parametrize("listed", [True, False], ids=["list", "rows"])
+def test_the_functions(ops, names, options, listed):
+    features = pyramid(2, 3, 4)
+    boxes = split(boxes_of_all_sizes(40), 2)
+    rows = np.concatenate([np.insert(of_image, 0, i, 1) for i, of_image in enumerate(boxes)])
+    scales = [SCALES[name] for name in names]
+    maps, given = [features[name] for name in names], boxes if listed else rows
+    want = reference.multiscale_roi_align(features, boxes, [], names, (2, 3), -1, scales=scales, **options)
+    compare.close(ops.multiscale_roi_align(maps, given, (2, 3), scales=scales, **options), want, maps[0])
+    grad = strategies.normal(want.shape, seed=9)
+    by_name = reference.multiscale_roi_align_backward(grad, features, boxes, [], names, -1, scales=scales, **options)
+    got = ops.multiscale_roi_align_backward(grad, given, [each.shape for each in maps], scales=scales, **options)
+    assert isinstance(got, list)
+    for name, gradient in zip(names, got, strict=True):
+        compare.close(gradient, by_name[name], grad)
+
+
+def test_the_functions_over_libraries(array):
+    features, boxes = [*pyramid(2, 3).values()], split(boxes_of_all_sizes(12), 2)
+    maps, given = tuple(map(array, features)), tuple(map(array, boxes))
+    options = {"scales": np.array([1 / 4, 1 / 8]), "sampling_ratio": 2}
+    want = reference.multiscale_roi_align(
+        {"p2": features[0], "p3": features[1]}, boxes, [], ["p2", "p3"], 2, 2, scales=[1 / 4, 1 / 8]
+    )
+    compare.close(cvops.multiscale_roi_align(maps, given, 2, **options), want, maps[0])
+    grad = array(np.ones(want.shape, np.float32))
+    gradients = cvops.multiscale_roi_align_backward(grad, given, [each.shape for each in features], **options)
+    for gradient, each in zip(gradients, features, strict=True):
+        assert type(gradient) is type(grad)
+        assert gradient.shape == each.shape
+
+
+@pytest.mark.parametrize(("of_maps", "of_boxes", "value"), [("f4", "f4", 3), ("f8", "f4", 2), ("f4", "f8", 2)])
+def test_any_argument_decides_the_precision_of_levels(ops, of_maps, of_boxes, value):
+    """This box is large enough for the coarser level in float32 alone."""
+    boxes = np.array([[0, 0, 0, 112, np.float32(112 * (1 - 15e-7))]], of_boxes)
+    maps, options = [np.full((1, 1, 40, 40), value, of_maps) for value in (2, 3)], {"scales": [1 / 4, 1 / 8]}
+    assert round(ops.multiscale_roi_align(maps, boxes, 1, **options).item(), 3) == value
+    shapes = [each.shape for each in maps]
+    gradients = ops.multiscale_roi_align_backward(np.ones((1, 1, 1, 1), of_maps), boxes, shapes, **options)
+    assert [bool(gradient.any()) for gradient in gradients] == [value == 2, value == 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "changed"),
+    [
+        (TypeError, "`features` must be a list of arrays, got dict", {"features": pyramid(2, 3)}),
+        (TypeError, "`features` must be a list of arrays, got ndarray", {"features": pyramid(2)["p2"]}),
+        (ValueError, "`features` must have a map to pool from, got none", {"features": []}),
+        (TypeError, "`features[1]` must be an array, got None", {"features": [pyramid(2)["p2"], None]}),
+        (
+            ValueError,
+            "`features[0]` and `features[1]` must agree in N and C, got (2, 3, 64, 80) and (1, 3, 32, 40)",
+            {"features": [pyramid(2)["p2"], pyramid(3, batch=1)["p3"]]},
+        ),
+        (ValueError, "`scales` must have one number for each of 2 maps, got 1", {"scales": [1]}),
+        (ValueError, "`scales` must be finite and > 0, got 0", {"scales": [1, 0]}),
+        (TypeError, "`scales` must be a list of numbers, got None", {"scales": None}),
+        (ValueError, "`boxes` must be a list of one array for each image, 2, got 0", {"boxes": []}),
+        (ValueError, "`output_size` must be >= 1, got 0", {"output_size": 0}),
+        (TypeError, "`sampling_ratio` must be an integer, got float", {"sampling_ratio": 1.5}),
+        (ValueError, "`canonical_scale` must be finite and > 0, got -1", {"canonical_scale": -1}),
+        (TypeError, "`aligned` must be True or False, got str", {"aligned": "yes"}),
+    ],
+)
+def test_the_functions_refuse(error, text, changed):
+    call = {"features": [*pyramid(2, 3).values()], "boxes": [squares(10), squares(20, 30)], "output_size": 2}
+    call |= {"scales": [1 / 4, 1 / 8]} | changed
+    with pytest.raises(error, match=re.escape(text)):
+        cvops.multiscale_roi_align(**call)
+    if {"features", "output_size"}.isdisjoint(changed):
+        del call["features"], call["output_size"]
+        shapes = [maps.shape for maps in pyramid(2, 3).values()]
+        with pytest.raises(error, match=re.escape(text)):
+            cvops.multiscale_roi_align_backward(np.ones((3, 3, 2, 2), np.float32), input_shapes=shapes, **call)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "shapes"),
+    [
+        (TypeError, "`input_shapes` must be a list of (N, C, H, W), got int", 3),
+        (TypeError, "`input_shapes[0]` must be (N, C, H, W), got int", (2, 3, 64, 80)),
+        (ValueError, "`input_shapes` must have the shape of a map to pool from, got none", []),
+        (ValueError, "`input_shapes[1]` must be (N, C, H, W), got (2, 3, 32)", [(2, 3, 64, 80), (2, 3, 32)]),
+        (
+            ValueError,
+            "`input_shapes[0]` and `input_shapes[1]` must agree in N and C, got (2, 3, 64, 80) and (2, 4, 32, 40)",
+            [(2, 3, 64, 80), (2, 4, 32, 40)],
+        ),
+    ],
+)
+def test_the_gradient_refuses(error, text, shapes):
+    boxes, grad = [squares(10), squares(20, 30)], np.ones((3, 3, 2, 2), np.float32)
+    with pytest.raises(error, match=re.escape(text)):
+        cvops.multiscale_roi_align_backward(grad, boxes, shapes, scales=[1 / 4, 1 / 8])
 
 
 # ------------------------------------------------------------------------------------------------- the object itself

@@ -128,6 +128,37 @@ def test_multiscale_roi_align_as_the_plain_class(ops, torch):
         ops.MultiScaleRoIAlign(["p2"], 0, 2)
 
 
+@pytest.mark.parametrize("how", ["plain", "scripted", "compiled"])
+def test_multiscale_roi_align_as_the_plain_function(ops, torch, how):
+    rois, maps = torch.from_numpy(reference_roi.as_rois(BOXES)), [*tensors(torch, MAPS).values()]
+    options = {"scales": [0.3, 0.1, 0.05], **OPTIONS}
+    want = cvops.multiscale_roi_align([*MAPS.values()], BOXES, 2, **options)
+    function = {"plain": lambda f: f, "scripted": torch.jit.script, "compiled": torch.compile}[how](
+        ops.multiscale_roi_align
+    )
+    maps = [each.requires_grad_() for each in maps]
+    got = function(maps, rois, (2, 2), **options)
+    np.testing.assert_array_equal(got.detach().numpy(), want)
+    got.sum().backward()
+    shapes = [each.shape for each in maps]
+    gradients = cvops.multiscale_roi_align_backward(np.ones_like(want), BOXES, shapes, **options)
+    for each, gradient in zip(maps, gradients, strict=True):
+        np.testing.assert_array_equal(each.grad.numpy(), gradient)
+
+
+def test_multiscale_roi_align_refuses(ops, torch):
+    rois, maps = torch.from_numpy(reference_roi.as_rois(BOXES)), [*tensors(torch, MAPS).values()]
+    for features, error, text in [
+        (maps[0], TypeError, "`features` must be a list of arrays, got Tensor"),
+        ([], ValueError, "`features` must have a map to pool from, got none"),
+        ([maps[0], None, maps[2]], TypeError, "`features[1]` must be a tensor, got None"),
+    ]:
+        with pytest.raises(error, match=re.escape(text)):
+            ops.multiscale_roi_align(features, rois, 2, scales=[0.3, 0.1, 0.05])
+    with pytest.raises(ValueError, match="`scales` must have one number for each of 3 maps, got 1"):
+        ops.multiscale_roi_align(maps, rois, 2, scales=[0.3])
+
+
 @pytest.mark.parametrize("names", [["p2", "same", "p3"], ["same", "p2"], ["p3", "p2", "same"], ["p2", "p2", "p3"]])
 def test_maps_of_one_scale(ops, torch, names):
     """The first named takes the boxes; the other has a gradient of zeros, not none."""

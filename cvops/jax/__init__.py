@@ -21,9 +21,8 @@ when JAX traces, with the errors of `cvops`; a wrong image index shows when the 
   functions of `cvops` take JAX arrays on a GPU without a copy.
 
 jax.export writes programs that another process runs, which must import cvops.jax before it does. It wants to be told
-the functions that they call: "cvops." and the name of the operator ("multiscale_roi_align" for the class), and for
-gradients the same with "_backward". These names never change; the arguments behind them may, from one version of cvops
-to the next.
+the functions that they call: "cvops." and the name of the operator, and for gradients the same with "_backward". These
+names never change; the arguments behind them may, from one version of cvops to the next.
 
 >>> import jax
 >>> import jax.numpy as jnp
@@ -52,8 +51,8 @@ from ._boxes import (
 )
 from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
 from ._deform_conv import deform_conv2d
+from ._multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
 from ._nms import batched_nms, nms
-from ._pyramid import MultiScaleRoIAlign
 from ._roi import ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 __all__ = [
@@ -71,6 +70,7 @@ __all__ = [
     "encode_boxes",
     "generalized_box_iou",
     "masks_to_boxes",
+    "multiscale_roi_align",
     "nms",
     "ps_roi_align",
     "ps_roi_pool",

@@ -55,7 +55,16 @@ from ._modules import (
     RoIAlign,
     RoIPool,
 )
-from ._ops import batched_nms, deform_conv2d, nms, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+from ._ops import (
+    batched_nms,
+    deform_conv2d,
+    multiscale_roi_align,
+    nms,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_pool,
+)
 from ._replace import replace_torchvision
 
 __all__ = [
@@ -82,6 +91,7 @@ __all__ = [
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "masks_to_boxes",
+    "multiscale_roi_align",
     "nms",
     "ps_roi_align",
     "ps_roi_pool",

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-from .. import _checks
+from .. import _checks, _multiscale_roi_align
 
 # ------------------------------------------------------------------------------------------------------------ torch.fx
 
@@ -50,6 +50,11 @@ def number(value: Any, name: str, *limits: float) -> Any:
 def positive(value: Any, name: str) -> float:
     """As `positive` of the plain functions, also of what torchvision takes for a number."""
     return _checks.positive(_number_in(value, name), name)
+
+
+def positives(values: Any, name: str) -> list[float]:
+    """`values`, an iterable of such numbers, as a list."""
+    return [positive(value, name) for value in _checks.numbers(values, name)]
 
 
 def integer(value: Any, name: str) -> int:
@@ -212,11 +217,16 @@ def check_maps_have_names(maps: Any) -> None:
         raise TypeError(f"`features` must be a dict of arrays by name, got {_checks.kind(maps)}")
 
 
-def check_maps(names: Sequence[str], maps: Sequence[Any]) -> None:
+def check_named_maps(names: Sequence[str], maps: Sequence[Any]) -> None:
     """Raise unless there are maps to pool from, all tensors."""
     if not maps:
         raise KeyError("`features` must have a map to pool from, got no names")
     check_tensors(**{f"features[{name!r}]": tensor for name, tensor in zip(names, maps, strict=True)})
+
+
+def check_maps(maps: Any) -> None:
+    """Raise unless this is a list of tensors to pool from."""
+    check_tensors(**_multiscale_roi_align.named_maps(maps))
     refuse_transforms(*maps)
 
 

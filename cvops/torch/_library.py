@@ -417,45 +417,42 @@ _register(
 # --------------------------------------------------------------------------------------------------- pyramid pooling
 
 
-def _multiscale_roi_align(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *options: Any) -> Tensor:
-    pool, names = _pooler(len(maps), output_size, *options)
-    _require_one_dtype({f"features[{name}]": tensor for name, tensor in zip(names, maps, strict=True)})
-    pooled = pool(dict(zip(names, map(plain, maps), strict=True)), plain(boxes), [])
-    return as_tensor(pooled, maps[0].dtype)
-
-
-def _multiscale_roi_align_backward(
-    grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *options: Any
-) -> list[Tensor]:
-    pool, names = _pooler(len(heights), grad.shape[2:], *options)
-    like = _at_least_32_bits(grad.new_empty(()))
-    # Of the maps only shape and dtype matter, so that nothing is kept of them: one number stands for all of a map.
-    shapes = [(images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
-    maps = {name: plain(like.expand(shape)) for name, shape in zip(names, shapes, strict=True)}
-    gradients = pool.backward(plain(grad), maps, plain(boxes), [])
-    return [as_tensor(gradients[name], grad.dtype) for name in names]
-
-
-def _pooler(
-    levels: int,
+def _multiscale_roi_align(
+    maps: list[Tensor],
+    boxes: Tensor,
     output_size: Sizes,
     scales: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
     canonical_scale: float,
     canonical_level: int,
-) -> tuple[Any, list[str]]:
-    names = [str(level) for level in range(levels)]
-    pool = cvops.MultiScaleRoIAlign(
-        names,
-        tuple(output_size),
-        sampling_ratio,
-        canonical_scale=canonical_scale,
-        canonical_level=canonical_level,
-        aligned=aligned,
-        scales=list(scales),
-    )
-    return pool, names
+) -> Tensor:
+    _require_one_dtype({f"features[{i}]": tensor for i, tensor in enumerate(maps)})
+    pooled = cvops.multiscale_roi_align(
+        [*map(plain, maps)], plain(boxes), _pair(output_size), scales=scales, sampling_ratio=sampling_ratio,
+        canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
+    )  # fmt: skip
+    return as_tensor(pooled, maps[0].dtype)
+
+
+def _multiscale_roi_align_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    images: int,
+    heights: Sizes,
+    widths: Sizes,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_scale: float,
+    canonical_level: int,
+) -> list[Tensor]:
+    shapes = [(images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
+    gradients = cvops.multiscale_roi_align_backward(
+        plain(grad), plain(boxes), shapes, scales=scales, sampling_ratio=sampling_ratio,
+        canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
+    )  # fmt: skip
+    return [as_tensor(gradient, grad.dtype) for gradient in gradients]
 
 
 def _pooled_of_levels(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *_: Any) -> Tensor:

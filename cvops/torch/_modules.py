@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .._checks import numbers, strings
+from .._checks import strings
 from . import _checks
 from ._checks import count, flag, pair, positive, ratio
-from ._ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool, rois_of
+from ._ops import deform_conv2d, multiscale_roi_align, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from ._types import BroadcastingList2, Integer, Ints, Number
 
 
@@ -184,7 +184,7 @@ class MultiScaleRoIAlign(nn.Module):
         self.canonical_scale = positive(canonical_scale, "canonical_scale")
         self.canonical_level = count(canonical_level, "canonical_level", -(2**31))
         self.aligned = flag(aligned, "aligned")
-        self.scales = None if scales is None else [positive(scale, "scales") for scale in numbers(scales, "scales")]
+        self.scales = None if scales is None else _checks.positives(scales, "scales")
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Pool every box.
@@ -250,7 +250,7 @@ def _pooled_by_level(
             raise KeyError(f"`features` must have '{name}', got {list(x.keys())}")
         maps.append(x[name])
     if not torch.jit.is_scripting():
-        _checks.check_maps(featmap_names, maps)
+        _checks.check_named_maps(featmap_names, maps)
     if scales is None:
         if not torch.jit.is_scripting():
             image_shapes = _checks.image_shapes(image_shapes)
@@ -258,15 +258,8 @@ def _pooled_by_level(
             raise ValueError("`image_shapes` must have at least one (height, width)")
         tallest = max([shape[0] for shape in image_shapes])
         scales = [2.0 ** round(math.log(one.shape[2] / tallest) / math.log(2.0)) for one in maps]
-    return torch.ops.cvops.multiscale_roi_align(
-        maps,
-        rois_of(boxes, maps[0]),
-        output_size,
-        scales,
-        sampling_ratio,
-        aligned,
-        canonical_scale,
-        canonical_level,
+    return multiscale_roi_align(
+        maps, boxes, output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned
     )
 
 

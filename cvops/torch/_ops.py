@@ -359,6 +359,66 @@ def ps_roi_pool(
     return torch.ops.cvops.ps_roi_pool(input, rois_of(boxes, input), output_size, spatial_scale)
 
 
+def multiscale_roi_align(
+    features: list[Tensor],
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    scales: list[float],
+    sampling_ratio: Integer = -1,
+    canonical_scale: Number = 224,
+    canonical_level: Integer = 4,
+    aligned: bool = False,
+) -> Tensor:
+    """Pool each box from one map of a feature pyramid, chosen by its size: `cvops.multiscale_roi_align` for tensors.
+
+    Parameters
+    ----------
+    features : list of tensors of shape (N, C, H, W), float64 | float32 | float16 | bfloat16
+        The maps in any order, all of one dtype, N and C. The result has gradients for them.
+    boxes
+        As in `roi_align`.
+    output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned
+        As in `cvops.multiscale_roi_align`.
+
+    Returns
+    -------
+    pooled : tensor of shape (K, C, output height, output width)
+        Of the dtype of the maps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.multiscale_roi_align`.
+    NotImplementedError
+        As `roi_align`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> boxes = torch.tensor([[0.0, 0, 0, 50, 50], [0, 0, 0, 150, 150]])
+    >>> maps = [torch.full((1, 1, 64, 64), 2.0), torch.full((1, 1, 32, 32), 3.0)]
+    >>> ops.multiscale_roi_align(maps, boxes, 1, scales=[1 / 4, 1 / 8], sampling_ratio=1).flatten()
+    tensor([2., 3.])
+    """
+    if not torch.jit.is_scripting():
+        options = output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned
+        node = _checks.traced(multiscale_roi_align, features, boxes, *options)
+        if node is not None:
+            return node
+        _checks.check_maps(features)
+        output_size, scales = pair(output_size, "output_size"), _checks.positives(scales, "scales")
+        sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
+        canonical_scale = positive(canonical_scale, "canonical_scale")
+        canonical_level = count(canonical_level, "canonical_level", -(2**31))
+    elif len(features) == 0:
+        raise ValueError("`features` must have a map to pool from, got none")
+    rois = rois_of(boxes, features[0])
+    return torch.ops.cvops.multiscale_roi_align(
+        features, rois, output_size, scales, sampling_ratio, aligned, canonical_scale, canonical_level
+    )
+
+
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,

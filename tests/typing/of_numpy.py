@@ -151,11 +151,18 @@ def pyramids(maps: dict[str, Float32], boxes: Float32) -> None:
     pool = cvops.MultiScaleRoIAlign(["p2", "p3"], output_size=7, sampling_ratio=2)
     assert_type(pool(maps, [boxes], [(256, 256)]), Float32)
     assert_type(pool.backward(boxes, maps, boxes, image_shapes=[[256, 256]]), dict[str, Float32])
+    shapes = [(1, 8, 64, 64), [1, 8, 32, 32]]
+    assert_type(cvops.multiscale_roi_align(list(maps.values()), [boxes], 7, scales=[0.25, 0.125]), Float32)
+    gradients = cvops.multiscale_roi_align_backward(boxes, boxes, shapes, scales=(0.25, 0.125), sampling_ratio=2)
+    assert_type(gradients, list[Float32])
     cvops.FeaturePyramidNetwork([8, 16], np.int64(4), cvops.LastLevelMaxPool())
     network = cvops.FeaturePyramidNetwork([8, 16], 4, cvops.LastLevelP6P7(4, 4))
     assert_type(network(maps), dict[str, Float32])
 
     pool(boxes, [boxes], [(256, 256)])  # type: ignore[arg-type]
+    cvops.multiscale_roi_align(maps, [boxes], 7, scales=[0.25])  # type: ignore[arg-type]
+    cvops.multiscale_roi_align([boxes], [boxes], 7)  # type: ignore[call-arg]
+    cvops.multiscale_roi_align_backward(boxes, boxes, (1, 8, 64, 64), scales=[0.25])  # type: ignore[arg-type]
     pool({"p2": "map"}, [boxes], [(256, 256)])  # type: ignore[type-var]
     pool(maps, ["boxes"], [(256, 256)])  # type: ignore[list-item]
     pool(maps, [boxes], (256, 256))  # type: ignore[arg-type]

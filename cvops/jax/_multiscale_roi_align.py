@@ -8,17 +8,57 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 import cvops
 
-from .._checks import check_boxes_of_images, flag, integer, pair, positive, ratio, strings
+from .. import _multiscale_roi_align as plain
+from .._checks import check_boxes_of_images, integer, pair, positive
 from ._ffi import foreign
 from ._roi import joined
 from ._traced import TRACED, Array, Rois, result_of, varying_alike
 
 if TYPE_CHECKING:
     from .._types import Integer, Ints, Number
+
+
+def multiscale_roi_align(
+    features: Sequence[Array],
+    boxes: Rois,
+    output_size: Ints,
+    *,
+    scales: Sequence[Number],
+    sampling_ratio: Integer = -1,
+    canonical_scale: Number = 224,
+    canonical_level: Integer = 4,
+    aligned: bool = False,
+) -> jax.Array:
+    """Pool each box from the map of its size: `cvops.multiscale_roi_align`, differentiable by `features`.
+
+    Parameters
+    ----------
+    features, boxes, output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned
+        As in `cvops.multiscale_roi_align`; bfloat16 too. `boxes` have no gradient: it is 0.
+
+    Returns
+    -------
+    pooled : array of shape (K, C, output height, output width), dtype of the maps
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.multiscale_roi_align`; a wrong image index when the program runs.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import cvops.jax
+    >>> maps, boxes = [jnp.zeros((1, 8, 64, 64)), jnp.zeros((1, 8, 32, 32))], jnp.array([[0, 0.0, 0.0, 20.0, 30.0]])
+    >>> cvops.jax.multiscale_roi_align(maps, boxes, 7, scales=[0.25, 0.125]).shape
+    (1, 8, 7, 7)
+    """
+    options = plain.Options(sampling_ratio, canonical_scale, canonical_level, aligned)
+    maps = plain.checked_maps(plain.named_maps(features), TRACED)
+    return _pool(maps, boxes, output_size, scales, options)
 
 
 @dataclass(frozen=True)
@@ -69,43 +109,38 @@ class MultiScaleRoIAlign:
         KeyError, TypeError, ValueError
             As the call of `cvops.MultiScaleRoIAlign`; a wrong image index when the program runs.
         """
-        pool = cvops.MultiScaleRoIAlign(
-            strings(self.featmap_names, "featmap_names"),
-            self.output_size,
-            self.sampling_ratio,
-            canonical_scale=self.canonical_scale,
-            canonical_level=self.canonical_level,
-            aligned=self.aligned,
-            scales=self.scales,
-        )
-        given, rois = pool._maps(features), joined(boxes)
-        pyramid = pool._pyramid(given, rois, image_shapes, TRACED)
-        if isinstance(boxes, (list, tuple)):
-            check_boxes_of_images(boxes, len(pyramid.maps[0]))
-        options = {
-            "output_size": pair(self.output_size, "output_size"),
-            "sampling_ratio": ratio(self.sampling_ratio, "sampling_ratio"),
-            "canonical_scale": positive(self.canonical_scale, "canonical_scale"),
-            "canonical_level": integer(self.canonical_level, "canonical_level"),
-            "aligned": flag(self.aligned, "aligned"),
-            # They were found just now; the host needs no image shapes.
-            "scales": tuple(pyramid.scales),
-        }
-        *maps, rois = varying_alike(*pyramid.maps, pyramid.rois)
-        return _pooled(tuple(options.items()), tuple(array.shape for array in maps), maps, rois)
+        options = plain.Options(self.sampling_ratio, self.canonical_scale, self.canonical_level, self.aligned)
+        maps = plain.checked_maps(plain.maps_by_name(features, self.featmap_names), TRACED)
+        scales = self.scales
+        if scales is None:
+            scales = plain.scales_of([array.shape[2] for array in maps], image_shapes)
+        return _pool(maps, boxes, self.output_size, scales, options)
+
+
+def _pool(maps: list[Any], boxes: Any, output_size: Any, scales: Any, options: plain.Options) -> Any:
+    if isinstance(boxes, (list, tuple)):
+        check_boxes_of_images(boxes, len(maps[0]))
+    shapes = tuple(array.shape for array in maps)
+    pyramid = plain.arranged(list(shapes), joined(boxes), scales, options, maps[0], TRACED)
+    *maps, rois = varying_alike(*maps, pyramid.rois)
+    given = {
+        "output_size": pair(output_size, "output_size"),
+        "scales": tuple(positive(scale, "scales") for scale in scales),
+        "sampling_ratio": pyramid.sampling_ratio,
+        "canonical_scale": positive(options.canonical_scale, "canonical_scale"),
+        "canonical_level": integer(options.canonical_level, "canonical_level"),
+        "aligned": pyramid.aligned,
+    }
+    return _pooled(tuple(given.items()), shapes, maps, rois)
 
 
 def _forward(boxes: Any, *maps: Any, **options: Any) -> Any:
-    names = [str(i) for i in range(len(maps))]
-    return cvops.MultiScaleRoIAlign(names, **options)(dict(zip(names, maps, strict=True)), boxes, [])
+    return cvops.multiscale_roi_align(maps, boxes, **options)
 
 
-def _backward(grad: Any, boxes: Any, *, shapes: tuple[int, ...], **options: Any) -> Any:
-    # Of the maps, the gradients need the shapes and the dtype.
-    maps = [np.broadcast_to(np.zeros((), grad.dtype), shapes[i : i + 4]) for i in range(0, len(shapes), 4)]
-    names = [str(i) for i in range(len(maps))]
-    pool = cvops.MultiScaleRoIAlign(names, **options)
-    return tuple(pool.backward(grad, dict(zip(names, maps, strict=True)), boxes, []).values())
+def _backward(grad: Any, boxes: Any, *, shapes: tuple[int, ...], output_size: Any, **options: Any) -> Any:
+    by_map = [shapes[i : i + 4] for i in range(0, len(shapes), 4)]
+    return tuple(cvops.multiscale_roi_align_backward(grad, boxes, by_map, **options))
 
 
 _host_forward = foreign("cvops.multiscale_roi_align", _forward)
