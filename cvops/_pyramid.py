@@ -33,6 +33,8 @@ class FeaturePyramidNetwork(Parameters):
         What adds coarser maps.
     rng : numpy.random.Generator, optional
         Source of the initial weights, uniform (Kaiming). By default a new one. Biases begin with 0.
+    exact : bool, default False
+        Whether to compute every 3x3 convolution directly on the CPU: more slowly; see the notes.
 
     Raises
     ------
@@ -48,6 +50,11 @@ class FeaturePyramidNetwork(Parameters):
     A 1x1 convolution brings each map to `out_channels`. From coarse to fine, each is added to the next finer one,
     enlarged to its size by repeating the nearest pixel. A 3x3 convolution of each sum is its result.
 
+    On the CPU, where it computes in float32, and from 16 channels and 256 pixels up, that is Winograd's method [2]_,
+    which takes about half the time of the direct sum. The error of both is up to 3e-6 of the largest result. Pixels are
+    computed in tiles of 4x4: a NaN, an infinity or a number beyond 1e36 can make all pixels of its tile, and of those
+    next to it, NaN or infinite. With `exact` the direct sum is computed, where it reaches the eight neighbours.
+
     Parameters are float32 `numpy.ndarray` under torchvision's names: ``inner_blocks.0.0.weight``,
     ``layer_blocks.0.0.bias``, ``extra_blocks.p6.weight``, ... `load_state_dict` also takes the names of older
     checkpoints, ``inner_blocks.0.weight``. They are used in the dtype of the maps; 16-bit maps are computed in float32.
@@ -57,6 +64,7 @@ class FeaturePyramidNetwork(Parameters):
     References
     ----------
     .. [1] T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+    .. [2] A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 
     Examples
     --------
@@ -75,6 +83,7 @@ class FeaturePyramidNetwork(Parameters):
         extra_blocks: LastLevelMaxPool | LastLevelP6P7 | None = None,
         *,
         rng: np.random.Generator | None = None,
+        exact: bool = False,
     ) -> None:
         if extra_blocks is not None and not isinstance(extra_blocks, LastLevelMaxPool | LastLevelP6P7):
             raise TypeError(f"`extra_blocks` must be LastLevelMaxPool, LastLevelP6P7 or None, got {kind(extra_blocks)}")
@@ -84,6 +93,7 @@ class FeaturePyramidNetwork(Parameters):
         if not self._in_channels:
             raise ValueError("`in_channels_list` must hold at least one number, got none")
         self._extra_blocks = extra_blocks
+        self._exact = flag(exact, "exact")
         self._out_channels = outputs = count(out_channels, "out_channels", 1)
         rng = generator(rng)
         parameters: dict[str, Any] = {}
@@ -103,7 +113,8 @@ class FeaturePyramidNetwork(Parameters):
 
     def __repr__(self) -> str:
         extra = "" if self._extra_blocks is None else f", {self._extra_blocks!r}"
-        return f"FeaturePyramidNetwork({self._in_channels}, {self._out_channels}{extra})"
+        exact = ", exact=True" if self._exact else ""
+        return f"FeaturePyramidNetwork({self._in_channels}, {self._out_channels}{extra}{exact})"
 
     def __call__(self, maps: Mapping[str, ArrayT]) -> dict[str, ArrayT]:
         """Return the pyramid of `maps`.
@@ -147,7 +158,7 @@ class FeaturePyramidNetwork(Parameters):
             def convolve(name: str, array: Any, stride: int = 1) -> Any:
                 weight, bias = (self._native(f"{name}.{part}", working, backend) for part in ("weight", "bias"))
                 padding = weight.shape[2] // 2
-                return backend.conv2d(array, weight, bias, (stride, stride), (padding, padding))
+                return backend.conv2d(array, weight, bias, (stride, stride), (padding, padding), self._exact)
 
             results: list[Any] = []
             merged = None

@@ -80,7 +80,9 @@ def _deform_conv2d_backward_calls(dtype: str, asarray: Any) -> None:
 
 
 def _feature_pyramid_network_calls(dtype: str, asarray: Any) -> None:
-    _pyramid.FeaturePyramidNetwork([1], 1)({"map": asarray(np.ones((1, 1, 4, 4), dtype))})
+    for exact in (False, True):
+        maps = {"map": asarray(np.ones((1, 1, 16, 16), dtype))}
+        _pyramid.FeaturePyramidNetwork([1], 16, exact=exact)(maps)
 
 
 def _deformed(dtype: str, asarray: Any) -> tuple[Any, Any, Any]:

@@ -17,7 +17,10 @@ from ._tiles import tiles
 _THREADS, _CHANNELS, _PIXELS = 256, 8, 1024
 
 
-def conv2d(input: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+def conv2d(
+    input: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int], exact: bool
+) -> Array:
+    """The convolution, by products of columns in any case: `exact` is for the CPU."""
     result = convolve(input, weight, bias, stride, padding)
     if result is not None:
         return result

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cvops
+from cvops import _cpu
+from cvops._cpu import _conv, _winograd
 from tests import compare
 from tests import reference_deform as reference
 from tests.libraries import to_numpy
@@ -177,6 +179,111 @@ def test_every_number_of_threads_gives_the_same_bits(threads):
         threads(count)
         bits.add(b"".join(result.tobytes() for result in pyramid(maps).values()))
     assert len(bits) == 1
+
+
+# ------------------------------------------------------------------------------------------------ Winograd's method
+
+
+def convolution(size, channels, outputs, batch=1):
+    """Arguments of a 3x3 convolution in float32."""
+    random = np.random.default_rng(2)
+    shapes = (batch, channels, *size), (outputs, channels, 3, 3), (outputs,)
+    return [random.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def direct(maps, weight, bias, padding=1):
+    return reference.conv2d(maps.astype(float), weight.astype(float), bias.astype(float), padding=padding)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("size", [(16, 16), (8, 32), (61, 9), (13, 21), (50, 67), (31, 130)])
+@pytest.mark.parametrize(("channels", "outputs"), [(16, 16), (3, 50), (70, 65)])
+def test_sizes_for_winograd(channels, outputs, size, exact):
+    extra = cvops.LastLevelP6P7(outputs, outputs)
+    pyramid, parameters = with_random_parameters(cvops.FeaturePyramidNetwork([channels], outputs, extra, exact=exact))
+    maps = maps_of([size], [channels], 2, "float32")
+    check(pyramid(maps), reference.feature_pyramid(maps, parameters, "p6p7"), maps["feature 1"])
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    channels=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+)
+def test_winograd_of_any_size(size, padding, channels, outputs):
+    size = [max(length, 3 - 2 * p) for length, p in zip(size, padding, strict=True)]
+    maps, weight, bias = convolution(size, channels, outputs)
+    compare.close(_winograd.conv2d(maps, weight, bias, padding), direct(maps, weight, bias, padding).astype("f"), maps)
+
+
+def test_parts_of_winograd_do_not_change_bits(monkeypatch):
+    """Neither how many outputs have their weights transformed together, nor how many tiles are a block."""
+    maps, weight, bias = convolution((21, 40), 70, 65, 2)
+    whole = _winograd.conv2d(maps, weight, bias, (1, 1))
+    for outputs, tiles in ((1, 16), (7, 32), (50, 48)):
+        monkeypatch.setattr(_winograd, "_WEIGHT_BYTES", outputs * 36 * 4 * 70)
+        monkeypatch.setattr(_winograd, "_TILE_BYTES", tiles * 36 * 4 * 70)
+        np.testing.assert_array_equal(_winograd.conv2d(maps, weight, bias, (1, 1)), whole)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("kind", ["uniform", "normal", "sparse"])
+def test_error_of_both_methods(kind, exact):
+    """Of as many channels as pyramids have: the docstring says how large it may be."""
+    maps, weight, bias = convolution((20, 30), 256, 32)
+    if kind == "uniform":
+        maps = np.random.default_rng(3).uniform(size=maps.shape).astype(np.float32)
+    elif kind == "sparse":
+        maps = np.maximum(maps - 1, 0)
+    got, want = _cpu.conv2d(maps, weight, bias, (1, 1), (1, 1), exact), direct(maps, weight, bias)
+    assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_what_is_not_finite_fills_tiles_unless_exact(value):
+    exact, fast = (
+        with_random_parameters(cvops.FeaturePyramidNetwork([16], 16, exact=exact))[0] for exact in (True, False)
+    )
+    for y, x in [(9, 10), (8, 11), (0, 0), (12, 19), (17, 23)]:
+        maps = maps_of([(18, 24)], [16], 1, "float32")
+        maps["feature 1"][0, :, y, x] = value
+        near = np.zeros((18, 24), bool)
+        near[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
+        assert not (~np.isfinite(exact(maps)["feature 1"]) & ~near).any()
+        tiles = np.zeros((18, 24), bool)
+        for top in range(0, 18, 4):
+            for left in range(0, 24, 4):
+                if top - 1 <= y <= top + 4 and left - 1 <= x <= left + 4:
+                    tiles[top : top + 4, left : left + 4] = True
+        infinite = ~np.isfinite(fast(maps)["feature 1"])
+        assert not (infinite & ~tiles).any()
+        if not np.isfinite(value):
+            assert (infinite | ~near).all()
+            own = infinite[..., y // 4 * 4 : y // 4 * 4 + 4, x // 4 * 4 : x // 4 * 4 + 4]
+            assert own.all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (1, 3, 2), (2, 2, 1), (3, 1, 1), (3, 2, 1)])
+def test_bands_do_not_change_bits(kernel, stride, padding, dtype, monkeypatch):
+    """A band is the part of an image that is sorted at a time."""
+    random = np.random.default_rng(4)
+    shapes = (2, 5, 23, 31), (7, 5, kernel, kernel), (7,)
+    arrays = [random.normal(size=shape).astype(dtype) for shape in shapes]
+    arrays[0] = np.ascontiguousarray(arrays[0][..., ::-1])[..., ::-1]
+    options = (stride, stride), (padding, padding), True
+    whole = _cpu.conv2d(*arrays, *options)
+    want = reference.conv2d(*(array.astype(float) for array in arrays), stride=stride, padding=padding)
+    compare.close(whole, want.astype(dtype), arrays[0])
+    for size in (0, 5000, 20000):
+        monkeypatch.setattr(_conv, "_BAND_BYTES", size)
+        np.testing.assert_array_equal(_cpu.conv2d(*arrays, *options), whole)
+
+
+def test_exact_is_a_flag():
+    check_refused(TypeError, ["`exact`", "str"], cvops.FeaturePyramidNetwork, [4], 6, exact="no")
+    assert repr(cvops.FeaturePyramidNetwork([4], 6, exact=True)) == "FeaturePyramidNetwork([4], 6, exact=True)"
 
 
 # ------------------------------------------------------------------------------------------------------ parameters

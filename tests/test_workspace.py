@@ -1,4 +1,4 @@
-"""Memory that a call takes beyond its inputs and results: bounded for any number of RoIs, and small for 16 bits."""
+"""Memory that a call takes beyond its inputs and results: bounded for any number of RoIs or pixels."""
 
 from __future__ import annotations
 
@@ -98,7 +98,26 @@ def sixteen_bits(count):
     measure("strided float32", (tiny.astype("f"), one, 2), cvops.roi_align, maps.view("f")[..., ::2], boxes, 2)
 
 
-{"many_rois": many_rois, "sixteen_bits": sixteen_bits}[sys.argv[1]](int(sys.argv[2]))
+def convolutions(size):
+    from cvops._cpu import conv2d
+
+    def convolution(name, channels, height, width, kernel, stride, exact, dtype="f", outputs=16, layout=np.array):
+        maps, few = (np.ones((1, channels, *shape), dtype) for shape in ((height, width), (16, 16)))
+        weight, bias = np.ones((outputs, channels, kernel, kernel), dtype), np.zeros(outputs, dtype)
+        options = weight, bias, (stride, stride), (kernel // 2, kernel // 2), exact
+        measure(name, (layout(few), *options), conv2d, layout(maps), *options)
+
+    convolution("3x3", 64, size, size, 3, 1, False)
+    convolution("3x3, wide", 64, 16, size * size // 16, 3, 1, False)
+    convolution("3x3, many channels", 1024, 32, 40, 3, 1, False, outputs=1024)
+    convolution("3x3, exact", 64, size, size, 3, 1, True)
+    convolution("3x3, stride 2", 64, size, size, 3, 2, False)
+    convolution("3x3, float64", 64, size, size, 3, 1, False, "d")
+    convolution("1x1", 64, size, size, 1, 1, False)
+    convolution("1x1, strided", 64, size, size, 1, 1, False, layout=lambda map: map[..., ::-1])
+
+
+{"convolutions": convolutions, "many_rois": many_rois, "sixteen_bits": sixteen_bits}[sys.argv[1]](int(sys.argv[2]))
 """
 
 
@@ -113,6 +132,12 @@ def peaks(case, count):
 def test_very_many_rois():
     own = peaks("many_rois", 100_000)
     assert len(own) == 13
+    assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
+
+
+def test_convolutions():
+    own = peaks("convolutions", 640)
+    assert len(own) == 8
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
 
 

@@ -227,6 +227,43 @@ def transpose(typingctx: Any, source: Any, i: Any, step: Any, target: Any, j: An
     return types.void(source, index, index, target, index, index), generate
 
 
+@intrinsic
+def load_every_fourth(typingctx: Any, array: Any, index: Any) -> Any:
+    """Four lanes: the r-th is array[index + r], array[index + r + 4], ... of a C-contiguous array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        runs = []
+        for part in range(4):
+            index = builder.add(arguments[1], ir.Constant(ir.IntType(64), part * WIDTH))
+            pointer = _pointer(context, builder, signature.args[0], arguments[0], index)
+            runs.append(builder.load(pointer, align=signature.args[0].dtype.bitwidth // 8))
+        even, odd = _choice(range(0, 2 * WIDTH, 2)), _choice(range(1, 2 * WIDTH, 2))
+        halves = [[builder.shuffle_vector(*pair, half) for pair in (runs[:2], runs[2:])] for half in (even, odd)]
+        lanes = [builder.shuffle_vector(*halves[r % 2], odd if r // 2 else even) for r in range(4)]
+        return context.make_tuple(builder, signature.return_type, lanes)
+
+    return types.UniTuple(Lanes(array.dtype), 4)(array, types.int64), generate
+
+
+@intrinsic
+def store_every_fourth(typingctx: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Write what `load_every_fourth` then loads as a, b, c and d; they have the dtype of the array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, index, *lanes = arguments
+        first, second = (_choice(k // 2 + k % 2 * WIDTH + begin for k in range(WIDTH)) for begin in (0, WIDTH // 2))
+        for half in (first, second):
+            even, odd = (builder.shuffle_vector(lanes[r], lanes[r + 2], half) for r in range(2))
+            for quarter in (first, second):
+                pointer = _pointer(context, builder, signature.args[0], array, index)
+                value = builder.shuffle_vector(even, odd, quarter)
+                builder.store(value, pointer, align=signature.args[0].dtype.bitwidth // 8)
+                index = builder.add(index, ir.Constant(ir.IntType(64), WIDTH))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, a, a, a, a), generate
+
+
 def _choice(lanes: Iterable[int]) -> Any:
     """The constant by which a shuffle takes these lanes of the 32 of two vectors."""
     return ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), list(lanes))
