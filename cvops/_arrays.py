@@ -194,7 +194,7 @@ def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
     else:
         foreign = not all(type(array).__module__.partition(".")[0] in _OF_CUDA_BACKEND for array in arrays.values())
     backend = _load(_BACKENDS[device_type])
-    return _InWordsOf(arrays, backend.use(backend, number, lender, foreign))
+    return _InWordsOf(arrays, backend.use_backend_of(backend, number, lender, foreign))
 
 
 def _device_of(name: str, array: Any) -> tuple[int, int]:

@@ -360,7 +360,7 @@ def remove_small_boxes(boxes: Array, min_size: Number) -> Any:
         native = backend.asarray(boxes, "boxes")
         check_boxes(native, "boxes")
         native = native.astype(working_dtype(native))
-        with backend.quiet():
+        with backend.ignore_fp_errors():
             big = (native[:, 2] - native[:, 0] >= min_size) & (native[:, 3] - native[:, 1] >= min_size)
         return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("int64")), boxes)
 
@@ -413,7 +413,7 @@ def _converted(native: Any, in_fmt: str, out_fmt: str, backend: Any) -> Any:
     )
     on_cpu = backend.current_gpu() is None
     step = max(_BLOCK * len(boxes) // max(boxes.size // 4, 1), 1) if on_cpu else max(len(boxes), 1)
-    with backend.quiet():
+    with backend.ignore_fp_errors():
         for begin in range(0, len(boxes), step):
             some = boxes[begin : begin + step].astype(working, copy=False)
             for k, column in enumerate(_columns(some, in_fmt, out_fmt)):
@@ -511,7 +511,7 @@ def _pair(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, A
 def _corners(boxes: Any, fmt: str, backend: Any) -> Any:
     if fmt == "xyxy":
         return boxes
-    with backend.quiet():
+    with backend.ignore_fp_errors():
         return backend.xp.stack([*_columns(boxes, fmt, "xyxy")], -1)
 
 
@@ -525,7 +525,7 @@ def _corners_of_axis(first: Any, second: Any, fmt: str) -> tuple[Any, Any]:
 
 
 def _area(boxes: Any, fmt: str, backend: Any) -> Any:
-    with backend.quiet():
+    with backend.ignore_fp_errors():
         if fmt == "xyxy":
             return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
         return boxes[..., 2] * boxes[..., 3]

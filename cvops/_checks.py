@@ -217,7 +217,7 @@ def positive(value: Any, name: str) -> float:
     return real
 
 
-def ratio(value: Any, name: str) -> int:
+def as_sampling_ratio(value: Any, name: str) -> int:
     """`value`, an integer, between 0 and what 32 bits hold."""
     return min(max(integer(value, name), 0), (1 << 31) - 1)
 

@@ -149,7 +149,7 @@ def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = _WEIG
         weights = check_weights(weights)
         dtype = working_dtype(native_boxes, native_anchors)
         one, other = (native.astype(dtype, copy=False) for native in (native_boxes, native_anchors))
-        with backend.quiet():
+        with backend.ignore_fp_errors():
             return _finish(encoded(one, other, weights, backend.xp), native_boxes, boxes, backend)
 
 
@@ -203,7 +203,7 @@ def distance_to_boxes(points: Array, distances: Array) -> Any:
         check_points(native_points, native_distances)
         dtype = working_dtype(native_points, native_distances)
         one, other = (native.astype(dtype, copy=False) for native in (native_points, native_distances))
-        with backend.quiet():
+        with backend.ignore_fp_errors():
             return _finish(around(one, other, backend.xp), native_distances, points, backend)
 
 
@@ -267,7 +267,7 @@ def scale_boxes(
         native = backend.asarray(boxes, "boxes")
         check_batched_boxes(native, "boxes")
         fit = check_fit(from_size, to_size, letterbox)
-        with backend.quiet():
+        with backend.ignore_fp_errors():
             scaled = moved(native.astype(working_dtype(native), copy=False), fit, backend.xp)
             return _finish(scaled, native, boxes, backend)
 
@@ -326,7 +326,7 @@ def make_points(
     with backend_of(**({} if like is None else {"like": like})) as backend:
         dtype = _dtype_like(like, backend)
         points = backend.empty((sum(grid.height * grid.width for grid in grids), 2), dtype)
-        with backend.quiet():
+        with backend.ignore_fp_errors():
             for x, y, place in _cells(grids, 1, points, shift, backend):
                 place[..., 0, 0], place[..., 0, 1] = x, y
         return points if like is None else to_caller(points, like)
@@ -406,7 +406,7 @@ def make_anchors(
         of_cells = [base_anchors(*each, working) for each in zip(*of_maps, strict=True)]
         length = sum(grid.height * grid.width * len(base) for grid, base in zip(grids, of_cells, strict=True))
         anchors, begin = backend.empty((length, 4), dtype), 0
-        with backend.quiet():
+        with backend.ignore_fp_errors():
             for grid, base in zip(grids, of_cells, strict=True):
                 end = begin + grid.height * grid.width * len(base)
                 for x, y, place in _cells([grid], len(base), anchors[begin:end], 0.0, backend):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import backend_of, to_caller
 from ._checks import (
+    as_sampling_ratio,
     check_grad,
     check_images,
     count,
@@ -20,7 +21,6 @@ from ._checks import (
     numbers,
     pair,
     positive,
-    ratio,
     strings,
     working_dtype,
 )
@@ -381,7 +381,7 @@ def arranged(
         for scale in in_order[:-1]
     ]
     rois = backend.asarray(rois.astype(dtype, copy=False), "boxes")
-    samples = ratio(options.sampling_ratio, "sampling_ratio")
+    samples = as_sampling_ratio(options.sampling_ratio, "sampling_ratio")
     return Pyramid(order, rois, in_order, limits, samples, flag(options.aligned, "aligned"))
 
 

@@ -170,7 +170,7 @@ class FeaturePyramidNetwork(Parameters):
             if self._extra_blocks is not None:
                 names += self._extra_blocks.names
                 results += self._extra_blocks._results(results[-1], native[-1], convolve, backend.xp)
-            with backend.quiet():
+            with backend.ignore_fp_errors():
                 results = [_finished(result, first.dtype, backend) for result in results]
             return {name: to_caller(result, like) for name, result in zip(names, results, strict=True)}
 
@@ -250,7 +250,7 @@ def _add_enlarged(fine: Any, coarse: Any, backend: Any) -> Any:
     """`fine` plus `coarse` at its size: a new array if it has to be, else `fine` itself."""
     xp = backend.xp
     rows, columns = (_nearest(fine.shape[axis], coarse.shape[axis], xp) for axis in (2, 3))
-    with backend.quiet():
+    with backend.ignore_fp_errors():
         fine += xp.take(xp.take(coarse, columns, 3), rows, 2)
     return fine
 

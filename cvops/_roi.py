@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ._arrays import backend_of, to_caller
 from ._checks import (
+    as_sampling_ratio,
     check_boxes_of_images,
     check_grad,
     check_images,
@@ -16,7 +17,6 @@ from ._checks import (
     image_shape,
     pair,
     positive,
-    ratio,
     working_dtype,
 )
 
@@ -99,7 +99,7 @@ def roi_align(
     """
     with backend_of(input=input, **named_boxes(boxes)) as backend:
         features, rois = _features_and_rois(input, boxes, backend)
-        size, samples = pair(output_size, "output_size"), ratio(sampling_ratio, "sampling_ratio")
+        size, samples = pair(output_size, "output_size"), as_sampling_ratio(sampling_ratio, "sampling_ratio")
         scale = positive(spatial_scale, "spatial_scale")
         return to_caller(backend.roi_align(features, rois, size, scale, samples, flag(aligned, "aligned")), input)
 
@@ -150,7 +150,7 @@ def roi_align_backward(
     """
     with backend_of(grad=grad, **named_boxes(boxes)) as backend:
         native, rois, shape = _grad_and_rois(grad, boxes, input_shape, backend, position_sensitive=False)
-        scale, samples = positive(spatial_scale, "spatial_scale"), ratio(sampling_ratio, "sampling_ratio")
+        scale, samples = positive(spatial_scale, "spatial_scale"), as_sampling_ratio(sampling_ratio, "sampling_ratio")
         return to_caller(
             backend.roi_align_backward(native, rois, shape, scale, samples, flag(aligned, "aligned")), grad
         )
@@ -339,7 +339,7 @@ def ps_roi_align(
     """
     with backend_of(input=input, **named_boxes(boxes)) as backend:
         features, rois = _features_and_rois(input, boxes, backend)
-        size, samples = pair(output_size, "output_size"), ratio(sampling_ratio, "sampling_ratio")
+        size, samples = pair(output_size, "output_size"), as_sampling_ratio(sampling_ratio, "sampling_ratio")
         scale = positive(spatial_scale, "spatial_scale")
         _check_channels(features, size)
         return to_caller(backend.ps_roi_align(features, rois, size, scale, samples), input)
@@ -388,7 +388,7 @@ def ps_roi_align_backward(
     """
     with backend_of(grad=grad, **named_boxes(boxes)) as backend:
         native, rois, shape = _grad_and_rois(grad, boxes, input_shape, backend, position_sensitive=True)
-        scale, samples = positive(spatial_scale, "spatial_scale"), ratio(sampling_ratio, "sampling_ratio")
+        scale, samples = positive(spatial_scale, "spatial_scale"), as_sampling_ratio(sampling_ratio, "sampling_ratio")
         return to_caller(backend.ps_roi_align_backward(native, rois, shape, scale, samples), grad)
 
 

@@ -6,7 +6,7 @@ from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box
 from ._conv import conv2d
 from ._decode import decode_boxes
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
-from ._device import asarray, copy, current_gpu, empty, quiet, to_host, upload, use, xp
+from ._device import asarray, copy, current_gpu, empty, ignore_fp_errors, to_host, upload, use_backend_of, xp
 from ._nms import batched_nms, nms
 from ._ps_roi import ps_roi_align, ps_roi_align_backward, ps_roi_pool, ps_roi_pool_backward
 from ._roi import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
@@ -26,6 +26,7 @@ __all__ = [
     "distance_box_iou",
     "empty",
     "generalized_box_iou",
+    "ignore_fp_errors",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
     "nms",
@@ -33,13 +34,12 @@ __all__ = [
     "ps_roi_align_backward",
     "ps_roi_pool",
     "ps_roi_pool_backward",
-    "quiet",
     "roi_align",
     "roi_align_backward",
     "roi_pool",
     "roi_pool_backward",
     "to_host",
     "upload",
-    "use",
+    "use_backend_of",
     "xp",
 ]

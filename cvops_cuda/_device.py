@@ -30,7 +30,7 @@ xp = cupy
 Array = Any  # cupy.ndarray; CuPy has no type annotations
 
 # Around arithmetic on `xp`: a GPU warns of nothing, but NumPy converts its scalars.
-quiet = functools.partial(np.errstate, all="ignore")
+ignore_fp_errors = functools.partial(np.errstate, all="ignore")
 
 
 class _Lent(cupy.cuda.UnownedMemory):  # type: ignore[misc]
@@ -68,7 +68,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def use(backend: Any, device: int, lender: Lender | None, foreign: bool) -> AbstractContextManager[Any]:
+def use_backend_of(backend: Any, device: int, lender: Lender | None, foreign: bool) -> AbstractContextManager[Any]:
     """A context that gives `backend`; in it `device` is current, and the stream of the lender if there is one.
 
     New arrays lie in memory of the lender then, and outlive the context. With `foreign` arguments, those of a library

@@ -40,9 +40,9 @@ def test_both_backends_have_functions_of_the_same_signatures(emulated):
     from cvops import _cpu  # imports Numba
 
     backend = device.load()
-    names = set(backend.__all__) - {"upload", "use"}  # a CPU is in use already, and has what the host has
+    names = set(backend.__all__) - {"upload", "use_backend_of"}  # a CPU is in use already, and has what the host has
     assert names == set(_cpu.__all__)
-    for name in names - {"xp", "quiet"}:
+    for name in names - {"xp", "ignore_fp_errors"}:
         assert parameters(getattr(backend, name)) == parameters(getattr(_cpu, name)), name
 
 
@@ -63,11 +63,11 @@ def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkey
     monkeypatch.setattr(_arrays, "_device_of", lambda name, array: (12, 3))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda number: types.SimpleNamespace(cuda_stream=70 + number))
 
-    def use(backend, device, lender, foreign):
+    def use_backend_of(backend, device, lender, foreign):
         used.append((device, lender and lender.stream, foreign))
         return contextlib.nullcontext(backend)
 
-    monkeypatch.setattr(device.load(), "use", use)
+    monkeypatch.setattr(device.load(), "use_backend_of", use_backend_of)
     boxes, scores, _ = data.clustered(9)
     tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
     want = reference.nms_of_many(boxes, scores, 0.5).tolist()

@@ -44,6 +44,7 @@ __all__ = [
     "distance_box_iou",
     "empty",
     "generalized_box_iou",
+    "ignore_fp_errors",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
     "nms",
@@ -51,7 +52,6 @@ __all__ = [
     "ps_roi_align_backward",
     "ps_roi_pool",
     "ps_roi_pool_backward",
-    "quiet",
     "roi_align",
     "roi_align_backward",
     "roi_pool",
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 # Around arithmetic on `xp`: infinities and NaN are ordinary values here, not worth a warning.
-quiet = functools.partial(np.errstate, all="ignore")
+ignore_fp_errors = functools.partial(np.errstate, all="ignore")
 
 
 def asarray(array: Any, name: str) -> np.ndarray[Any, Any]:

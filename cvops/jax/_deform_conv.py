@@ -11,7 +11,7 @@ import cvops
 
 from .. import _deform_conv
 from ._ffi import foreign
-from ._traced import Array, given, result_of, varying_alike
+from ._traced import Array, as_jax_arrays, result_of, varying_alike
 
 if TYPE_CHECKING:
     from .._types import Ints
@@ -52,7 +52,7 @@ def deform_conv2d(
     (1, 2, 3, 3)
     """
     optional = {name: array for name, array in (("bias", bias), ("mask", mask)) if array is not None}
-    arrays = given(input=input, offset=offset, weight=weight, **optional)
+    arrays = as_jax_arrays(input=input, offset=offset, weight=weight, **optional)
     stride, padding, dilation = _deform_conv._check(arrays, stride, padding, dilation)
     options = ("stride", stride), ("padding", padding), ("dilation", dilation)
     return _deformed(options, dict(zip(arrays, varying_alike(*arrays.values()), strict=True)))

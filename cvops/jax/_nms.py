@@ -12,7 +12,7 @@ import cvops
 from .. import _nms
 from .._checks import FLOATS, INTEGERS, check_dtype, check_length, count
 from ._ffi import foreign
-from ._traced import Array, given, result_of
+from ._traced import Array, as_jax_arrays, result_of
 
 if TYPE_CHECKING:
     from .._types import Integer, Number
@@ -63,7 +63,7 @@ def nms(
     >>> keep.tolist(), int(count)
     ([1, 2, -1], 2)
     """
-    return _suppress(_host_nms, given(boxes=boxes, scores=scores), iou_threshold, score_threshold, max_output)
+    return _suppress(_host_nms, as_jax_arrays(boxes=boxes, scores=scores), iou_threshold, score_threshold, max_output)
 
 
 def batched_nms(
@@ -103,7 +103,7 @@ def batched_nms(
     >>> keep.tolist(), int(count)
     ([1, 2, -1], 2)
     """
-    arrays = given(boxes=boxes, scores=scores, idxs=idxs)
+    arrays = as_jax_arrays(boxes=boxes, scores=scores, idxs=idxs)
     check_length(arrays["idxs"], "idxs", len(arrays["boxes"]), "boxes")
     check_dtype(arrays["idxs"], "idxs", FLOATS + INTEGERS)
     return _suppress(_host_batched_nms, arrays, iou_threshold, score_threshold, max_output)

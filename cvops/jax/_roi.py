@@ -12,7 +12,7 @@ import numpy as np
 import cvops
 
 from .. import _roi
-from .._checks import check_boxes_of_images, check_rois, flag, pair, positive, ratio
+from .._checks import as_sampling_ratio, check_boxes_of_images, check_rois, flag, pair, positive
 from ._ffi import foreign
 from ._traced import TRACED, Array, Rois, array_of, result_of, varying_alike
 
@@ -83,7 +83,10 @@ def roi_align(
     >>> jax.grad(lambda x: cvops.jax.roi_align(x, boxes, 1, sampling_ratio=1).sum())(jnp.ones((1, 1, 3, 3))).tolist()
     [[[[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]]
     """
-    options = {"sampling_ratio": ratio(sampling_ratio, "sampling_ratio"), "aligned": flag(aligned, "aligned")}
+    options = {
+        "sampling_ratio": as_sampling_ratio(sampling_ratio, "sampling_ratio"),
+        "aligned": flag(aligned, "aligned"),
+    }
     return _pool(_ROI_ALIGN, input, boxes, output_size, spatial_scale, options)
 
 
@@ -145,7 +148,7 @@ def ps_roi_align(
     >>> cvops.jax.ps_roi_align(features, jnp.array([[0, 1.0, 1.0, 5.0, 5.0]]), 2).tolist()
     [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
-    options = {"sampling_ratio": ratio(sampling_ratio, "sampling_ratio")}
+    options = {"sampling_ratio": as_sampling_ratio(sampling_ratio, "sampling_ratio")}
     return _pool(_PS_ROI_ALIGN, input, boxes, output_size, spatial_scale, options)
 
 

@@ -21,7 +21,7 @@ TRACED = SimpleNamespace(
     xp=jnp,
     asarray=lambda array, name: array_of(array, name),
     copy=lambda array: array,
-    quiet=contextlib.nullcontext,
+    ignore_fp_errors=contextlib.nullcontext,
     current_gpu=lambda: None,
 )
 
@@ -38,7 +38,7 @@ def array_of(value: Any, name: str) -> Any:
     return jnp.asarray(value)
 
 
-def given(**arrays: Any) -> dict[str, Any]:
+def as_jax_arrays(**arrays: Any) -> dict[str, Any]:
     """The arguments as JAX arrays."""
     return {name: array_of(value, name) for name, value in arrays.items()}
 

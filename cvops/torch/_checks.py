@@ -76,9 +76,9 @@ def flag(value: Any, name: str) -> bool:
     return bool(found) if isinstance(found, Real) else _checks.flag(found, name)
 
 
-def ratio(value: Any, name: str) -> int:
-    """As `ratio` of the plain functions, also of what torchvision takes for an integer."""
-    return _checks.ratio(_integer_in(value, name), name)
+def as_sampling_ratio(value: Any, name: str) -> int:
+    """As `as_sampling_ratio` of the plain functions, also of what torchvision takes for an integer."""
+    return _checks.as_sampling_ratio(_integer_in(value, name), name)
 
 
 def pair(value: Any, name: str, *minimum: int) -> Any:

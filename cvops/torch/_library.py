@@ -32,7 +32,7 @@ _AUTOCAST = {
 }
 
 
-def plain(tensor: Tensor) -> Any:
+def to_native(tensor: Tensor) -> Any:
     """The memory of `tensor`, without its history, as the functions of cvops take it: on the CPU as a NumPy array.
 
     Tensors themselves would cost the look for what may hide in them, which the dispatcher has dealt with already.
@@ -189,26 +189,26 @@ _OPTIONS = "*, float? score_threshold=None, SymInt? max_output=None"
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return as_tensor(cvops.nms(plain(boxes), plain(scores), iou_threshold, **_rounded(scores, **options)))
+    return as_tensor(cvops.nms(to_native(boxes), to_native(scores), iou_threshold, **_rounded(scores, **options)))
 
 
 def _nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
     options = _rounded(scores, **options)
-    return tuple(map(as_tensor, cvops.nms(plain(boxes), plain(scores), iou_threshold, **options, padded=True)))
+    return tuple(map(as_tensor, cvops.nms(to_native(boxes), to_native(scores), iou_threshold, **options, padded=True)))
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
     options = _rounded(scores, **options)
-    return as_tensor(cvops.batched_nms(plain(boxes), plain(scores), plain(idxs), iou_threshold, **options))
+    return as_tensor(cvops.batched_nms(to_native(boxes), to_native(scores), to_native(idxs), iou_threshold, **options))
 
 
 def _batched_nms_padded(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
-    native, options = (plain(boxes), plain(scores), plain(idxs)), _rounded(scores, **options)
+    native, options = (to_native(boxes), to_native(scores), to_native(idxs)), _rounded(scores, **options)
     return tuple(map(as_tensor, cvops.batched_nms(*native, iou_threshold, **options, padded=True)))
 
 
 def _rounded(scores: Tensor, *, score_threshold: float | None = None, **options: Any) -> dict[str, Any]:
-    """The options, with the threshold as the dtype of the scores has it, of which `plain` may leave nothing."""
+    """The options, with the threshold as the dtype of the scores has it, of which `to_native` may leave nothing."""
     code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
     if score_threshold is not None and code is not None:
         score_threshold = rounded(score_threshold, code)
@@ -257,7 +257,9 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    pooled = cvops.roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio, aligned)
+    pooled = cvops.roi_align(
+        to_native(input), to_native(boxes), _pair(output_size), spatial_scale, sampling_ratio, aligned
+    )
     return as_tensor(pooled, input.dtype)
 
 
@@ -270,7 +272,9 @@ def roi_align_backward(
     aligned: bool = False,
 ) -> Tensor:
     shape = tuple(input_shape)
-    gradient = cvops.roi_align_backward(plain(grad), plain(boxes), shape, spatial_scale, sampling_ratio, aligned)
+    gradient = cvops.roi_align_backward(
+        to_native(grad), to_native(boxes), shape, spatial_scale, sampling_ratio, aligned
+    )
     return as_tensor(gradient, grad.dtype)
 
 
@@ -279,39 +283,45 @@ def roi_pool(
 ) -> tuple[Tensor, Tensor]:
     size = _pair(output_size)
     if not return_argmax:
-        pooled = cvops.roi_pool(plain(input), plain(boxes), size, spatial_scale)
+        pooled = cvops.roi_pool(to_native(input), to_native(boxes), size, spatial_scale)
         return as_tensor(pooled, input.dtype), input.new_empty(0, dtype=torch.int32)
-    pooled, argmax = cvops.roi_pool(plain(input), plain(boxes), size, spatial_scale, return_argmax=True)
+    pooled, argmax = cvops.roi_pool(to_native(input), to_native(boxes), size, spatial_scale, return_argmax=True)
     return as_tensor(pooled, input.dtype), as_tensor(argmax)
 
 
 def roi_pool_backward(
     grad: Tensor, boxes: Tensor, argmax: Tensor, input_shape: Sizes, spatial_scale: float = 1.0
 ) -> Tensor:
-    gradient = cvops.roi_pool_backward(plain(grad), plain(boxes), plain(argmax), tuple(input_shape), spatial_scale)
+    gradient = cvops.roi_pool_backward(
+        to_native(grad), to_native(boxes), to_native(argmax), tuple(input_shape), spatial_scale
+    )
     return as_tensor(gradient, grad.dtype)
 
 
 def ps_roi_align(
     input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
-    pooled = cvops.ps_roi_align(plain(input), plain(boxes), _pair(output_size), spatial_scale, sampling_ratio)
+    pooled = cvops.ps_roi_align(to_native(input), to_native(boxes), _pair(output_size), spatial_scale, sampling_ratio)
     return as_tensor(pooled, input.dtype)
 
 
 def ps_roi_align_backward(
     grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
-    gradient = cvops.ps_roi_align_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale, sampling_ratio)
+    gradient = cvops.ps_roi_align_backward(
+        to_native(grad), to_native(boxes), tuple(input_shape), spatial_scale, sampling_ratio
+    )
     return as_tensor(gradient, grad.dtype)
 
 
 def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    return as_tensor(cvops.ps_roi_pool(plain(input), plain(boxes), _pair(output_size), spatial_scale), input.dtype)
+    return as_tensor(
+        cvops.ps_roi_pool(to_native(input), to_native(boxes), _pair(output_size), spatial_scale), input.dtype
+    )
 
 
 def ps_roi_pool_backward(grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    gradient = cvops.ps_roi_pool_backward(plain(grad), plain(boxes), tuple(input_shape), spatial_scale)
+    gradient = cvops.ps_roi_pool_backward(to_native(grad), to_native(boxes), tuple(input_shape), spatial_scale)
     return as_tensor(gradient, grad.dtype)
 
 
@@ -429,7 +439,7 @@ def _multiscale_roi_align(
 ) -> Tensor:
     _require_one_dtype({f"features[{i}]": tensor for i, tensor in enumerate(maps)})
     pooled = cvops.multiscale_roi_align(
-        [*map(plain, maps)], plain(boxes), _pair(output_size), scales=scales, sampling_ratio=sampling_ratio,
+        [*map(to_native, maps)], to_native(boxes), _pair(output_size), scales=scales, sampling_ratio=sampling_ratio,
         canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
     )  # fmt: skip
     return as_tensor(pooled, maps[0].dtype)
@@ -449,7 +459,7 @@ def _multiscale_roi_align_backward(
 ) -> list[Tensor]:
     shapes = [(images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
     gradients = cvops.multiscale_roi_align_backward(
-        plain(grad), plain(boxes), shapes, scales=scales, sampling_ratio=sampling_ratio,
+        to_native(grad), to_native(boxes), shapes, scales=scales, sampling_ratio=sampling_ratio,
         canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
     )  # fmt: skip
     return [as_tensor(gradient, grad.dtype) for gradient in gradients]
@@ -508,9 +518,9 @@ def deform_conv2d(
 ) -> Tensor:
     _require_one_dtype({"input": input, "weight": weight, "bias": bias})
     output = cvops.deform_conv2d(
-        plain(input),
-        plain(offset),
-        plain(weight),
+        to_native(input),
+        to_native(offset),
+        to_native(weight),
         _optional(bias),
         tuple(stride),
         tuple(padding),
@@ -538,10 +548,10 @@ def deform_conv2d_backward(
         grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
     names = [name for name, is_wanted in zip(_deform_conv._GRADIENTS, wanted, strict=True) if is_wanted]
     gradients = cvops.deform_conv2d_backward(
-        plain(grad),
-        plain(input),
-        plain(offset),
-        plain(weight),
+        to_native(grad),
+        to_native(input),
+        to_native(offset),
+        to_native(weight),
         _optional(bias),
         tuple(stride),
         tuple(padding),
@@ -565,7 +575,7 @@ def _require_one_dtype(tensors: dict[str, Tensor | None]) -> None:
 
 
 def _optional(tensor: Tensor | None) -> Any:
-    return None if tensor is None else plain(tensor)
+    return None if tensor is None else to_native(tensor)
 
 
 def _convolved(input: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> Tensor:
@@ -634,7 +644,7 @@ def _register_measure(name: str, options: str) -> None:
     function = getattr(cvops, name)
 
     def kernel(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") -> Any:
-        return as_tensor(function(plain(boxes1), plain(boxes2), *eps, fmt=fmt))
+        return as_tensor(function(to_native(boxes1), to_native(boxes2), *eps, fmt=fmt))
 
     schema = f"{name}(Tensor boxes1, Tensor boxes2, {options}*, str fmt='xyxy') -> Tensor"
     _register(schema, kernel, _measured, **_no_gradient(name))

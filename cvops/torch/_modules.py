@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._checks import strings
 from . import _checks
-from ._checks import count, flag, pair, positive, ratio
+from ._checks import as_sampling_ratio, count, flag, pair, positive
 from ._ops import deform_conv2d, multiscale_roi_align, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from ._types import BroadcastingList2, Integer, Ints, Number
 
@@ -180,7 +180,7 @@ class MultiScaleRoIAlign(nn.Module):
         super().__init__()
         self.featmap_names = strings(featmap_names, "featmap_names")
         self.output_size = pair(output_size, "output_size")
-        self.sampling_ratio = ratio(sampling_ratio, "sampling_ratio")
+        self.sampling_ratio = as_sampling_ratio(sampling_ratio, "sampling_ratio")
         self.canonical_scale = positive(canonical_scale, "canonical_scale")
         self.canonical_level = count(canonical_level, "canonical_level", -(2**31))
         self.aligned = flag(aligned, "aligned")

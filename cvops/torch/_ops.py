@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._checks import count, flag, number, pair, positive, ratio
+from ._checks import as_sampling_ratio, count, flag, number, pair, positive
 from ._types import BroadcastingList2, Integer, Ints, Number
 
 # What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
@@ -209,7 +209,7 @@ def roi_align(
         if node is not None:
             return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
-        sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
+        sampling_ratio, aligned = as_sampling_ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
     rois = rois_of(boxes, input)
@@ -309,7 +309,7 @@ def ps_roi_align(
         if node is not None:
             return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
-        sampling_ratio = ratio(sampling_ratio, "sampling_ratio")
+        sampling_ratio = as_sampling_ratio(sampling_ratio, "sampling_ratio")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
     return torch.ops.cvops.ps_roi_align(input, rois_of(boxes, input), output_size, spatial_scale, sampling_ratio)
@@ -408,7 +408,7 @@ def multiscale_roi_align(
             return node
         _checks.check_maps(features)
         output_size, scales = pair(output_size, "output_size"), _checks.positives(scales, "scales")
-        sampling_ratio, aligned = ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
+        sampling_ratio, aligned = as_sampling_ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
         canonical_scale = positive(canonical_scale, "canonical_scale")
         canonical_level = count(canonical_level, "canonical_level", -(2**31))
     elif len(features) == 0:

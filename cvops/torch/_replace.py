@@ -122,7 +122,7 @@ def _without_overlap(boxes: Tensor, scores: Tensor) -> Tensor:
     kept = []
     while len(rank):
         kept.append(rank[:1])
-        iou = _library.as_tensor(cvops.box_iou(_library.plain(boxes[rank[:1]]), _library.plain(boxes[rank])))[0]
+        iou = _library.as_tensor(cvops.box_iou(_library.to_native(boxes[rank[:1]]), _library.to_native(boxes[rank])))[0]
         rank = rank[1:][iou[1:].isnan()]
     return torch.cat(kept) if kept else rank
 

@@ -42,7 +42,7 @@ xp = np
 Array = np.ndarray
 _GUARD = 256
 
-quiet = functools.partial(np.errstate, all="ignore")
+ignore_fp_errors = functools.partial(np.errstate, all="ignore")
 launches: list[str] = []  # what the GPU would have been told to do, since somebody cleared it
 seeds = [1]  # each launch of a kernel runs once for each; the results must be equal
 
@@ -67,7 +67,7 @@ def _wait(what):
 
 
 @contextlib.contextmanager
-def use(backend, device, lender, foreign):
+def use_backend_of(backend, device, lender, foreign):
     yield backend
     if foreign:
         _wait("synchronize")
@@ -125,7 +125,7 @@ def converted(array, dtype):
         return array
     launches.append("converted")
     result = empty(array.shape, dtype)
-    with quiet():
+    with ignore_fp_errors():
         result[...] = array
     return result
 
