@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._arrays import backend_of, to_caller
-from ._checks import check_same_dtype, count, kind, working_dtype
+from ._checks import check_same_dtype, count, flag, kind, working_dtype
 from ._parameters import Parameters, generator, uniform
 
 if TYPE_CHECKING:
