@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 
@@ -46,12 +47,15 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests that need what is missing: a fixture or a parameter has its name."""
+    """Leave out the tests that need what is missing: a fixture has its name, or a parameter, alone or in a list."""
     missing = libraries.missing() | ({"emulated"} if "cuda-emulated" in libraries.missing() else set())
 
     def runs(item):
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else []
-        return missing.isdisjoint([*item.fixturenames, *(value for value in parameters if isinstance(value, str))])
+        needed = set(item.fixturenames)
+        for value in item.callspec.params.values() if hasattr(item, "callspec") else []:
+            names = value if isinstance(value, list | tuple | set) else [value]
+            needed.update(name for name in names if isinstance(name, str))
+        return missing.isdisjoint(needed)
 
     config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
     items[:] = filter(runs, items)
@@ -78,19 +82,20 @@ def ops(request):
     return libraries.Operators(request.param)
 
 
-@pytest.fixture
-def torch():
-    return libraries.require("torch")
+def _importing(library):
+    return pytest.fixture(scope="session", name=library)(lambda: libraries.require(library))
 
 
-@pytest.fixture
-def jax():
-    return libraries.require("jax")
+# The modules of these names. A test that has one of them is left out where that is missing.
+torch, torchvision, jax, onnxruntime, scipy, pandas, ml_dtypes = map(
+    _importing, ("torch", "torchvision", "jax", "onnxruntime", "scipy", "pandas", "ml_dtypes")
+)
 
 
-@pytest.fixture
-def onnxruntime():
-    return libraries.require("onnxruntime")
+@pytest.fixture(scope="session")
+def torch_ops(torch):
+    """The module `cvops.torch`."""
+    return importlib.import_module("cvops.torch")
 
 
 @pytest.fixture(scope="session", params=compilers.LIBRARIES)

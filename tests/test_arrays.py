@@ -178,8 +178,7 @@ def test_results_outlive_what_made_them(array):
         compare.close(result, reference.box_iou(BOXES, BOXES), array(BOXES))
 
 
-def test_jax_with_64_bit_types():
-    jax = require("jax")
+def test_jax_with_64_bit_types(jax):
     with jax.enable_x64(True):
         boxes, scores = jax.numpy.asarray(BOXES.astype("f8")), jax.numpy.asarray(SCORES.astype("f8"))
         assert boxes.dtype == "float64"
@@ -391,14 +390,13 @@ def test_half_of_the_dlpack_protocol(own_library):
     refuses(TypeError, "`NAME` must be an array, got Array", Array(BOXES))
 
 
-def test_sparse_and_pandas():
-    sparse = require("scipy").sparse
+def test_sparse_and_pandas(scipy):
+    sparse = scipy.sparse
     refuses(TypeError, "`NAME` must be an array, got csr_matrix", sparse.csr_matrix(BOXES))
     refuses(TypeError, "`NAME` must be an array, got coo_array", sparse.coo_array(BOXES))
 
 
-def test_pandas():
-    pandas = require("pandas")
+def test_pandas(pandas):
     refuses(TypeError, "`NAME` must be an array, got DataFrame", pandas.DataFrame(BOXES))
     refuses(TypeError, "`NAME` must be an array, got Series", pandas.Series(SCORES))
 
@@ -407,15 +405,13 @@ def test_pandas():
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
-def test_sparse_tensors():
-    torch = require("torch")
+def test_sparse_tensors(torch):
     refuses(TypeError, "`NAME` must be an array", torch.from_numpy(BOXES).to_sparse())
     refuses(TypeError, "`NAME` must be an array", torch.from_numpy(BOXES).to_sparse_csr())
 
 
 @pytest.mark.parametrize("mode", ["enable_grad", "no_grad", "inference_mode"])
-def test_tensors_that_require_grad(mode):
-    torch = require("torch")
+def test_tensors_that_require_grad(mode, torch):
     leaf = torch.from_numpy(BOXES.copy()).requires_grad_()
     computed, parameter = leaf * 2, torch.nn.Parameter(torch.ones(5, 4))
     with getattr(torch, mode)():
@@ -425,8 +421,7 @@ def test_tensors_that_require_grad(mode):
         compare.same(cvops.nms(boxes, torch.from_numpy(SCORES), 0.5), reference.nms(BOXES, SCORES, 0.5), boxes)
 
 
-def test_tensors_without_values():
-    torch = require("torch")
+def test_tensors_without_values(torch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -441,8 +436,7 @@ forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecat
 
 
 @forward_mode
-def test_tensors_under_torch_func():
-    torch = require("torch")
+def test_tensors_under_torch_func(torch):
     boxes = torch.from_numpy(BOXES.copy())
     for transform in (torch.func.vmap, torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
         with pytest.raises(TypeError, match=r"`boxes` .*cvops\.torch"):
@@ -450,16 +444,14 @@ def test_tensors_under_torch_func():
 
 
 @forward_mode
-def test_tensors_that_carry_a_tangent():
-    torch = require("torch")
+def test_tensors_that_carry_a_tangent(torch):
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(torch.from_numpy(BOXES.copy()), torch.ones(5, 4))
         refuses(TypeError, "cvops.torch", dual)
 
 
-def test_tensors_under_torch_compile():
+def test_tensors_under_torch_compile(torch):
     """Refused whether torch may compile around the call or not; outside of what it compiles, calls work."""
-    torch = require("torch")
     boxes, scores = torch.from_numpy(BOXES.copy()), torch.from_numpy(SCORES.copy())
 
     def call(boxes, scores):
@@ -474,17 +466,15 @@ def test_tensors_under_torch_compile():
     compare.same(got, reference.nms(BOXES, SCORES, 0.5), boxes)
 
 
-def test_tensors_whose_signs_are_flipped_lazily():
+def test_tensors_whose_signs_are_flipped_lazily(torch):
     """Torch's DLPack export hands out the memory as it is."""
-    torch = require("torch")
     boxes = torch.complex(torch.zeros(5, 4), torch.from_numpy(BOXES[:, [2, 3, 0, 1]])).conj().imag
     assert boxes.is_neg()
     compare.close(cvops.box_area(boxes), reference.box_area(-BOXES[:, [2, 3, 0, 1]]), boxes)
     compare.same(cvops.box_convert(boxes, "xyxy", "xyxy"), -BOXES[:, [2, 3, 0, 1]], boxes)
 
 
-def test_tensors_of_any_strides():
-    torch = require("torch")
+def test_tensors_of_any_strides(torch):
     boxes = torch.from_numpy(BOXES.T.copy()).T
     compare.same(cvops.nms(boxes, torch.from_numpy(SCORES), 0.5), reference.nms(BOXES, SCORES, 0.5), boxes)
     boxes = torch.from_numpy(BOXES[:1].copy()).expand(5, 4)
@@ -495,8 +485,7 @@ def test_tensors_of_any_strides():
 
 
 @pytest.mark.parametrize("transform", ["jit", "vmap", "grad", "make_jaxpr"])
-def test_jax_tracers(transform):
-    jax = require("jax")
+def test_jax_tracers(transform, jax):
     with pytest.raises(TypeError, match=r"`boxes` .*cvops\.jax"):
         getattr(jax, transform)(lambda boxes: cvops.box_area(boxes).sum())(jax.numpy.asarray(BOXES))
     with pytest.raises(TypeError, match=r"`scores` .*cvops\.jax"):

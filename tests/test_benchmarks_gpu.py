@@ -18,7 +18,7 @@ from benchmarks import data, gpu, gpu_cases, gpu_day, harness
 from benchmarks.gpu_day import Stage
 from tests import host_emulation
 from tests.host_emulation import device
-from tests.libraries import require, to_numpy
+from tests.libraries import to_numpy
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,8 +42,7 @@ def test_calls_take_turns():
     assert [call() for _ in range(5)] == ["0", "1", "2", "0", "1"]
 
 
-def test_a_gradient_of_each_copy():
-    torch = require("torch")
+def test_a_gradient_of_each_copy(torch):
     peer = gpu.gradient(lambda given: given["x"] * given["y"], ["x", "y"])
     copies = [{name: torch.tensor([value * scale]) for name, value in (("x", 2.0), ("y", 3.0), ("grad", 1.0))}
               for scale in (1, 10)]  # fmt: skip
@@ -275,9 +274,8 @@ def test_cases_on_the_cpu(counts):
     assert counts["passed"] > 100
 
 
-def test_cases_on_cuda(emulated, launches, small_batches, counts):
+def test_cases_on_cuda(emulated, launches, small_batches, counts, ml_dtypes):
     """They reach every kernel, and may be captured where they say so."""
-    require("ml_dtypes")
 
     def cases():
         for case in gpu_cases.cases(TINY, gpu_day.DTYPES):
@@ -295,9 +293,7 @@ def test_cases_on_cuda(emulated, launches, small_batches, counts):
     assert kernels <= set(launches)
 
 
-def test_peers_take_the_arrays():
-    torch = require("torch")
-    require("torchvision")
+def test_peers_take_the_arrays(torch, torchvision):
     cases = gpu_cases.cases(TINY._replace(odd_rois=False), ["float32"])
     peers = [(case, case.peer()) for case in cases if case.captured]
     for case, peer in peers:

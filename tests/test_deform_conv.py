@@ -12,7 +12,7 @@ from hypothesis import given
 import cvops
 from tests import compare, strategies_deform
 from tests import reference_deform as reference
-from tests.libraries import require, to_numpy
+from tests.libraries import to_numpy
 from tests.strategies import few
 from tests.strategies_deform import CASES, FLOATS, LARGE, NAMES, Case
 from tests.strategies_roi import LAYOUTS
@@ -87,8 +87,8 @@ def test_every_library(array, mask, dtype):
     check_backward(case, array)
 
 
-def test_results_follow_the_first_array():
-    torch, case = require("torch"), Case(dtype="float32")
+def test_results_follow_the_first_array(torch):
+    case = Case(dtype="float32")
     arrays, grad = case.arrays(), case.grad()
     others = {**arrays, "input": torch.from_numpy(arrays["input"])}
     want = reference.deform_conv2d(**arrays, padding=1)

@@ -13,7 +13,6 @@ import pytest
 
 import cvops
 from tests import libraries
-from tests.libraries import require
 from tests.strategies_deform import FLOATS, NAMES, Case
 
 ROOT = Path(__file__).parent.parent
@@ -184,8 +183,7 @@ def test_none_only_for_mask_and_bias(ops, name):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "grad"])
-def test_tensors_that_require_grad(name):
-    torch = require("torch")
+def test_tensors_that_require_grad(name, torch):
     given = arguments({})[1]
     tensors = {key: torch.from_numpy(value) for key, value in given.items() if isinstance(value, np.ndarray)}
     tensors[name].requires_grad_()

@@ -19,18 +19,12 @@ SOME = [case for case in CASES if case.offsets in FINITE]
 
 
 @pytest.fixture(scope="module")
-def torch():
+def torch(torch):
     """On one thread: its threads wait for each other in a loop, which takes long for many small products."""
-    module = require("torch")
-    before = module.get_num_threads()
-    module.set_num_threads(1)
-    yield module
-    module.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def torchvision():
-    return require("torchvision")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(before)
 
 
 def in_one_dtype(case, dtype):

@@ -280,9 +280,7 @@ def test_measures(ops, name, fmt):
         check_grads(lambda one, two: getattr(ops, name)(one, two, fmt=fmt), (boxes, boxes[:, :4] + 0.1), 2)
 
 
-def test_gradient_of_complete_iou(ops):
-    torchvision = require("torchvision")
-    torch = require("torch")
+def test_gradient_of_complete_iou(ops, torchvision, torch):
     one, two = RANDOM.uniform(0, 5, (2, 4, 4))
     one[:, 2:] += one[:, :2] + 1
     two[:, 2:] += two[:, :2] + 1

@@ -103,6 +103,9 @@ every_operator = pytest.mark.parametrize("operator", OPERATORS)
 every_case = pytest.mark.parametrize(("operator", "differ"), CASES)
 
 
+pytestmark = pytest.mark.usefixtures("jax")
+
+
 @pytest.fixture(autouse=True)
 def ops():
     global jax

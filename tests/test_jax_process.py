@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.libraries import require
-
 ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.usefixtures("jax")
 
 
 def run(code, *arguments):
-    require("jax")
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

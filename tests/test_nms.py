@@ -404,8 +404,7 @@ BFLOAT16 = [  # score, threshold, whether it passes
 
 
 @pytest.mark.parametrize(("score", "threshold", "passes"), BFLOAT16)
-def test_score_threshold_of_bfloat16(emulated, score, threshold, passes):
-    ml_dtypes = libraries.require("ml_dtypes")
+def test_score_threshold_of_bfloat16(emulated, score, threshold, passes, ml_dtypes):
     boxes, values = emulated(APART[:1]), emulated(np.array([score], ml_dtypes.bfloat16))
     assert float(values.values[0]) == pytest.approx(score, rel=0.01)
     assert len(cvops.nms(boxes, values, 0.5, score_threshold=threshold).tolist()) == passes

@@ -22,16 +22,11 @@ THRESHOLDS = (0, 0.1, 0.3, 0.5, 0.7, 0.95)
 many = functools.cache(strategies.many)
 
 
-@pytest.fixture(scope="module")
-def torchvision():
-    return require("torchvision")
-
-
-@pytest.fixture(params=["ONNX Runtime", "OpenCV"])
+@pytest.fixture(
+    params=[[name, *peers.PACKAGES[name]] for name in ("ONNX Runtime", "OpenCV")], ids=lambda names: names[0]
+)
 def peer(request):
-    for package in peers.PACKAGES[request.param]:
-        require(package)
-    return request.param
+    return request.param[0]
 
 
 def to_torch(array):

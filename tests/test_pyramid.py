@@ -15,7 +15,7 @@ import cvops
 from tests import compare
 from tests import reference_roi as reference
 from tests import strategies_roi as strategies
-from tests.libraries import CONVERTERS, require, to_numpy
+from tests.libraries import CONVERTERS, to_numpy
 from tests.strategies import few
 
 NAN, INF = math.nan, math.inf
@@ -704,8 +704,7 @@ def test_gradients_of_another_shape(ops):
         pool.backward(np.ones((3, 3, 2, 2), int), features, boxes, [IMAGE])
 
 
-def test_tensors_that_require_grad():
-    torch = require("torch")
+def test_tensors_that_require_grad(torch):
     features = {name: torch.from_numpy(maps) for name, maps in pyramid(2, 3).items()}
     boxes = [torch.from_numpy(squares(10)), torch.from_numpy(squares(20, 30))]
     wrong = {**features, "p3": features["p3"].clone().requires_grad_()}

@@ -10,19 +10,17 @@ import pytest
 
 from tests import reference_deform as reference
 from tests import strategies_deform as strategies
-from tests.libraries import require
 
 INF, NAN = math.inf, math.nan
 
 
 @pytest.fixture(scope="module")
-def torch():
+def torch(torch):
     """On one thread: its threads wait for each other in a loop, which takes long for many small products."""
-    module = require("torch")
-    before = module.get_num_threads()
-    module.set_num_threads(1)
-    yield module
-    module.set_num_threads(before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(before)
 
 
 def maps(*rows, dtype=np.float64):
@@ -224,9 +222,9 @@ def test_gradients_by_finite_differences(name, groups, offset_groups):
 
 
 @pytest.mark.parametrize("case", [c for c in strategies.CASES if c.batch and c.offsets != "NaN and infinite"], ids=str)
-def test_torchvision(torch, case):
+def test_torchvision(torch, torchvision, case):
     """In float64 throughout: torchvision takes one dtype only. It makes the gradient of an infinite offset NaN."""
-    operators = require("torchvision").ops
+    operators = torchvision.ops
     arrays = {name: array if array is None else array.astype(float) for name, array in case.arrays().items()}
     grad = case.grad().astype(float)
     tensors = {
@@ -318,8 +316,8 @@ def test_p6_of_another_number_of_channels_is_made_from_the_last_input():
 
 @pytest.mark.parametrize("extra_blocks", [None, "pool", "p6p7"])
 @pytest.mark.parametrize("sizes", [[(8, 12), (4, 6), (2, 3)], [(13, 9), (7, 5), (4, 3)], [(15, 11), (7, 5), (3, 2)]])
-def test_torchvision_pyramid(torch, sizes, extra_blocks):
-    operators = require("torchvision").ops
+def test_torchvision_pyramid(torch, torchvision, sizes, extra_blocks):
+    operators = torchvision.ops
     blocks = operators.feature_pyramid_network
     extra = {
         None: lambda: None,

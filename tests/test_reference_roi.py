@@ -11,7 +11,6 @@ import pytest
 from tests import peers_roi as peers
 from tests import reference_roi as reference
 from tests import strategies_roi as strategies
-from tests.libraries import require
 
 NAN, INF = math.nan, math.inf
 
@@ -495,13 +494,13 @@ def test_onnxruntime(onnxruntime, kind, output_size):
 
 
 @pytest.mark.parametrize("real", [np.float32, np.float64])
-def test_levels_are_torchvisions(real):
+def test_levels_are_torchvisions(torch, torchvision, real):
     """Boxes about 30 roundings to both sides of where a level begins in float32."""
-    mapper = require("torchvision").ops.poolers.LevelMapper(2, 6)
+    mapper = torchvision.ops.poolers.LevelMapper(2, 6)
     sides = real(224) * real(2) ** np.arange(-2, 4, dtype=real)[:, None]
     around = sides * (1 + real(2**-23) * np.arange(-30, 31, dtype=real))
     boxes = np.zeros((around.size, 4), real)
     boxes[:, 2], boxes[:, 3] = around.ravel(), np.repeat(sides, 61)
-    want = mapper([require("torch").from_numpy(boxes)]).numpy()
+    want = mapper([torch.from_numpy(boxes)]).numpy()
     got = [reference.level_of(box, [1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64], 224, 4, real) for box in boxes]
     np.testing.assert_array_equal(got, want)

@@ -15,7 +15,7 @@ import cvops
 from tests import compare
 from tests import reference_roi as reference
 from tests import strategies_roi as strategies
-from tests.libraries import CONVERTERS, CUDA, Operators, require, to_numpy
+from tests.libraries import CONVERTERS, CUDA, Operators, to_numpy
 
 ROOT = Path(__file__).parent.parent
 OPERATORS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
@@ -439,8 +439,7 @@ def test_other_dtypes(operator, dtype):
         gradient(operator, np.zeros(grad_of(operator).shape, dtype), ROIS, *argmax_of(operator))
 
 
-def test_bfloat16(operator):
-    torch = require("torch")
+def test_bfloat16(operator, torch):
     with pytest.raises(TypeError, match=r"`input` must be .*, got bfloat16"):
         pooled(operator, torch.from_numpy(MAP).bfloat16(), ROIS)
 
@@ -465,8 +464,7 @@ def test_boxes_that_are_no_arrays(operator):
             pooled(operator, MAP, [ROIS[:, 1:], wrong])
 
 
-def test_tensors_that_require_grad(operator):
-    torch = require("torch")
+def test_tensors_that_require_grad(operator, torch):
     maps, rois, grad = torch.from_numpy(MAP), torch.from_numpy(ROIS), torch.from_numpy(grad_of(operator))
     with pytest.raises(TypeError, match=r"`input` requires grad: use cvops\.torch, or pass input\.detach\(\)"):
         pooled(operator, maps.clone().requires_grad_(), rois)
@@ -478,8 +476,7 @@ def test_tensors_that_require_grad(operator):
         gradient(operator, grad.clone().requires_grad_(), rois, *argmax_of(operator))
 
 
-def test_traced_arrays(operator):
-    jax = require("jax")
+def test_traced_arrays(operator, jax):
     with pytest.raises(TypeError, match=r"`input`.*cvops\.jax"):
         jax.jit(lambda maps: pooled(operator, maps, ROIS))(MAP)
     with pytest.raises(TypeError, match=r"`boxes`.*cvops\.jax"):

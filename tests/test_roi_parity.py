@@ -15,7 +15,6 @@ from benchmarks import data
 from tests import compare
 from tests import peers_roi as peers
 from tests import strategies_roi as strategies
-from tests.libraries import require
 
 OPERATORS = {
     "roi_align": [(-1, False), (-1, True), (2, False), (2, True), (7, True)],
@@ -24,11 +23,6 @@ OPERATORS = {
     "ps_roi_pool": [()],
 }
 SCALES = (1, 1 / 3, 1 / 16)
-
-
-@pytest.fixture(scope="module")
-def torchvision():
-    return require("torchvision")
 
 
 @pytest.fixture(scope="module", params=OPERATORS)
@@ -67,8 +61,7 @@ def test_torchvision(torchvision, operator, output_size, kind, dtype):
             check(operator, maps, strategies.rois(kind, 6, maps.shape, scale, dtype), output_size, scale, *options)
 
 
-def test_lists_of_boxes_are_torchvisions(torchvision, operator):
-    torch = require("torch")
+def test_lists_of_boxes_are_torchvisions(torchvision, operator, torch):
     maps = strategies.normal((3, 18, 9, 12))
     rois = strategies.rois("inside", 12, maps.shape, 0.5)
     lists, _ = strategies.by_image(rois, 3)
@@ -126,10 +119,9 @@ def test_boxes_of_a_detector(torchvision, operator, shape, output_size, scale):
         ("PSRoIPool", ((2, 3), 0.5)),
     ],
 )
-def test_class_forms_are_torchvisions(torchvision, name, args):
+def test_class_forms_are_torchvisions(torchvision, name, args, torch):
     theirs, ours = getattr(torchvision.ops, name)(*args), getattr(cvops, name)(*args)
     assert repr(ours) == repr(theirs)
-    torch = require("torch")
     maps, rois = strategies.normal((2, 18, 9, 12)), strategies.rois("inside", 12, (2, 18, 9, 12), 0.5)
     compare.close(ours(maps, rois), theirs(torch.from_numpy(maps), torch.from_numpy(rois)).numpy(), maps)
 
@@ -154,9 +146,8 @@ def test_the_text_of_a_pooler_is_torchvisions(torchvision, args):
     ],
 )
 @pytest.mark.parametrize("ratio", [-1, 2])
-def test_multiscale_roi_align_is_torchvisions(torchvision, ratio, levels, options, dtype):
+def test_multiscale_roi_align_is_torchvisions(torchvision, ratio, levels, options, dtype, torch):
     """With consecutive levels, from fine to coarse."""
-    torch = require("torch")
     height, width = 256, 384
     maps = {
         f"p{i}": strategies.normal((2, 5, height >> i, width >> i), dtype, seed=i) for i in range(1, 7)

@@ -16,7 +16,6 @@ import pytest
 import cvops
 from cvops import _process
 from cvops._cpu import _threads
-from tests import libraries
 
 # What every process below computes: large enough for the pool, with the answer computed on one thread.
 WORK = """
@@ -234,8 +233,7 @@ def test_multiprocessing(method, tmp_path):
     run_python([str(program)])
 
 
-def test_in_the_workers_of_a_torch_data_loader():
-    libraries.require("torch")
+def test_in_the_workers_of_a_torch_data_loader(torch):
     run("""
     import torch
     class Images(torch.utils.data.Dataset):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests import torch_calls
-from tests.libraries import require
 from tests.test_torch_modules import BOXES as LISTS
 from tests.test_torch_modules import IMAGES, MAPS, OPTIONS, tensors
 from tests.torch_calls import BOXES, CALLS, SCORES
@@ -102,20 +101,8 @@ def kinds_of_pair(torch, pair):
 
 
 @pytest.fixture(scope="module")
-def torch():
-    return require("torch")
-
-
-@pytest.fixture(scope="module")
-def ops(torch):
-    import cvops.torch
-
-    return cvops.torch
-
-
-@pytest.fixture(scope="module")
-def peer():
-    return require("torchvision").ops
+def peer(torchvision):
+    return torchvision.ops
 
 
 def arguments(torch, name):
@@ -158,124 +145,124 @@ def ours(kinds):
 
 
 @pytest.mark.parametrize(("name", "place", "value"), FLOATS)
-def test_floats(ops, torch, name, place, value):
-    check_kinds(torch, getattr(ops, name), None, name, place, value, ours(kinds_of_number(torch, value)))
+def test_floats(torch_ops, torch, name, place, value):
+    check_kinds(torch, getattr(torch_ops, name), None, name, place, value, ours(kinds_of_number(torch, value)))
 
 
 @pytest.mark.parametrize(("name", "place", "value"), FLOATS)
-def test_floats_as_torchvision(ops, torch, peer, name, place, value):
+def test_floats_as_torchvision(torch_ops, torch, peer, name, place, value):
     for number in {value, 1.0}:
         kinds = kinds_of_number(torch, number)
-        check_kinds(torch, getattr(ops, name), getattr(peer, name), name, place, number, kinds)
+        check_kinds(torch, getattr(torch_ops, name), getattr(peer, name), name, place, number, kinds)
 
 
 @pytest.mark.parametrize(("name", "place", "value"), INTEGERS)
-def test_integers(ops, torch, name, place, value):
+def test_integers(torch_ops, torch, name, place, value):
     # A float is refused, as by torchvision; a tensor of shape (1,) is no pair.
     kinds = [
         (kind, argument)
         for kind, argument in ours(kinds_of_number(torch, value))
         if not isinstance(argument, float) and ((name.endswith("roi_align") and place == 4) or "(1,)" not in kind)
     ]
-    check_kinds(torch, getattr(ops, name), None, name, place, value, kinds)
+    check_kinds(torch, getattr(torch_ops, name), None, name, place, value, kinds)
 
 
 @pytest.mark.parametrize(("name", "place", "value"), INTEGERS)
-def test_integers_as_torchvision(ops, torch, peer, name, place, value):
+def test_integers_as_torchvision(torch_ops, torch, peer, name, place, value):
     for number in {value, 1}:
         kinds = kinds_of_number(torch, number)
-        check_kinds(torch, getattr(ops, name), getattr(peer, name), name, place, number, kinds)
+        check_kinds(torch, getattr(torch_ops, name), getattr(peer, name), name, place, number, kinds)
 
 
 @pytest.mark.parametrize(("name", "place", "pair"), PAIRS)
-def test_pairs(ops, torch, name, place, pair):
-    check_kinds(torch, getattr(ops, name), None, name, place, pair, kinds_of_pair(torch, pair))
+def test_pairs(torch_ops, torch, name, place, pair):
+    check_kinds(torch, getattr(torch_ops, name), None, name, place, pair, kinds_of_pair(torch, pair))
 
 
 @pytest.mark.parametrize(("name", "place", "pair"), PAIRS)
-def test_pairs_as_torchvision(ops, torch, peer, name, place, pair):
-    check_kinds(torch, getattr(ops, name), getattr(peer, name), name, place, pair, kinds_of_pair(torch, pair))
+def test_pairs_as_torchvision(torch_ops, torch, peer, name, place, pair):
+    check_kinds(torch, getattr(torch_ops, name), getattr(peer, name), name, place, pair, kinds_of_pair(torch, pair))
 
 
 @pytest.mark.parametrize("flag", [True, False])
-@pytest.mark.parametrize("module", ["ours", "torchvision's"])
-def test_flags(ops, torch, request, flag, module):
+@pytest.mark.parametrize("module", ["cvops", "torchvision"])
+def test_flags(torch_ops, torch, request, flag, module):
     """`aligned` of roi_align."""
-    peer = request.getfixturevalue("peer").roi_align if module == "torchvision's" else None
+    peer = request.getfixturevalue("peer").roi_align if module == "torchvision" else None
     kinds = kinds_of_number(torch, 1) if flag else [("0", 0), ("tensor", torch.tensor(0)), ("NumPy", np.False_)]
     kinds = ours(kinds) if peer is None else kinds
-    check_kinds(torch, ops.roi_align, peer, "roi_align", 5, flag, kinds)
+    check_kinds(torch, torch_ops.roi_align, peer, "roi_align", 5, flag, kinds)
 
 
 @pytest.mark.parametrize(("name", "place", "value"), [*FLOATS, *INTEGERS])
-def test_tensors_that_are_no_numbers(ops, torch, name, place, value):
+def test_tensors_that_are_no_numbers(torch_ops, torch, name, place, value):
     """What requires grad would lose it; two numbers are not one."""
     for wrong in (torch.tensor(float(value), requires_grad=True), torch.nn.Parameter(torch.tensor(float(value)))):
         with pytest.raises(TypeError, match=r"` must be a number, got a tensor that requires grad: pass \w+\.item\(\)"):
-            getattr(ops, name)(*with_argument(torch, name, place, wrong))
+            getattr(torch_ops, name)(*with_argument(torch, name, place, wrong))
     for wrong in (torch.tensor([[value, value]]), torch.tensor([])):
         with pytest.raises((TypeError, ValueError), match="` must be "):
-            getattr(ops, name)(*with_argument(torch, name, place, wrong))
+            getattr(torch_ops, name)(*with_argument(torch, name, place, wrong))
     with pytest.raises(TypeError, match="` must be a number, got a tensor on meta: pass"):
-        getattr(ops, name)(*with_argument(torch, name, place, torch.tensor(float(value), device="meta")))
+        getattr(torch_ops, name)(*with_argument(torch, name, place, torch.tensor(float(value), device="meta")))
     for wrong in ("half", None, object(), 1j, torch.tensor(1j)):
         with pytest.raises(TypeError, match="` must be "):
-            getattr(ops, name)(*with_argument(torch, name, place, wrong))
+            getattr(torch_ops, name)(*with_argument(torch, name, place, wrong))
 
 
 @pytest.mark.parametrize(("name", "place", "pair"), PAIRS)
-def test_tensors_that_are_no_pairs(ops, torch, name, place, pair):
+def test_tensors_that_are_no_pairs(torch_ops, torch, name, place, pair):
     one = float(pair[0])
     for wrong in (torch.tensor([one, one], requires_grad=True), (torch.tensor(one, requires_grad=True), pair[1])):
         with pytest.raises(TypeError, match="` must be a number, got a tensor that requires grad"):
-            getattr(ops, name)(*with_argument(torch, name, place, wrong))
+            getattr(torch_ops, name)(*with_argument(torch, name, place, wrong))
     for wrong in (torch.tensor([1, 2, 3]), torch.tensor([[1, 2], [3, 4]]), {1, 2}, {1: 2, 3: 4}, "12", b"12"):
         with pytest.raises((TypeError, ValueError), match="` must be "):
-            getattr(ops, name)(*with_argument(torch, name, place, wrong))
+            getattr(torch_ops, name)(*with_argument(torch, name, place, wrong))
 
 
 @pytest.mark.parametrize(("name", "place", "value"), INTEGERS)
-def test_fractions_for_integers(ops, torch, name, place, value):
+def test_fractions_for_integers(torch_ops, torch, name, place, value):
     for wrong in (torch.tensor(value + 0.5), np.float32(value + 0.5), fractions.Fraction(5, 2), float(value), 1.5):
         with pytest.raises(TypeError, match="must be an integer"):
-            getattr(ops, name)(*with_argument(torch, name, place, wrong))
+            getattr(torch_ops, name)(*with_argument(torch, name, place, wrong))
 
 
 @pytest.mark.parametrize(("name", "place", "value"), [*FLOATS[:6], *INTEGERS, *PAIRS])
-def test_on_a_gpu_numbers_are_refused(ops, torch, name, place, value):
+def test_on_a_gpu_numbers_are_refused(torch_ops, torch, name, place, value):
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     with pytest.raises(TypeError, match=r"` must be a number, got a tensor on cuda:0: pass \w+\.item\(\)"):
-        getattr(ops, name)(*with_argument(torch, name, place, torch.tensor(value, device="cuda")))
+        getattr(torch_ops, name)(*with_argument(torch, name, place, torch.tensor(value, device="cuda")))
 
 
 # ------------------------------------------------------------------------------------------------------------ classes
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_bool_classes(ops, torch, padded):
+def test_bool_classes(torch_ops, torch, padded):
     boxes, scores, idxs, threshold = torch_calls.tensors("batched_nms")
     for two in (idxs > 0, torch.zeros(24, dtype=torch.bool), torch.ones(24, dtype=torch.bool)):
-        got = ops.batched_nms(boxes, scores, two, threshold, padded=padded)
-        want = ops.batched_nms(boxes, scores, two.long(), threshold, padded=padded)
+        got = torch_ops.batched_nms(boxes, scores, two, threshold, padded=padded)
+        want = torch_ops.batched_nms(boxes, scores, two.long(), threshold, padded=padded)
         for one, other in zip(got, want, strict=True) if padded else [(got, want)]:
             assert torch.equal(one, other)
     two = idxs > 0
-    want = ops.batched_nms(boxes, scores, two.long(), threshold)
-    assert len(want) > len(ops.nms(boxes, scores, threshold))
-    assert torch.equal(torch.jit.script(ops.batched_nms)(boxes, scores, two, threshold), want)
-    compiled = torch.compile(ops.batched_nms, fullgraph=True, backend="aot_eager")
+    want = torch_ops.batched_nms(boxes, scores, two.long(), threshold)
+    assert len(want) > len(torch_ops.nms(boxes, scores, threshold))
+    assert torch.equal(torch.jit.script(torch_ops.batched_nms)(boxes, scores, two, threshold), want)
+    compiled = torch.compile(torch_ops.batched_nms, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(boxes, scores, two, threshold), want)
-    assert ops.batched_nms(boxes[:0], scores[:0], two[:0], threshold).shape == (0,)
+    assert torch_ops.batched_nms(boxes[:0], scores[:0], two[:0], threshold).shape == (0,)
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("dtype", ["bool", *TORCH_INTEGERS, *TORCH_FLOATS])
-def test_classes_of_every_dtype(ops, torch, peer, dtype):
+def test_classes_of_every_dtype(torch_ops, torch, peer, dtype):
     boxes, scores, idxs, threshold = torch_calls.tensors("batched_nms")
     idxs = idxs.to(getattr(torch, dtype))
     want = peer.batched_nms(boxes, scores, idxs, threshold)
-    assert torch.equal(ops.batched_nms(boxes, scores, idxs, threshold), want)
+    assert torch.equal(torch_ops.batched_nms(boxes, scores, idxs, threshold), want)
 
 
 # ------------------------------------------------------------------------------------------------- MultiScaleRoIAlign
@@ -295,19 +282,19 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("with_torchvision", [False, True])
-def test_image_shapes(ops, torch, request, kind, with_torchvision):
+@pytest.mark.parametrize("module", ["cvops", "torchvision"])
+def test_image_shapes(torch_ops, torch, request, kind, module):
     maps, boxes, shapes = tensors(torch, MAPS), tensors(torch, LISTS), SHAPES[kind](torch)
-    pool = ops.MultiScaleRoIAlign(list(MAPS), 2, 2, **OPTIONS)
+    pool = torch_ops.MultiScaleRoIAlign(list(MAPS), 2, 2, **OPTIONS)
     assert torch.equal(pool(maps, boxes, shapes), pool(maps, boxes, IMAGES))
-    if with_torchvision:
+    if module == "torchvision":
         other = request.getfixturevalue("peer").MultiScaleRoIAlign(list(MAPS), 2, 2, **OPTIONS)
         torch.testing.assert_close(pool(maps, boxes, shapes), other(maps, boxes, shapes))
 
 
-def test_image_shapes_that_are_none(ops, torch):
+def test_image_shapes_that_are_none(torch_ops, torch):
     maps, boxes = tensors(torch, MAPS), tensors(torch, LISTS)
-    pool = ops.MultiScaleRoIAlign(list(MAPS), 2, 2)
+    pool = torch_ops.MultiScaleRoIAlign(list(MAPS), 2, 2)
     for wrong in (3, "ab", {1: 2}, None):
         with pytest.raises(TypeError, match="`image_shapes` must be a list of"):
             pool(maps, boxes, wrong)
@@ -320,7 +307,7 @@ def test_image_shapes_that_are_none(ops, torch):
 
 @pytest.mark.parametrize("names", [list, tuple, dict.fromkeys, lambda names: dict.fromkeys(names).keys()])
 @pytest.mark.parametrize("size", [2, (2, 2), [2, 2], np.int64(2), (np.int32(2), 2)])
-def test_options_of_multiscale_roi_align(ops, torch, peer, names, size):
+def test_options_of_multiscale_roi_align(torch_ops, torch, peer, names, size):
     maps, boxes = tensors(torch, MAPS), tensors(torch, LISTS)
     features = collections.OrderedDict(maps)
     options = {"canonical_scale": 16.5, "canonical_level": 3}
@@ -329,49 +316,49 @@ def test_options_of_multiscale_roi_align(ops, torch, peer, names, size):
         want = other(features, boxes, IMAGES)
     except TypeError:  # NumPy integers are not taken there
         want = None
-    pool = ops.MultiScaleRoIAlign(names(MAPS), size, 2, **options)
+    pool = torch_ops.MultiScaleRoIAlign(names(MAPS), size, 2, **options)
     if want is not None:
         torch.testing.assert_close(pool(features, boxes, IMAGES), want)
     assert pool(features, tuple(boxes), IMAGES).shape == (5, 12, 2, 2)
 
 
-def test_what_is_no_pyramid(ops, torch):
+def test_what_is_no_pyramid(torch_ops, torch):
     maps, boxes = tensors(torch, MAPS), tensors(torch, LISTS)
     for wrong in (3, "p2", None):
         with pytest.raises(TypeError, match="`featmap_names` must be a list of str, got"):
-            ops.MultiScaleRoIAlign(wrong, 2, 2)
-    pool = ops.MultiScaleRoIAlign(list(MAPS), 2, 2)
+            torch_ops.MultiScaleRoIAlign(wrong, 2, 2)
+    pool = torch_ops.MultiScaleRoIAlign(list(MAPS), 2, 2)
     for wrong in (list(maps.values()), maps["p2"], None, 3):
         with pytest.raises(TypeError, match="`features` must be a dict of arrays by name, got"):
             pool(wrong, boxes, IMAGES)
 
 
-def test_layers_take_numbers_in_tensors(ops, torch):
+def test_layers_take_numbers_in_tensors(torch_ops, torch):
     two, half = torch.tensor(2), torch.tensor(0.5)
     maps, rois, *_ = torch_calls.tensors("roi_align")
-    assert torch.equal(ops.RoIAlign(two, half, two)(maps, rois), ops.roi_align(maps, rois, 2, 0.5, 2))
-    assert torch.equal(ops.RoIPool((two, 2), half)(maps, rois), ops.roi_pool(maps, rois, 2, 0.5))
-    layer = ops.DeformConv2d(
+    assert torch.equal(torch_ops.RoIAlign(two, half, two)(maps, rois), torch_ops.roi_align(maps, rois, 2, 0.5, 2))
+    assert torch.equal(torch_ops.RoIPool((two, 2), half)(maps, rois), torch_ops.roi_pool(maps, rois, 2, 0.5))
+    layer = torch_ops.DeformConv2d(
         torch.tensor(4), torch.tensor(6), torch.tensor([3, 3]), padding=torch.tensor(1), groups=two
     )
     assert (layer.weight.shape, layer.padding, layer.groups) == ((6, 2, 3, 3), (1, 1), 2)
-    assert ops.FeaturePyramidNetwork([torch.tensor(4)], torch.tensor(3)).inner_blocks[0][0].out_channels == 3
+    assert torch_ops.FeaturePyramidNetwork([torch.tensor(4)], torch.tensor(3)).inner_blocks[0][0].out_channels == 3
 
 
 # -------------------------------------------------------------------------------------------------- under torch.compile
 
 
 @pytest.mark.parametrize(("name", "place", "value"), [FLOATS[0], FLOATS[2], FLOATS[8], INTEGERS[0], PAIRS[-1]])
-def test_tensors_for_numbers_break_the_graph(ops, torch, name, place, value):
+def test_tensors_for_numbers_break_the_graph(torch_ops, torch, name, place, value):
     """The value has to be known; everything else of the function is still compiled."""
     from torch._dynamo.testing import CompileCounter
 
     args = arguments(torch, name)
-    want = getattr(ops, name)(*args[:place], value, *args[place + 1 :]) + 1
+    want = getattr(torch_ops, name)(*args[:place], value, *args[place + 1 :]) + 1
     counted = CompileCounter()
 
     def function(first, number):
-        result = getattr(ops, name)(first * 1, *args[1:place], number, *args[place + 1 :])
+        result = getattr(torch_ops, name)(first * 1, *args[1:place], number, *args[place + 1 :])
         return result + 1
 
     assert torch.equal(torch.compile(function, backend=counted)(args[0], torch.tensor(value)), want)
@@ -412,12 +399,12 @@ def refused(torch):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_errors_name_the_conversion_of_tensors(ops, torch, device):
+def test_errors_name_the_conversion_of_tensors(torch_ops, torch, device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     for name, args in refused(torch):
         args = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
         with pytest.raises(TypeError) as caught:
-            getattr(ops, name)(*args)
+            getattr(torch_ops, name)(*args)
         assert "astype" not in str(caught.value)
     assert set(CALLS) >= {name for name, _ in refused(torch)} - set(LOSSES)

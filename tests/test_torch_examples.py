@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.libraries import require
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,8 +24,7 @@ def run(program, folder, *arguments):
 
 
 @pytest.mark.parametrize("model", ["fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn"])
-def test_the_detector_finds_the_same(tmp_path, model):
-    require("torchvision")
+def test_the_detector_finds_the_same(tmp_path, model, torchvision):
     result = run("torch_dropin.py", tmp_path, "--side", "96", "--model", model, "--repeats", "1")
     assert (result.returncode, result.stderr) == (0, "")
     progress, title, *rows = (line for line in re.split(r"\n(?=96 x 96)|\n(?!first)", result.stdout) if line)
@@ -40,8 +37,7 @@ def test_the_detector_finds_the_same(tmp_path, model):
     assert ("roi_align" in rows[-1]) == ("rcnn" in model)
 
 
-def test_the_network_learns_the_twist(tmp_path):
-    require("torch")
+def test_the_network_learns_the_twist(tmp_path, torch):
     result = run("train_deform_conv.py", tmp_path, "--out", "learned.png")
     assert (result.returncode, result.stderr) == (0, "")
     numbers = re.search(
@@ -66,8 +62,6 @@ def test_the_network_learns_the_twist(tmp_path):
     ("program", "packages"), [("torch_dropin.py", ["torch", "torchvision"]), ("train_deform_conv.py", ["torch"])]
 )
 def test_progress_is_shown_while_it_runs(tmp_path, program, packages):
-    for package in packages:
-        require(package)
     command = [sys.executable, ROOT / "examples" / program]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -89,8 +83,7 @@ def test_progress_is_shown_while_it_runs(tmp_path, program, packages):
         ),
     ],
 )
-def test_refused_arguments(tmp_path, arguments, message):
-    require("torch")
+def test_refused_arguments(tmp_path, arguments, message, torch):
     result = run("train_deform_conv.py", tmp_path, *arguments)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"train_deform_conv.py: error: {message}\n")
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from tests import torch_calls
-from tests.libraries import require
 from tests.test_torch_ops import OPERATORS, registered_calls
 
-pytestmark = torch_calls.quiet
+pytestmark = [*torch_calls.quiet, pytest.mark.usefixtures("torch_ops")]
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
 DETECTIONS = ("nms", "nms_padded", "batched_nms", "batched_nms_padded")
@@ -17,14 +16,6 @@ MEASURES = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_
 OF_ONE_DTYPE = [("deform_conv2d", place) for place in (0, 2, 3)]  # input, weight, bias
 OF_ONE_PRECISION = [("deform_conv2d_backward", place) for place in (1, 3)]  # autocast mixes 16 bits with float32
 KEPT = ("nms", "batched_nms")  # of a length that nobody knows before
-
-
-@pytest.fixture(scope="module")
-def torch():
-    torch = require("torch")
-    import cvops.torch  # noqa: F401
-
-    return torch
 
 
 def mapped(torch, function, args):

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from tests import torch_calls
-from tests.libraries import require
 from tests.test_torch_modules import BOXES as LISTS
 from tests.test_torch_modules import IMAGES, MAPS, OPTIONS, tensors
 from tests.torch_calls import BOXES, CALLS, DEFORM, MAP, ROIS
@@ -24,18 +23,6 @@ LAYERS = {
     "DeformConv2d": ((4, 6, 3, 1, 1, 1, 2), "deform"),
     "MultiScaleRoIAlign": ((list(MAPS), 2, 2), "pyramid"),
 }
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return require("torch")
-
-
-@pytest.fixture(scope="module")
-def ops(torch):
-    import cvops.torch
-
-    return cvops.torch
 
 
 def arguments(torch, name):
@@ -55,9 +42,9 @@ def targets(graph_module):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_of_its_own(ops, torch, name):
+def test_a_function_of_its_own(torch_ops, torch, name):
     """All arguments are unknown: numbers and strings too."""
-    function, args = getattr(ops, name), arguments(torch, name)
+    function, args = getattr(torch_ops, name), arguments(torch, name)
     traced = torch.fx.symbolic_trace(function)
     assert targets(traced) == [function]
     same(torch, traced(*args), function(*args))
@@ -65,8 +52,8 @@ def test_a_function_of_its_own(ops, torch, name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("unknown", ["the first", "the tensors", "each in turn"])
-def test_within_a_module(ops, torch, name, unknown):
-    function, args = getattr(ops, name), arguments(torch, name)
+def test_within_a_module(torch_ops, torch, name, unknown):
+    function, args = getattr(torch_ops, name), arguments(torch, name)
     many = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
     for places in {"the first": [[0]], "the tensors": [many], "each in turn": [[i] for i in range(len(args))]}[unknown]:
         names = [f"x{i}" for i in places]
@@ -92,9 +79,9 @@ def test_within_a_module(ops, torch, name, unknown):
 
 
 @pytest.mark.parametrize("name", torch_calls.POOLING)
-def test_lists_of_boxes(ops, torch, name):
+def test_lists_of_boxes(torch_ops, torch, name):
     maps, boxes = torch.from_numpy(MAP), [torch.from_numpy(ROIS[ROIS[:, 0] == i, 1:]) for i in range(2)]
-    function = getattr(ops, name)
+    function = getattr(torch_ops, name)
 
     class Layer(torch.nn.Module):
         def __init__(self, maps):
@@ -109,12 +96,12 @@ def test_lists_of_boxes(ops, torch, name):
         same(torch, got, want)
 
 
-def test_options(ops, torch):
+def test_options(torch_ops, torch):
     class Last(torch.nn.Module):
         def forward(self, boxes, scores):
-            keep, count = ops.nms(boxes, scores, 0.5, score_threshold=0.2, max_output=4, padded=True)
+            keep, count = torch_ops.nms(boxes, scores, 0.5, score_threshold=0.2, max_output=4, padded=True)
             height, width = boxes.shape[0], 30
-            return keep, count, ops.clip_boxes_to_image(boxes[keep], (height, width))
+            return keep, count, torch_ops.clip_boxes_to_image(boxes[keep], (height, width))
 
     args = torch_calls.tensors("nms")[:2]
     for got, want in zip(torch.fx.symbolic_trace(Last())(*args), Last()(*args), strict=True):
@@ -134,8 +121,8 @@ def layer_and_arguments(torch, module, name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers(ops, torch, name):
-    layer, args = layer_and_arguments(torch, ops, name)
+def test_layers(torch_ops, torch, name):
+    layer, args = layer_and_arguments(torch, torch_ops, name)
     traced = torch.fx.symbolic_trace(layer)
     assert len(targets(traced)) == 1
     for one in (traced, torch.fx.symbolic_trace(traced), pickle.loads(pickle.dumps(traced))):
@@ -148,8 +135,8 @@ def test_layers(ops, torch, name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_graphs_are_scripted_and_compiled(ops, torch, name):
-    layer, args = layer_and_arguments(torch, ops, name)
+def test_graphs_are_scripted_and_compiled(torch_ops, torch, name):
+    layer, args = layer_and_arguments(torch, torch_ops, name)
     traced = torch.fx.symbolic_trace(layer)
     same(torch, torch.compile(traced, fullgraph=True, backend="aot_eager")(*args), layer(*args))
     if name == "DeformConv2d":  # others have arguments that fx does not annotate
@@ -160,18 +147,18 @@ def test_graphs_are_scripted_and_compiled(ops, torch, name):
 class Detector:
     """A pyramid network, its extra block, a pooler by names, and what a detector does last."""
 
-    def __new__(cls, torch, ops, blocks):
+    def __new__(cls, torch, torch_ops, blocks):
         class Module(torch.nn.Module):
             def __init__(self):
                 super().__init__()
                 torch.manual_seed(0)
-                self.pyramid = ops.FeaturePyramidNetwork([12, 12], 8, blocks.LastLevelMaxPool())
-                self.pool = ops.MultiScaleRoIAlign(["a", "b"], 2, 2)
+                self.pyramid = torch_ops.FeaturePyramidNetwork([12, 12], 8, blocks.LastLevelMaxPool())
+                self.pool = torch_ops.MultiScaleRoIAlign(["a", "b"], 2, 2)
 
             def forward(self, a, b, boxes, scores, height):
                 levels = self.pyramid({"a": a, "b": b})
-                boxes = ops.clip_boxes_to_image(ops.box_convert(boxes, "xywh", "xyxy"), (50, 40))
-                keep = ops.remove_small_boxes(boxes, 4.0)
+                boxes = torch_ops.clip_boxes_to_image(torch_ops.box_convert(boxes, "xywh", "xyxy"), (50, 40))
+                keep = torch_ops.remove_small_boxes(boxes, 4.0)
                 return self.pool(levels, [boxes[keep], boxes], [(height, 40)]), levels["pool"]
 
         return Module().eval()
@@ -181,17 +168,17 @@ def detector_arguments(torch):
     return [torch.from_numpy(MAP), torch.from_numpy(MAPS["p3"]), torch.from_numpy(BOXES), torch.rand(24), 36]
 
 
-def test_a_detector(ops, torch):
-    detector, args = Detector(torch, ops, ops), detector_arguments(torch)
+def test_a_detector(torch_ops, torch):
+    detector, args = Detector(torch, torch_ops, torch_ops), detector_arguments(torch)
     traced = torch.fx.symbolic_trace(detector)
-    assert {ops.box_convert, ops.clip_boxes_to_image, ops.remove_small_boxes} < set(targets(traced))
+    assert {torch_ops.box_convert, torch_ops.clip_boxes_to_image, torch_ops.remove_small_boxes} < set(targets(traced))
     for got, want in zip(traced(*args), detector(*args), strict=True):
         torch.testing.assert_close(got, want)
 
 
-def test_torchvision_traces_nothing_more(ops, torch):
+def test_torchvision_traces_nothing_more(torch_ops, torch, torchvision):
     """Each function and layer that torch.fx traces there, it traces here, with equal results."""
-    peer, found = require("torchvision").ops, []
+    peer, found = torchvision.ops, []
     for name in FUNCTIONS:
         args = arguments(torch, name)
 
@@ -205,8 +192,10 @@ def test_torchvision_traces_nothing_more(ops, torch):
             except Exception:
                 continue
             found.append(name)
-            torch.testing.assert_close(getattr(ops, name)(*args), want, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(torch.fx.symbolic_trace(getattr(ops, name))(*args), want, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(getattr(torch_ops, name)(*args), want, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                torch.fx.symbolic_trace(getattr(torch_ops, name))(*args), want, atol=1e-4, rtol=1e-4
+            )
     assert {"clip_boxes_to_image", "remove_small_boxes"} <= set(found)
     for name in LAYERS:
         layer, args = layer_and_arguments(torch, peer, name)
@@ -215,11 +204,11 @@ def test_torchvision_traces_nothing_more(ops, torch):
         except Exception:
             continue
         found.append(name)
-        ours, _ = layer_and_arguments(torch, ops, name)
+        ours, _ = layer_and_arguments(torch, torch_ops, name)
         torch.testing.assert_close(torch.fx.symbolic_trace(ours)(*args), want, atol=1e-4, rtol=1e-4)
     assert {"RoIAlign", "RoIPool", "PSRoIAlign", "PSRoIPool", "MultiScaleRoIAlign"} <= set(found)
     blocks = sys.modules["torchvision.ops.feature_pyramid_network"]
-    theirs, ours = Detector(torch, peer, blocks), Detector(torch, ops, ops)
+    theirs, ours = Detector(torch, peer, blocks), Detector(torch, torch_ops, torch_ops)
     ours.load_state_dict(theirs.state_dict())
     args = detector_arguments(torch)
     torch.testing.assert_close(
@@ -227,16 +216,16 @@ def test_torchvision_traces_nothing_more(ops, torch):
     )
 
 
-def test_tensors_of_other_kinds_are_not_traced(ops, torch):
+def test_tensors_of_other_kinds_are_not_traced(torch_ops, torch):
     """Subclasses and modes of torch functions are left to torch."""
 
     class Other(torch.Tensor):
         pass
 
     boxes, scores, threshold = torch_calls.tensors("nms")
-    want = ops.nms(boxes, scores, threshold)
-    assert torch.equal(ops.nms(boxes.as_subclass(Other), scores, threshold).as_subclass(torch.Tensor), want)
+    want = torch_ops.nms(boxes, scores, threshold)
+    assert torch.equal(torch_ops.nms(boxes.as_subclass(Other), scores, threshold).as_subclass(torch.Tensor), want)
     with torch.device("cpu"):
-        assert torch.equal(ops.nms(boxes, scores, threshold), want)
+        assert torch.equal(torch_ops.nms(boxes, scores, threshold), want)
         maps, rois, *others = torch_calls.tensors("roi_align")
-        assert ops.roi_align(maps, [rois[:1, 1:], rois[1:, 1:]], *others).shape == (5, 12, 2, 3)
+        assert torch_ops.roi_align(maps, [rois[:1, 1:], rois[1:, 1:]], *others).shape == (5, 12, 2, 3)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests import torch_calls
-from tests.libraries import require
 
 pytestmark = torch_calls.quiet
 
@@ -114,8 +113,7 @@ assert len(calls) == 2  # the operators are those of the last import, with its s
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_second_import(tmp_path, case):
-    require("torch")
+def test_a_second_import(tmp_path, case, torch):
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", BEFORE + CASES[case]],
@@ -128,8 +126,7 @@ def test_a_second_import(tmp_path, case):
     assert done.returncode == 0, done.stderr
 
 
-def test_another_version_says_so(tmp_path):
-    require("torch")
+def test_another_version_says_so(tmp_path, torch):
     code = """
 import torch
 library = torch.library.Library("cvops", "FRAGMENT")

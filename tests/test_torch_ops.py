@@ -14,24 +14,11 @@ import pytest
 
 import cvops
 from tests import compare, reference, reference_deform, reference_roi, torch_calls
-from tests.libraries import require
 from tests.torch_calls import BOXES, CALLS, DEFORM, IDXS, MAP, POOLING, RAGGED, ROIS, SCORES
 
 pytestmark = torch_calls.quiet
 DIFFERENTIABLE = (*POOLING, "deform_conv2d")
 every_function = pytest.mark.parametrize("name", CALLS)
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return require("torch")
-
-
-@pytest.fixture(scope="module")
-def ops(torch):
-    import cvops.torch
-
-    return cvops.torch
 
 
 @pytest.fixture(autouse=True)
@@ -61,16 +48,16 @@ def check(name, got):
 
 @every_function
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-def test_values(ops, torch, name, dtype):
-    got = getattr(ops, name)(*torch_calls.tensors(name, getattr(torch, dtype)))
+def test_values(torch_ops, torch, name, dtype):
+    got = getattr(torch_ops, name)(*torch_calls.tensors(name, getattr(torch, dtype)))
     want = torch_calls.want(name, dtype)
     (compare.same if want.dtype.kind == "i" else compare.close)(got, want, got)
 
 
 @every_function
-def test_bfloat16(ops, torch, name):
+def test_bfloat16(torch_ops, torch, name):
     args = torch_calls.tensors(name, torch.bfloat16)
-    got = getattr(ops, name)(*args)
+    got = getattr(torch_ops, name)(*args)
     rounded = [arg.float().numpy() if getattr(arg, "dtype", None) == torch.bfloat16 else arg for arg in args]
     want = CALLS[name][1](*(arg.numpy() if isinstance(arg, torch.Tensor) else arg for arg in rounded))
     if want.dtype.kind == "i":
@@ -83,49 +70,49 @@ def test_bfloat16(ops, torch, name):
 
 
 @pytest.mark.parametrize("name", ["nms", "batched_nms"])
-def test_what_nms_adds(ops, torch, name):
+def test_what_nms_adds(torch_ops, torch, name):
     args, options = torch_calls.tensors(name), {"score_threshold": 0.2, "max_output": 4}
     want = getattr(reference, name)(*CALLS[name][0], **options)
     assert len(want) == 4
-    compare.same(getattr(ops, name)(*args, **options), want, args[0])
-    keep, count = getattr(ops, name)(*args, score_threshold=0.6, padded=True)
+    compare.same(getattr(torch_ops, name)(*args, **options), want, args[0])
+    keep, count = getattr(torch_ops, name)(*args, score_threshold=0.6, padded=True)
     want = getattr(reference, name)(*CALLS[name][0], score_threshold=0.6)
     compare.same(keep, np.pad(want, (0, len(BOXES) - len(want)), constant_values=-1), args[0])
     compare.same(count, np.array(len(want)), args[0])
-    keep, _ = getattr(ops, name)(*args, max_output=3, padded=True)
+    keep, _ = getattr(torch_ops, name)(*args, max_output=3, padded=True)
     assert keep.shape == (3,)
 
 
 @pytest.mark.parametrize("name", POOLING)
-def test_lists_of_boxes(ops, torch, name):
+def test_lists_of_boxes(torch_ops, torch, name):
     order = np.argsort(ROIS[:, 0], kind="stable")
     want = CALLS[name][1](MAP, ROIS[order], 2)
     for dtype in (torch.float32, torch.float16):
         boxes = [torch.from_numpy(ROIS[ROIS[:, 0] == i, 1:]).to(dtype) for i in range(2)]
         for given in (boxes, tuple(boxes)):
-            close(getattr(ops, name)(torch.from_numpy(MAP), given, 2), want)
+            close(getattr(torch_ops, name)(torch.from_numpy(MAP), given, 2), want)
     none = torch.zeros(0, 4)
-    assert getattr(ops, name)(torch.zeros(0, 4, 3, 3), [], 2).shape[0] == 0
-    assert getattr(ops, name)(torch.zeros(2, 4, 3, 3), [none, none], 2).shape[0] == 0
+    assert getattr(torch_ops, name)(torch.zeros(0, 4, 3, 3), [], 2).shape[0] == 0
+    assert getattr(torch_ops, name)(torch.zeros(2, 4, 3, 3), [none, none], 2).shape[0] == 0
 
 
-def test_lists_of_more_images_than_16_bits_count(ops, torch):
+def test_lists_of_more_images_than_16_bits_count(torch_ops, torch):
     maps = torch.arange(2051.0).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    pooled = ops.roi_align(maps, [torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float16)] * 2051, 1)
+    pooled = torch_ops.roi_align(maps, [torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float16)] * 2051, 1)
     assert torch.equal(pooled.flatten(), torch.arange(2051.0))
 
 
-def test_layouts_and_views(ops, torch):
+def test_layouts_and_views(torch_ops, torch):
     """Whatever strides, signs and histories tensors have."""
     maps = torch.from_numpy(MAP).to(memory_format=torch.channels_last)
-    check("roi_align", ops.roi_align(maps, *torch_calls.tensors("roi_align")[1:]))
+    check("roi_align", torch_ops.roi_align(maps, *torch_calls.tensors("roi_align")[1:]))
     signs = torch.complex(torch.zeros(MAP.shape), torch.from_numpy(-MAP)).conj().imag
     assert signs.is_neg()
-    check("roi_align", ops.roi_align(signs, *torch_calls.tensors("roi_align")[1:]))
+    check("roi_align", torch_ops.roi_align(signs, *torch_calls.tensors("roi_align")[1:]))
     boxes = torch.nn.Parameter(torch.from_numpy(BOXES))
-    check("nms", ops.nms(boxes * 1, torch.from_numpy(SCORES).requires_grad_(), 0.3))
+    check("nms", torch_ops.nms(boxes * 1, torch.from_numpy(SCORES).requires_grad_(), 0.3))
     with torch.inference_mode():
-        check("nms", ops.nms(*torch_calls.tensors("nms")))
+        check("nms", torch_ops.nms(*torch_calls.tensors("nms")))
 
 
 # -------------------------------------------------------------------------------------------------------- gradients
@@ -142,7 +129,7 @@ def doubles(torch, name):
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradcheck(ops, torch, name):
+def test_gradcheck(torch_ops, torch, name):
     args, wanted = doubles(torch, name)
     places = [i for i, arg in enumerate(args) if any(arg is one for one in wanted)]
 
@@ -150,19 +137,19 @@ def test_gradcheck(ops, torch, name):
         given = list(args)
         for place, one in zip(places, inputs, strict=True):
             given[place] = one
-        return getattr(ops, name)(*given)
+        return getattr(torch_ops, name)(*given)
 
     assert torch.autograd.gradcheck(function, wanted, fast_mode=True)
 
 
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_of_deform_conv2d(ops, torch, bias, mask):
+def test_gradients_of_deform_conv2d(torch_ops, torch, bias, mask):
     """Those that are wanted, in the dtype of each tensor."""
     given = {name: array for name, array in DEFORM.items() if (bias or name != "bias") and (mask or name != "mask")}
     arrays = {name: torch.from_numpy(array.copy()).requires_grad_(name != "weight") for name, array in given.items()}
     arrays["offset"] = arrays["offset"].detach().double().requires_grad_()
-    output = ops.deform_conv2d(**arrays, padding=1)
+    output = torch_ops.deform_conv2d(**arrays, padding=1)
     grad = np.random.default_rng(3).normal(size=output.shape).astype(np.float32)
     output.backward(torch.from_numpy(grad))
     given["offset"] = given["offset"].astype(np.float64)
@@ -177,11 +164,11 @@ def test_gradients_of_deform_conv2d(ops, torch, bias, mask):
 
 @pytest.mark.parametrize("name", POOLING)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_gradients_of_pooling(ops, torch, name, dtype):
+def test_gradients_of_pooling(torch_ops, torch, name, dtype):
     args = torch_calls.tensors(name)
     args[0] = args[0].to(getattr(torch, dtype)).requires_grad_()
     args[1] = args[1].requires_grad_()
-    output = getattr(ops, name)(*args)
+    output = getattr(torch_ops, name)(*args)
     grad = np.random.default_rng(3).integers(-8, 9, output.shape).astype(np.float32)
     output.backward(torch.from_numpy(grad).to(output.dtype))
     options = list(CALLS[name][0][3:])
@@ -194,29 +181,29 @@ def test_gradients_of_pooling(ops, torch, name, dtype):
     assert args[1].grad is None
 
 
-def test_an_expanded_gradient(ops, torch):
+def test_an_expanded_gradient(torch_ops, torch):
     args = torch_calls.tensors("roi_align")
     args[0].requires_grad_()
-    ops.roi_align(*args).sum().backward()
+    torch_ops.roi_align(*args).sum().backward()
     ones = np.ones((len(ROIS), MAP.shape[1], 2, 3), np.float32)
     close(args[0].grad, reference_roi.roi_align_backward(ones, ROIS, MAP.shape, 0.5, 2, True))
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_second_derivatives_are_refused(ops, torch, name):
+def test_second_derivatives_are_refused(torch_ops, torch, name):
     args, (first, *_) = doubles(torch, name)
-    (gradient,) = torch.autograd.grad(getattr(ops, name)(*args).pow(2).sum(), first, create_graph=True)
+    (gradient,) = torch.autograd.grad(getattr(torch_ops, name)(*args).pow(2).sum(), first, create_graph=True)
     with pytest.raises(NotImplementedError, match=f"`{name}` can be differentiated once, not twice"):
         gradient.sum().backward()
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 @pytest.mark.parametrize("transform", ["grad", "jacrev", "jacfwd", "vmap of grad", "grad of vmap"])
-def test_derivatives_of_torch_func_are_refused(ops, torch, name, transform):
+def test_derivatives_of_torch_func_are_refused(torch_ops, torch, name, transform):
     args = [arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in doubles(torch, name)[0]]
 
     def total(first):
-        return getattr(ops, name)(first, *args[1:]).sum()
+        return getattr(torch_ops, name)(first, *args[1:]).sum()
 
     func, stack = torch.func, torch.stack([args[0]] * 2)
     calls = {
@@ -228,13 +215,13 @@ def test_derivatives_of_torch_func_are_refused(ops, torch, name, transform):
         calls.get(transform, lambda: getattr(func, transform)(total)(args[0]))()
 
 
-def test_forward_mode_is_refused(ops, torch):
+def test_forward_mode_is_refused(torch_ops, torch):
     args = torch_calls.tensors("roi_align")
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-        ops.roi_align(torch.autograd.forward_ad.make_dual(args[0], args[0]), *args[1:])
+        torch_ops.roi_align(torch.autograd.forward_ad.make_dual(args[0], args[0]), *args[1:])
 
 
-def test_operators_without_a_gradient_say_so(torch, ops):
+def test_operators_without_a_gradient_say_so(torch, torch_ops):
     boxes = torch.from_numpy(BOXES).requires_grad_()
     with pytest.raises(NotImplementedError, match=r"torch\.ops\.cvops\.box_iou has no gradient"):
         torch.ops.cvops.box_iou(boxes, boxes).sum().backward()
@@ -243,17 +230,17 @@ def test_operators_without_a_gradient_say_so(torch, ops):
         torch.ops.cvops.roi_pool(args[0].requires_grad_(), *args[1:], False)[0].sum().backward()
 
 
-def test_maxima_are_recorded_only_where_a_gradient_is_wanted(ops, torch, monkeypatch):
+def test_maxima_are_recorded_only_where_a_gradient_is_wanted(torch_ops, torch, monkeypatch):
     recorded = []
     roi_pool = cvops.roi_pool
     monkeypatch.setattr(
         cvops, "roi_pool", lambda *a, **options: recorded.append("return_argmax" in options) or roi_pool(*a, **options)
     )
     args = torch_calls.tensors("roi_pool")
-    ops.roi_pool(*args)
-    ops.roi_pool(args[0].requires_grad_(), *args[1:])
+    torch_ops.roi_pool(*args)
+    torch_ops.roi_pool(args[0].requires_grad_(), *args[1:])
     with torch.no_grad():
-        ops.roi_pool(*args)
+        torch_ops.roi_pool(*args)
     assert recorded == [False, True, False]
 
 
@@ -299,7 +286,7 @@ def registered_calls(torch):
     }  # fmt: skip
 
 
-def test_every_registered_operator_is_checked(ops, torch):
+def test_every_registered_operator_is_checked(torch_ops, torch):
     schemas = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("cvops::")}
     assert schemas == {f"cvops::{name}" for name in registered_calls(torch)}
 
@@ -312,11 +299,11 @@ OPERATORS = (
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_opcheck(ops, torch, name):
+def test_opcheck(torch_ops, torch, name):
     torch.library.opcheck(getattr(torch.ops.cvops, name).default, registered_calls(torch)[name])
 
 
-def test_opcheck_without_what_is_optional(ops, torch):
+def test_opcheck_without_what_is_optional(torch_ops, torch):
     *tensors, _, _, _, _, _ = registered_calls(torch)["deform_conv2d"]
     tensors[1] = tensors[1].detach()[..., 1:-1, 1:-1].contiguous().requires_grad_()
     torch.library.opcheck(torch.ops.cvops.deform_conv2d.default, tensors)
@@ -331,9 +318,9 @@ def test_opcheck_without_what_is_optional(ops, torch):
 
 
 @every_function
-def test_compile(ops, torch, name):
+def test_compile(torch_ops, torch, name):
     """The whole call is one graph, which gives the same; twice, with sizes that change."""
-    function, args = getattr(ops, name), torch_calls.tensors(name)
+    function, args = getattr(torch_ops, name), torch_calls.tensors(name)
     graphs = []
     check(name, torch.compile(function, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)(*args))
     assert len(graphs) == 1
@@ -347,11 +334,11 @@ def test_compile(ops, torch, name):
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_of_a_training_step(ops, torch, name, dynamic):
+def test_compile_of_a_training_step(torch_ops, torch, name, dynamic):
     args, wanted = doubles(torch, name)
 
     def loss(*args):
-        return (getattr(ops, name)(*args) * 2).sin().sum()
+        return (getattr(torch_ops, name)(*args) * 2).sin().sum()
 
     want = torch.autograd.grad(loss(*args), wanted)
     got = torch.autograd.grad(torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")(*args), wanted)
@@ -359,23 +346,23 @@ def test_compile_of_a_training_step(ops, torch, name, dynamic):
         torch.testing.assert_close(one, other)
 
 
-def detect(ops, maps, boxes, scores):
+def detect(torch_ops, maps, boxes, scores):
     """What a detector does last: nms, then pooling of what it keeps."""
-    keep = ops.nms(boxes, scores, 0.3)
-    return ops.roi_align(maps[:1].relu(), [boxes[keep]], 2, 0.1), scores[keep]
+    keep = torch_ops.nms(boxes, scores, 0.3)
+    return torch_ops.roi_align(maps[:1].relu(), [boxes[keep]], 2, 0.1), scores[keep]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles C++")
-def test_compile_by_the_default_compiler(ops, torch):
+def test_compile_by_the_default_compiler(torch_ops, torch):
     args = [torch.from_numpy(array) for array in (MAP, BOXES, SCORES)]
-    pooled, scores = torch.compile(lambda *args: detect(ops, *args), fullgraph=True)(*args)
+    pooled, scores = torch.compile(lambda *args: detect(torch_ops, *args), fullgraph=True)(*args)
     keep = torch_calls.want("nms")
     compare.same(scores, SCORES[keep], scores)
     want = reference_roi.roi_align(np.maximum(MAP[:1], 0), [BOXES[keep]], 2, 0.1)
     compare.close(pooled, want, pooled)
 
 
-def test_calls_from_a_frame_that_torch_gave_up_compiling(ops, torch):
+def test_calls_from_a_frame_that_torch_gave_up_compiling(torch_ops, torch):
     args = torch_calls.tensors("roi_align")
 
     def function(maps):
@@ -388,10 +375,10 @@ def test_calls_from_a_frame_that_torch_gave_up_compiling(ops, torch):
     check("roi_align", torch.compile(function, backend="eager")(args[0].requires_grad_()))
 
 
-def test_export(ops, torch):
+def test_export(torch_ops, torch):
     class Detector(torch.nn.Module):
         def forward(self, maps, boxes, scores):
-            return detect(ops, maps, boxes, scores)
+            return detect(torch_ops, maps, boxes, scores)
 
     args = tuple(torch.from_numpy(array) for array in (MAP, BOXES, SCORES))
     some = torch.export.Dim("boxes", min=2)
@@ -406,11 +393,11 @@ def test_export(ops, torch):
 
 
 @every_function
-def test_vmap(ops, torch, name):
+def test_vmap(torch_ops, torch, name):
     args = torch_calls.tensors(name)
     in_dims = [0 if isinstance(arg, torch.Tensor) else None for arg in args]
     stacked = [torch.stack([arg, arg]) if isinstance(arg, torch.Tensor) else arg for arg in args]
-    mapped = torch.func.vmap(getattr(ops, name), in_dims=tuple(in_dims))
+    mapped = torch.func.vmap(getattr(torch_ops, name), in_dims=tuple(in_dims))
     if name in RAGGED:
         # remove_small_boxes is made of torch's own operators, which refuse it in torch's words.
         error = RuntimeError if name == "remove_small_boxes" else NotImplementedError
@@ -421,33 +408,33 @@ def test_vmap(ops, torch, name):
         check(name, one.clone())  # aligned anew
 
 
-def test_vmap_over_one_argument_or_another_axis(ops, torch):
+def test_vmap_over_one_argument_or_another_axis(torch_ops, torch):
     args = torch_calls.tensors("roi_align")
     maps = torch.stack([args[0], args[0] * 2], 3)
-    got = torch.func.vmap(lambda maps: ops.roi_align(maps, *args[1:]), in_dims=3)(maps)
+    got = torch.func.vmap(lambda maps: torch_ops.roi_align(maps, *args[1:]), in_dims=3)(maps)
     check("roi_align", got[0].clone())
     check("roi_align", got[1] / 2)
 
 
 @pytest.mark.parametrize("name", POOLING)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_gradients_through_vmap(ops, torch, name, compiled):
+def test_gradients_through_vmap(torch_ops, torch, name, compiled):
     """Of tensors outside, which autograd records; only torch.func's own gradients are not to be had."""
     args = torch_calls.tensors(name)
     stacked = torch.stack([args[0], args[0] * 2]).requires_grad_()
-    want = torch.autograd.grad(sum(getattr(ops, name)(one, *args[1:]).sin().sum() for one in stacked), stacked)
+    want = torch.autograd.grad(sum(getattr(torch_ops, name)(one, *args[1:]).sin().sum() for one in stacked), stacked)
 
     def mapped(stacked):
-        return torch.func.vmap(lambda maps: getattr(ops, name)(maps, *args[1:]))(stacked)
+        return torch.func.vmap(lambda maps: getattr(torch_ops, name)(maps, *args[1:]))(stacked)
 
     function = torch.compile(mapped, fullgraph=True, backend="aot_eager") if compiled else mapped
     torch.testing.assert_close(torch.autograd.grad(function(stacked).sin().sum(), stacked), want)
 
 
-def test_vmap_of_padded_nms(ops, torch):
+def test_vmap_of_padded_nms(torch_ops, torch):
     boxes, scores, idxs, _ = torch_calls.tensors("batched_nms")
     stacked = [torch.stack([array, array.flip(0)]) for array in (boxes, scores, idxs)]
-    keep, count = torch.func.vmap(lambda *args: ops.batched_nms(*args, 0.3, padded=True))(*stacked)
+    keep, count = torch.func.vmap(lambda *args: torch_ops.batched_nms(*args, 0.3, padded=True))(*stacked)
     want = torch_calls.want("batched_nms")
     assert count.tolist() == [len(want)] * 2
     np.testing.assert_array_equal(keep[0, : len(want)].numpy(), want)
@@ -455,7 +442,7 @@ def test_vmap_of_padded_nms(ops, torch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_autocast(ops, torch, dtype):
+def test_autocast(torch_ops, torch, dtype):
     """Computed in float32 whatever dtypes meet; the result is of the dtype of the first tensor."""
     dtype = getattr(torch, dtype)
     input, offset, weight, bias = (
@@ -464,9 +451,9 @@ def test_autocast(ops, torch, dtype):
     weight.requires_grad_()
     rounded = input.to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype):
-        got = ops.deform_conv2d(rounded, offset, weight, bias, padding=1)
+        got = torch_ops.deform_conv2d(rounded, offset, weight, bias, padding=1)
         assert got.dtype == dtype
-        pooled = ops.roi_align(rounded, torch.from_numpy(ROIS), 2)
+        pooled = torch_ops.roi_align(rounded, torch.from_numpy(ROIS), 2)
         assert pooled.dtype == dtype
     want = reference_deform.deform_conv2d(
         rounded.detach().float().numpy(), *(DEFORM[n] for n in ("offset", "weight", "bias")), padding=1
@@ -475,14 +462,14 @@ def test_autocast(ops, torch, dtype):
     got.sum().backward()
     assert (weight.grad.dtype, rounded.grad.dtype) == (torch.float32, dtype)
     with pytest.raises(TypeError, match=f"`weight` must be {dtype}".replace("torch.", "") + ", the dtype of `input`"):
-        ops.deform_conv2d(rounded, offset, weight, bias, padding=1)
+        torch_ops.deform_conv2d(rounded, offset, weight, bias, padding=1)
 
 
 # --------------------------------------------------------------------------------------------------------- zero-copy
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if "iou" not in name])
-def test_kernels_work_on_the_memory_of_the_tensors(ops, torch, monkeypatch, name):
+def test_kernels_work_on_the_memory_of_the_tensors(torch_ops, torch, monkeypatch, name):
     """The backend gets the addresses of the tensors, and what it returns is the memory of the result."""
     import cvops._cpu
 
@@ -521,7 +508,7 @@ def test_kernels_work_on_the_memory_of_the_tensors(ops, torch, monkeypatch, name
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory(ops, torch):
+def test_memory(torch_ops, torch):
     """A map of 256 MB is not copied; the gradient takes as much, and what cvops needs to compute it."""
 
     def kilobytes(field):
@@ -536,9 +523,9 @@ def test_memory(ops, torch):
 
     maps = torch.ones(1, 64, 1024, 1024, requires_grad=True)
     rois = torch.tensor([[0.0, 0, 0, 100, 100]])
-    ops.roi_align(maps[:, :, :8, :8], rois, 7).sum().backward()  # kernels are there
+    torch_ops.roi_align(maps[:, :, :8, :8], rois, 7).sum().backward()  # kernels are there
     maps.grad = None
-    peak, pooled = taken(lambda: ops.roi_align(maps, rois, 7))
+    peak, pooled = taken(lambda: torch_ops.roi_align(maps, rois, 7))
     assert peak < 32
     peak, _ = taken(lambda: torch.autograd.grad(pooled.sum(), maps))
     assert peak < 2 * 256
@@ -546,19 +533,19 @@ def test_memory(ops, torch):
 
 @every_function
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cuda(ops, torch, name, dtype):
+def test_cuda(torch_ops, torch, name, dtype):
     """The same on a GPU, in memory of torch's caching allocator, on its current stream."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     host = torch_calls.tensors(name, getattr(torch, dtype))
     args = [arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in host]
     with torch.cuda.stream(torch.cuda.Stream()):
-        got = getattr(ops, name)(*args)
+        got = getattr(torch_ops, name)(*args)
         before = torch.cuda.memory_allocated()
-        again = getattr(ops, name)(*args)
+        again = getattr(torch_ops, name)(*args)
         assert torch.cuda.memory_allocated() >= before + again.numel() * again.element_size()
-    assert (got.device.type, got.dtype) == ("cuda", getattr(ops, name)(*host).dtype)
-    close(got.cpu(), getattr(ops, name)(*host).double().numpy(), 1e-4 if dtype == "float32" else 1e-2)
+    assert (got.device.type, got.dtype) == ("cuda", getattr(torch_ops, name)(*host).dtype)
+    close(got.cpu(), getattr(torch_ops, name)(*host).double().numpy(), 1e-4 if dtype == "float32" else 1e-2)
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -591,7 +578,7 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize(("name", "args"), [(name, args) for name, calls in BAD_CALLS.items() for args in calls])
-def test_errors_are_those_of_the_plain_functions(ops, torch, name, args):
+def test_errors_are_those_of_the_plain_functions(torch_ops, torch, name, args):
     def tensor(value):
         if isinstance(value, list):
             return [tensor(one) for one in value]
@@ -601,19 +588,19 @@ def test_errors_are_those_of_the_plain_functions(ops, torch, name, args):
     with pytest.raises((TypeError, ValueError)) as plain:
         getattr(cvops, name)(*given)
     with pytest.raises(plain.type, match=re.escape(str(plain.value).replace(".astype", ".to"))):
-        getattr(ops, name)(*given)
+        getattr(torch_ops, name)(*given)
 
 
 @every_function
-def test_what_is_no_tensor(ops, torch, name):
+def test_what_is_no_tensor(torch_ops, torch, name):
     args = torch_calls.tensors(name)
-    names = list(inspect.signature(getattr(ops, name)).parameters)
+    names = list(inspect.signature(getattr(torch_ops, name)).parameters)
     for i, arg in enumerate(args):
         if isinstance(arg, torch.Tensor):
             for wrong in (arg.numpy(), None if names[i] not in ("bias", "mask") else 3, object()):
                 kind = "None" if wrong is None else type(wrong).__name__
                 with pytest.raises(TypeError, match=f"`{names[i]}` must be a tensor, got {kind}"):
-                    getattr(ops, name)(*args[:i], wrong, *args[i + 1 :])
+                    getattr(torch_ops, name)(*args[:i], wrong, *args[i + 1 :])
 
 
 def test_plain_functions_name_this_module(torch):
@@ -630,7 +617,7 @@ def test_dynamo_is_not_imported_by_a_call(torch):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_every_public_name_is_documented_with_an_example(ops):
-    for name in ops.__all__:
-        text = inspect.getdoc(getattr(ops, name))
+def test_every_public_name_is_documented_with_an_example(torch_ops):
+    for name in torch_ops.__all__:
+        text = inspect.getdoc(getattr(torch_ops, name))
         assert ">>> " in text, name

@@ -9,20 +9,9 @@ import numpy as np
 import pytest
 
 from tests import torch_calls
-from tests.libraries import require
 from tests.torch_calls import DEFORM, MAP, ROIS
 
 pytestmark = torch_calls.quiet
-
-
-@pytest.fixture(scope="module")
-def torchvision():
-    return require("torchvision")
-
-
-@pytest.fixture(scope="module")
-def torch(torchvision):
-    return require("torch")
 
 
 @pytest.fixture(scope="module")

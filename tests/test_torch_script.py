@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests import compare, torch_calls
-from tests.libraries import require
 from tests.test_torch_modules import BOXES, IMAGES, MAPS, OPTIONS, tensors
 from tests.torch_calls import BOXES as MANY_BOXES
 from tests.torch_calls import CALLS, DEFORM, MAP, ROIS, SCORES
@@ -18,45 +17,33 @@ from tests.torch_calls import CALLS, DEFORM, MAP, ROIS, SCORES
 pytestmark = torch_calls.quiet
 
 
-@pytest.fixture(scope="module")
-def torch():
-    return require("torch")
-
-
-@pytest.fixture(scope="module")
-def ops(torch):
-    import cvops.torch
-
-    return cvops.torch
-
-
 @pytest.mark.parametrize("name", CALLS)
-def test_functions(ops, torch, name):
+def test_functions(torch_ops, torch, name):
     want = torch_calls.want(name)
-    got = torch.jit.script(getattr(ops, name))(*torch_calls.tensors(name)).clone()
+    got = torch.jit.script(getattr(torch_ops, name))(*torch_calls.tensors(name)).clone()
     (compare.same if want.dtype.kind == "i" else compare.close)(got, want, got)
 
 
 @pytest.mark.parametrize(
     "name", ["generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss", "sigmoid_focal_loss"]
 )
-def test_losses(ops, torch, name):
+def test_losses(torch_ops, torch, name):
     args = torch.rand(2, 5, 4).unbind()
     for reduction in ("none", "mean"):
-        got = torch.jit.script(getattr(ops, name))(*args, reduction=reduction)
-        torch.testing.assert_close(got, getattr(ops, name)(*args, reduction=reduction))
+        got = torch.jit.script(getattr(torch_ops, name))(*args, reduction=reduction)
+        torch.testing.assert_close(got, getattr(torch_ops, name)(*args, reduction=reduction))
 
 
-def test_options_and_errors(ops, torch):
+def test_options_and_errors(torch_ops, torch):
     boxes, scores = torch.from_numpy(MANY_BOXES), torch.from_numpy(SCORES)
-    script = torch.jit.script(ops.nms)
-    assert torch.equal(script(boxes, scores, 0.3, 0.2, 4), ops.nms(boxes, scores, 0.3, 0.2, 4))
+    script = torch.jit.script(torch_ops.nms)
+    assert torch.equal(script(boxes, scores, 0.3, 0.2, 4), torch_ops.nms(boxes, scores, 0.3, 0.2, 4))
     with pytest.raises(Exception, match="padded=True is not for TorchScript"):
         script(boxes, scores, 0.3, padded=True)
     maps, rois = torch.from_numpy(MAP), torch.from_numpy(ROIS)
-    pool = torch.jit.script(ops.roi_align)
+    pool = torch.jit.script(torch_ops.roi_align)
     assert torch.equal(
-        pool(maps, [rois[:2, 1:], rois[2:, 1:]], 2), ops.roi_align(maps, [rois[:2, 1:], rois[2:, 1:]], 2)
+        pool(maps, [rois[:2, 1:], rois[2:, 1:]], 2), torch_ops.roi_align(maps, [rois[:2, 1:], rois[2:, 1:]], 2)
     )
     with pytest.raises(Exception, match="`boxes` must be a list of one array for each image, 2, got 1"):
         pool(maps, [rois[:, 1:]], 2)
@@ -65,16 +52,16 @@ def test_options_and_errors(ops, torch):
 
 
 @pytest.mark.parametrize("name", ["roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"])
-def test_gradients(ops, torch, name):
+def test_gradients(torch_ops, torch, name):
     gradients = []
-    for function in (getattr(ops, name), torch.jit.script(getattr(ops, name))):
+    for function in (getattr(torch_ops, name), torch.jit.script(getattr(torch_ops, name))):
         args = torch_calls.tensors(name)
         function(args[0].requires_grad_(), *args[1:]).sin().sum().backward()
         gradients.append(args[0].grad)
     assert torch.equal(*gradients)
 
 
-def test_modules_in_another_process(ops, torch, tmp_path):
+def test_modules_in_another_process(torch_ops, torch, tmp_path):
     torch.manual_seed(0)
     input, offset = tensors(torch, [DEFORM["input"], DEFORM["offset"]])
     maps, boxes = tensors(torch, MAPS), tensors(torch, BOXES)
@@ -82,11 +69,13 @@ def test_modules_in_another_process(ops, torch, tmp_path):
     class Detector(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.pyramid = ops.FeaturePyramidNetwork([12, 12, 12], 8, ops.LastLevelP6P7(8, 8), torch.nn.BatchNorm2d)
-            self.pool = ops.MultiScaleRoIAlign(list(MAPS), 2, 2, **OPTIONS)
-            self.align, self.maximum = ops.RoIAlign(2, 0.25, 2, aligned=True), ops.RoIPool(2, 0.25)
-            self.by_position, self.mean = ops.PSRoIAlign(2, 0.25, 2), ops.PSRoIPool((2, 2), 0.25)
-            self.convolution = ops.DeformConv2d(4, 6, 3, padding=1)
+            self.pyramid = torch_ops.FeaturePyramidNetwork(
+                [12, 12, 12], 8, torch_ops.LastLevelP6P7(8, 8), torch.nn.BatchNorm2d
+            )
+            self.pool = torch_ops.MultiScaleRoIAlign(list(MAPS), 2, 2, **OPTIONS)
+            self.align, self.maximum = torch_ops.RoIAlign(2, 0.25, 2, aligned=True), torch_ops.RoIPool(2, 0.25)
+            self.by_position, self.mean = torch_ops.PSRoIAlign(2, 0.25, 2), torch_ops.PSRoIPool((2, 2), 0.25)
+            self.convolution = torch_ops.DeformConv2d(4, 6, 3, padding=1)
 
         def forward(
             self,
@@ -124,22 +113,22 @@ print(len(got))
     assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
-def test_tracing(ops, torch):
+def test_tracing(torch_ops, torch):
     maps, rois = torch.from_numpy(MAP), torch.from_numpy(ROIS)
-    traced = torch.jit.trace(lambda maps, rois: ops.roi_align(maps, rois, 2), (maps, rois))
-    assert torch.equal(traced(maps * 2, rois[:3]), ops.roi_align(maps * 2, rois[:3], 2))
+    traced = torch.jit.trace(lambda maps, rois: torch_ops.roi_align(maps, rois, 2), (maps, rois))
+    assert torch.equal(traced(maps * 2, rois[:3]), torch_ops.roi_align(maps * 2, rois[:3], 2))
 
 
-def test_torchvision_scripts_nothing_more(ops, torch):
+def test_torchvision_scripts_nothing_more(torch_ops, torch, torchvision):
     """Each function of torchvision that can be scripted can be here."""
-    peer, scripted = require("torchvision").ops, []
-    for name in sorted(set(peer.__all__) & set(ops.__all__)):
+    peer, scripted = torchvision.ops, []
+    for name in sorted(set(peer.__all__) & set(torch_ops.__all__)):
         if isinstance(getattr(peer, name), type):
             continue  # a module: above
         try:
             torch.jit.script(getattr(peer, name))
         except RuntimeError:
             continue
-        torch.jit.script(getattr(ops, name))
+        torch.jit.script(getattr(torch_ops, name))
         scripted.append(name)
     assert set(CALLS) - set(scripted) == {"masks_to_boxes"}  # which can be scripted here

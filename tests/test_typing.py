@@ -13,7 +13,6 @@ import typing
 import pytest
 
 import cvops
-from tests import libraries
 
 ROOT = pathlib.Path(__file__).parent.parent
 CALLS = sorted(path.stem.removeprefix("of_") for path in ROOT.glob("tests/typing/of_*.py"))
@@ -27,9 +26,6 @@ CHECKERS = {
 @pytest.mark.parametrize("library", CALLS)
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_checkers_find_the_types_and_the_mistakes(checker, library):
-    libraries.require(checker)
-    if library in libraries.OPTIONAL:
-        libraries.require(library)
     command = [sys.executable, "-m", checker, *CHECKERS[checker], f"tests/typing/of_{library}.py"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"MYPYPATH": "."}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -55,8 +51,6 @@ def functions_of(module):
 
 @pytest.mark.parametrize("library", ["numpy", "jax"])
 def test_no_signature_says_any(library):
-    if library == "jax":
-        libraries.require("jax")
     for name, function in functions_of(cvops if library == "numpy" else importlib.import_module("cvops.jax")):
         for signature in map(inspect.signature, typing.get_overloads(function) or [function]):
             types = [signature.return_annotation, *(each.annotation for each in signature.parameters.values())]

@@ -13,7 +13,6 @@ import pytest
 
 import cvops
 from tests import libraries
-from tests.libraries import require
 
 _xywh = pytest.importorskip("cvops._cpu._xywh")
 MAP = np.ones((1, 4, 8, 8), np.float32)
@@ -114,8 +113,7 @@ def test_arrays_of_other_libraries_on_the_cpu(library):
     assert told(lambda: cvops.nms(convert(boxes_of(9, 0)), convert(np.ones(9, np.float32)), 0.5))
 
 
-def test_cvops_torch():
-    torch = require("torch")
+def test_cvops_torch(torch):
     import cvops.torch as ops
 
     boxes = torch.from_numpy(boxes_of(9, 0))
