@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import cvops
-from tests import compare, libraries, strategies
+from tests import compare, strategies
 from tests import reference_decode as reference
 from tests.libraries import to_numpy
 
@@ -235,9 +235,7 @@ def test_degenerate_anchors_are_no_warning(ops):
 # ----------------------------------------------------------------------------------------------------- torchvision
 
 
-def test_torchvision_has_the_same_coder():
-    libraries.require("torchvision")
-    torch = libraries.require("torch")
+def test_torchvision_has_the_same_coder(torch, torchvision):
     from torchvision.models.detection._utils import BoxCoder
 
     (anchors, deltas), boxes = some(200), some(200, seed=1)[0]
@@ -249,9 +247,7 @@ def test_torchvision_has_the_same_coder():
         np.testing.assert_allclose(cvops.encode_boxes(boxes, anchors, weights), want, rtol=1e-5, atol=1e-5)
 
 
-def test_torchvision_has_the_same_anchors():
-    libraries.require("torchvision")
-    torch = libraries.require("torch")
+def test_torchvision_has_the_same_anchors(torch, torchvision):
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.image_list import ImageList
 

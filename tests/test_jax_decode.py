@@ -7,7 +7,6 @@ import pytest
 
 from tests import compare
 from tests import reference_decode as reference
-from tests.libraries import require
 from tests.test_decode import some
 
 ANCHORS, DELTAS = some(7)
@@ -21,8 +20,7 @@ every_function = pytest.mark.parametrize("name", CALLS)
 
 
 @pytest.fixture
-def ops():
-    require("jax")
+def ops(jax):
     import cvops.jax
 
     return cvops.jax
