@@ -6,13 +6,15 @@ thread registers while the main thread forks would run after the fork and not be
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import operator
 import os
 import sys
 import threading
 from _thread import get_ident, start_new_thread
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,7 +23,10 @@ PROCESSORS = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinit
 # How long a fork waits for other threads to end an import or a compilation. They need seconds at most; only a thread
 # that waits for the one that forks needs longer, and then a child that cannot compile is better than none.
 _PATIENCE_SECONDS = 60.0
+# Python's module with hooks that take a lock, as that of `logging` below. Numba may import it, if SciPy is installed.
+_POOLS = "concurrent.futures.thread"
 
+_release = operator.methodcaller("release")
 _here = threading.local()  # .busy: this thread is within `_alone`; .held: the locks that its fork holds
 _first_times = threading.RLock()  # held by `_alone`, and wanted by nobody else but forks
 _awaited: list[SimpleQueue[Any]] = []  # by the main thread, innermost call last
@@ -108,38 +113,70 @@ def _is_within_an_import() -> bool:
 
 
 def _before_fork() -> None:
-    _threads("end_workers")
+    pools_known = _attribute(_POOLS, "ThreadPoolExecutor") is not None
     held: list[Any] = []
     _here.held = [*getattr(_here, "held", ()), held]  # a handler may interrupt this fork with another one
-    for lock in (_first_times, _raw("numba.core.compiler_lock", "global_compiler_lock"), _llvm_lock()):
-        if lock is not None and lock.acquire(timeout=_PATIENCE_SECONDS):
-            held.append(lock)
+    errors = [_insist(_threads, "end_workers")]
+    for lock in _locks():
+        errors.append(_insist(_take, lock, held))
+    if not pools_known and (lock := _attribute(_POOLS, "_global_shutdown_lock")) is not None:
+        # A thread that was waited for has imported them. Of their hooks this fork runs the one that releases, only.
+        lock.acquire(timeout=1)
+    for error in filter(None, errors):
+        raise error
 
 
 def _after_fork(child: bool) -> None:
-    _threads("begin_workers", child)
-    if child:
-        for ended in _awaited:
-            ended.put(None)
     # Nothing is held if another thread has imported cvops since the fork began.
     *_here.held, held = getattr(_here, "held", None) or [()]
-    for lock in reversed(held):
-        lock.release()
+    try:
+        if child:
+            for ended in _awaited:
+                ended.put(None)
+        if not _here.held:  # else the fork that this one has interrupted is still to come
+            _threads("begin_workers")
+    finally:
+        any(map(_release, reversed(held)))  # one step, which no handler interrupts
 
 
-def _threads(function: str, *arguments: Any) -> None:
+def _insist(function: Callable[..., None], *arguments: Any) -> BaseException | None:
+    """Call `function` until it returns, and return the error of the signal handler that has interrupted it last.
+
+    Python goes on with a fork whose hook raises, and without the rest of the hook its child may hang.
+    """
+    interruption = None
+    while True:
+        try:
+            function(*arguments)
+            return interruption
+        except BaseException as error:
+            interruption = error
+
+
+def _threads(function: str) -> None:
     call = _attribute("cvops._cpu._threads", function)
     if call is not None:  # the CPU backend is in use
-        call(*arguments)
+        call()
 
 
-def _raw(module: str, name: str) -> Any:
-    """The lock within one of Numba's or LLVM's, which has no timeout itself."""
-    return getattr(_attribute(module, name), "_lock", None)
+def _locks() -> Iterator[Any]:
+    yield _first_times
+    yield _attribute("numba.core.compiler_lock", "global_compiler_lock")
+    yield getattr(_attribute("llvmlite.binding.ffi", "lib"), "_lock", None)
 
 
-def _llvm_lock() -> Any:
-    return getattr(_raw("llvmlite.binding.ffi", "lib"), "_lock", None)
+def _take(lock: Any, held: list[Any]) -> None:
+    lock = getattr(lock, "_lock", lock)  # Numba's and LLVM's know no timeout, but what they wrap does
+    if lock is None:
+        return
+    try:
+        taken = lock.acquire(timeout=_PATIENCE_SECONDS)
+    except BaseException:  # of a signal handler, that ran while this waited for the lock, or when it had it
+        with contextlib.suppress(RuntimeError):  # it had not
+            lock.release()
+        raise
+    if taken:
+        held.append(lock)
 
 
 def _attribute(module: str, name: str) -> Any:

@@ -481,8 +481,45 @@ def test_a_signal_handler_forks_everywhere():
     run(code, work=EVERYWHERE)
 
 
+# Before a fork, Python takes a lock of thread pools and one of loggers, from version 3.9 on at least to 3.15. The first
+# is not re-entrant, and a child makes both anew: a fork within a fork waits for ever, or a child that goes on with the
+# outer fork complains, without cvops too (`test_python_itself_waits_for_ever_in_a_fork_within_a_fork`). Whether the
+# pools are imported is up to others: SciPy does since 1.18, which Numba imports. So these tests leave both hooks out.
+WITHOUT_HOOKS_OF_PYTHON = """
+import os, threading
+register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
+import concurrent.futures.thread, logging
+os.register_at_fork = register
+"""
+
+
 @needs_fork
-@pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="known fault: does not end on Python 3.13")
+def test_python_itself_waits_for_ever_in_a_fork_within_a_fork():
+    """If this fails, Python has mended it: then WITHOUT_HOOKS_OF_PYTHON may leave out the hook of loggers only."""
+    code = """
+    import os, signal, sys
+    def again():
+        if not begun:
+            begun.append(True)
+            if os.fork() == 0:
+                os._exit(0)
+    def stop(*_):
+        print("waits for ever", flush=True)
+        os._exit(0)
+    begun = []
+    os.register_at_fork(after_in_parent=again)
+    import concurrent.futures.thread
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(2)
+    if os.fork() == 0:
+        os._exit(0)
+    assert "cvops" not in sys.modules
+    print("ends")
+    """
+    assert run(code, work="").strip() == "waits for ever"
+
+
+@needs_fork
 def test_a_signal_handler_forks_within_a_fork():
     code = """
     own, children, begun = os.getpid(), [], 0
@@ -507,7 +544,187 @@ def test_a_signal_handler_forks_within_a_fork():
     for child in children:
         assert os.waitpid(child, 0)[1] == 0
     """
-    run(code, work=EVERYWHERE)
+    run(code, work=WITHOUT_HOOKS_OF_PYTHON + EVERYWHERE)
+
+
+FORK_WITHIN_A_FORK = """
+import os, sys
+alive = []
+os.register_at_fork(before=lambda: alive.append(set(sys.modules["cvops._cpu._threads"]._team.alive)))
+again = lambda: None
+os.register_at_fork(before=lambda: again(), after_in_parent=lambda: again(), after_in_child=lambda: again())
+import gc
+from cvops import _process
+exec(EVERYWHERE)
+os.register_at_fork(before=lambda: again(), after_in_parent=lambda: again(), after_in_child=lambda: again())
+own, children, inside = os.getpid(), [], False
+def fork_within(*_):
+    "Fork, and let parent and child go on with what was interrupted."
+    global inside
+    if inside or os.getpid() != own:
+        return
+    inside = True
+    child = os.fork()
+    assert same()
+    if child:
+        children.append(child)
+    elif END:
+        os._exit(0)
+    inside = False
+def free(lock):
+    got = []
+    thread = threading.Thread(target=lambda: got.append(lock.acquire(blocking=False) and lock.release()))
+    thread.start()
+    thread.join()
+    return got == [None]
+def check(at_least):
+    "After the outer fork."
+    assert same()
+    assert free(_process._first_times)
+    assert not any(alive), alive
+    assert _threads._team.open and _threads._team.alive
+    if os.getpid() != own:
+        os._exit(0)
+    assert len(children) >= at_least, len(children)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("way", ["signal", "hook", "finaliser"])
+def test_forks_within_a_fork(way, end):
+    """Everywhere in it: no lock stays held, no worker is at work when a fork happens, and all get the answer."""
+    code = {
+        "signal": """
+        signal.signal(signal.SIGUSR1, fork_within)
+        def trace(frame, event, argument):
+            if not inside:
+                signal.raise_signal(signal.SIGUSR1)
+            return trace
+        sys.settrace(trace)
+        children.append(os.fork())
+        sys.settrace(None)
+        check(30)
+        """,
+        "hook": """
+        again = fork_within
+        children.append(os.fork())
+        check(5)
+        """,
+        "finaliser": """
+        class Last:
+            def __init__(self): self.itself = self
+            def __del__(self): fork_within()
+        def again():
+            if not inside:
+                Last()
+                gc.collect()
+        children.append(os.fork())
+        check(5)
+        """,
+    }[way]
+    work = f"{WITHOUT_HOOKS_OF_PYTHON}\nEND, EVERYWHERE = {end}, {EVERYWHERE!r}\n{FORK_WITHIN_A_FORK}"
+    run(code, work=work)
+
+
+@needs_fork
+@pytest.mark.parametrize("waits_for", ["compilation", "worker"])
+def test_a_handler_raises_while_a_fork_waits(waits_for):
+    """Python drops the error, as it does in hooks; the child can compile all the same."""
+    code = f"""
+    import os, signal, sys, threading, time
+    import numpy as np, cvops
+    from cvops import _process
+    from cvops._cpu import _threads
+    begun, done = threading.Event(), []
+    def slow(*_):
+        begun.set()
+        time.sleep(0.5)
+        done.append(True)
+    if {waits_for!r} == "compilation":
+        threading.Thread(target=_process.apart, args=(slow,)).start()
+    else:
+        _threads._team.call(slow, 1)
+    begun.wait()
+    class Alarm(Exception):
+        pass
+    def handle(*_):
+        raised.append(True)
+        raise Alarm
+    raised, dropped = [], []
+    sys.unraisablehook = lambda unraisable: dropped.append(unraisable.exc_type)
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    child = os.fork()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert raised
+    assert done
+    assert set(dropped) == {{Alarm}}, dropped
+    if child == 0:
+        cvops.box_iou(np.ones((1, 4), "f"), np.ones((1, 4), "f"))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    cvops.box_iou(np.ones((1, 4), "f"), np.ones((1, 4), "f"))
+    threading.Thread(target=_process.apart, args=(done.clear,)).start()
+    while done:
+        time.sleep(0.01)
+    """
+    run(code, work="")
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_handler_raises_when_a_fork_takes_a_lock(taken):
+    class Lock:
+        def __init__(self):
+            self._lock, self.lock, self.interruptions = self, threading.RLock(), 3
+
+        def acquire(self, timeout):
+            if taken or not self.interruptions:
+                assert self.lock.acquire()
+            if self.interruptions:
+                self.interruptions -= 1
+                raise KeyboardInterrupt
+            return True
+
+        def release(self):
+            self.lock.release()
+
+    lock, held = Lock(), []
+    assert isinstance(_process._insist(_process._take, lock, held), KeyboardInterrupt)
+    assert held == [lock]
+    lock.release()
+    with pytest.raises(RuntimeError):  # it was held once
+        lock.release()
+
+
+@needs_fork
+def test_a_thread_imports_thread_pools_while_a_fork_waits():
+    """Of the hooks that it registers, the fork runs only those after it: they would release what was never taken."""
+    code = """
+    import os, sys, threading, time
+    import cvops
+    from cvops import _process
+    begun = threading.Event()
+    def slow():
+        begun.set()
+        time.sleep(0.3)
+        import concurrent.futures.thread
+    assert "concurrent.futures.thread" not in sys.modules
+    thread = threading.Thread(target=_process.apart, args=(slow,))
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(len, "abc").result() == 3
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    """
+    run(code, work="")
 
 
 def test_an_interrupted_call_leaves_no_worker_at_work(threads):
@@ -578,7 +795,7 @@ def test_only_the_import_of_cvops_registers_hooks():
     import os, sys
     register, owners = getattr(os, "register_at_fork", None), []
     def spy(**hooks):
-        owners.append(sys._getframe(1).f_globals["__name__"])
+        owners.append((sys._getframe(1).f_globals["__name__"], "before" in hooks))
         register(**hooks)
     os.register_at_fork = spy
     import cvops
@@ -588,11 +805,11 @@ def test_only_the_import_of_cvops_registers_hooks():
     cvops.set_num_threads(2)
     cvops.box_iou(np.ones((3000, 4)), np.ones((3000, 4)))
     late = owners[len(early):]
-    of_python = sys.stdlib_module_names  # random, and importlib from 3.15 on: those are Python's to order
-    late = [owner for owner in late if owner.partition(".")[0] not in of_python]
-    print([owner for owner in early if owner.startswith("cvops")], late)
+    of_python = sys.stdlib_module_names  # random, and importlib from 3.15 on: those have nothing to release
+    late = [owner for owner, before in late if before or owner.partition(".")[0] not in of_python]
+    print([owner for owner, _ in early if owner.startswith("cvops")], set(late) - {"concurrent.futures.thread"})
     """
-    assert run(code, work="").strip() == "['cvops._process'] []"
+    assert run(code, work="").strip() == "['cvops._process'] set()"
 
 
 def test_the_order_of_a_fork(monkeypatch):
@@ -614,7 +831,7 @@ def test_the_order_of_a_fork(monkeypatch):
         global_compiler_lock = Lock("compiler", free=False)  # nor is one that was not taken in time released
         lib = Lock("llvm")
         end_workers = staticmethod(lambda: done.append("end workers"))
-        begin_workers = staticmethod(lambda child: done.append(f"begin workers, {child=}"))
+        begin_workers = staticmethod(lambda: done.append("begin workers"))
 
     for name in ("cvops._cpu._threads", "numba.core.compiler_lock", "llvmlite.binding.ffi"):
         monkeypatch.setitem(sys.modules, name, Module)
@@ -624,13 +841,13 @@ def test_the_order_of_a_fork(monkeypatch):
     _process._before_fork()  # a signal handler forks within
     del done[:]
     _process._after_fork(child=True)
-    assert done == ["begin workers, child=True", "leave llvm", "leave first times"]
+    assert done == ["leave llvm", "leave first times"]  # the workers wait for the outer fork
     del done[:]
     _process._after_fork(child=False)
-    assert done == ["begin workers, child=False", "leave llvm", "leave first times"]
+    assert done == ["begin workers", "leave llvm", "leave first times"]
     del done[:]
     _process._after_fork(child=False)  # of a fork that began before cvops was imported
-    assert done == ["begin workers, child=False"]
+    assert done == ["begin workers"]
 
 
 @needs_fork

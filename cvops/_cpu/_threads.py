@@ -121,6 +121,7 @@ class _Team:
 
     def __init__(self) -> None:
         self.open = True
+        self.process = os.getpid()  # a child has none of the threads
         self.wanted: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.seats: dict[int, object] = {}  # whoever puts the mark there starts the thread
         self.alive: dict[int, int] = {}  # seat -> the system's number of the thread
@@ -199,10 +200,10 @@ def end_workers() -> None:
     _team.end()
 
 
-def begin_workers(child: bool) -> None:
+def begin_workers() -> None:
     """After a fork: let calls have workers again."""
     global _team
-    if child or not _team.open:
+    if not _team.open or _team.process != os.getpid():
         _team = _Team()
 
 
