@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
-from numbers import Integral, Number, Real
+from numbers import Integral, Number, Rational, Real
 from typing import Any
 
 # Type codes, because `dtype.name` is slow: d float64, f float32, e float16, E bfloat16, which only a GPU lets through
@@ -187,7 +186,7 @@ def shown(value: Any) -> str:
         return repr(value if len(value) <= 40 else value[:40] + "...")
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, Number) and not isinstance(value, Fraction):
+    if isinstance(value, Integral) or (isinstance(value, Number) and not isinstance(value, Rational)):
         return str(value)
     if isinstance(value, (tuple, list)) and len(value) <= 8:
         parts = ", ".join(shown(part) if isinstance(part, (str, Number)) else kind(part) for part in value)

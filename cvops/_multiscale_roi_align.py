@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import backend_of, to_caller
@@ -25,6 +24,7 @@ from ._checks import (
     working_dtype,
 )
 from ._roi import named_boxes, rois_of
+from ._with_options import WithOptions
 
 if TYPE_CHECKING:
     from ._types import Array, ArrayT, Integer, Ints, Number, Rois
@@ -162,8 +162,7 @@ def multiscale_roi_align_backward(
         return [to_caller(gradient, grad) for gradient in _gradients(native, shapes, pyramid, None, backend)]
 
 
-@dataclass(frozen=True, repr=False)
-class MultiScaleRoIAlign:
+class MultiScaleRoIAlign(WithOptions):
     """`multiscale_roi_align` of maps by name, at scales that follow from their sizes.
 
     Parameters
@@ -190,19 +189,30 @@ class MultiScaleRoIAlign:
     featmap_names: Sequence[str]
     output_size: Ints
     sampling_ratio: Integer
-    _: KW_ONLY
-    canonical_scale: Number = 224
-    canonical_level: Integer = 4
-    aligned: bool = False
-    scales: Sequence[Number] | None = None
+    canonical_scale: Number
+    canonical_level: Integer
+    aligned: bool
+    scales: Sequence[Number] | None
+
+    def __init__(
+        self,
+        featmap_names: Sequence[str],
+        output_size: Ints,
+        sampling_ratio: Integer,
+        *,
+        canonical_scale: Number = 224,
+        canonical_level: Integer = 4,
+        aligned: bool = False,
+        scales: Sequence[Number] | None = None,
+    ) -> None:
+        vars(self).update(featmap_names=featmap_names, output_size=output_size, sampling_ratio=sampling_ratio)
+        vars(self).update(canonical_scale=canonical_scale, canonical_level=canonical_level)
+        vars(self).update(aligned=aligned, scales=scales)
 
     def __repr__(self) -> str:
         required = f"featmap_names={self.featmap_names!r}, output_size={pair(self.output_size, 'output_size')}"
-        options = [
-            f", {option.name}={getattr(self, option.name)!r}"
-            for option in fields(self)
-            if option.kw_only and getattr(self, option.name) != option.default
-        ]
+        defaults = vars(MultiScaleRoIAlign(self.featmap_names, self.output_size, self.sampling_ratio))
+        options = [f", {name}={value!r}" for name, value in vars(self).items() if value != defaults[name]]
         return f"MultiScaleRoIAlign({required}, sampling_ratio={self.sampling_ratio}{''.join(options)})"
 
     def __call__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ._arrays import backend_of, to_caller
@@ -19,6 +18,7 @@ from ._checks import (
     positive,
     working_dtype,
 )
+from ._with_options import WithOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -485,8 +485,7 @@ def ps_roi_pool_backward(
         return to_caller(backend.ps_roi_pool_backward(native, rois, shape, scale), grad)
 
 
-@dataclass(frozen=True)
-class RoIAlign:
+class RoIAlign(WithOptions):
     """`roi_align` with its options, to be called with ``(input, rois)``.
 
     Parameters
@@ -504,15 +503,20 @@ class RoIAlign:
     output_size: Ints
     spatial_scale: Number
     sampling_ratio: Integer
-    aligned: bool = False
+    aligned: bool
+
+    def __init__(
+        self, output_size: Ints, spatial_scale: Number, sampling_ratio: Integer, aligned: bool = False
+    ) -> None:
+        vars(self).update(output_size=output_size, spatial_scale=spatial_scale)
+        vars(self).update(sampling_ratio=sampling_ratio, aligned=aligned)
 
     def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `roi_align` does."""
         return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
 
-@dataclass(frozen=True)
-class RoIPool:
+class RoIPool(WithOptions):
     """`roi_pool` with its options, to be called with ``(input, rois)``.
 
     Parameters
@@ -530,13 +534,15 @@ class RoIPool:
     output_size: Ints
     spatial_scale: Number
 
+    def __init__(self, output_size: Ints, spatial_scale: Number) -> None:
+        vars(self).update(output_size=output_size, spatial_scale=spatial_scale)
+
     def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `roi_pool` does."""
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
 
-@dataclass(frozen=True)
-class PSRoIAlign:
+class PSRoIAlign(WithOptions):
     """`ps_roi_align` with its options, to be called with ``(input, rois)``.
 
     Parameters
@@ -555,13 +561,15 @@ class PSRoIAlign:
     spatial_scale: Number
     sampling_ratio: Integer
 
+    def __init__(self, output_size: Ints, spatial_scale: Number, sampling_ratio: Integer) -> None:
+        vars(self).update(output_size=output_size, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio)
+
     def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `ps_roi_align` does."""
         return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
 
-@dataclass(frozen=True)
-class PSRoIPool:
+class PSRoIPool(WithOptions):
     """`ps_roi_pool` with its options, to be called with ``(input, rois)``.
 
     Parameters
@@ -578,6 +586,9 @@ class PSRoIPool:
 
     output_size: Ints
     spatial_scale: Number
+
+    def __init__(self, output_size: Ints, spatial_scale: Number) -> None:
+        vars(self).update(output_size=output_size, spatial_scale=spatial_scale)
 
     def __call__(self, input: ArrayT, rois: Rois) -> ArrayT:
         """Return what `ps_roi_pool` does."""
