@@ -24,6 +24,7 @@ import pytest
 import cvops
 from cvops import _cpu, _warmup
 from cvops._cpu import _jit, _nms
+from tests.strategies import few
 
 ROOT = pathlib.Path(cvops.__file__).parent
 
@@ -322,7 +323,7 @@ CHANGES_OF_NUMBA = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES_OF_NUMBA)
+@pytest.mark.parametrize("change", few(CHANGES_OF_NUMBA, 3))
 def test_where_numba_is_not_as_known_its_own_cache_serves(tmp_path, change):
     edit, suffix = CHANGES_OF_NUMBA[change]
     code = f"""

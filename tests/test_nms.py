@@ -664,7 +664,12 @@ np.savez(sys.argv[2], **results)
 
 
 @pytest.mark.parametrize(
-    ("library", "size"), [(library, size) for library, many in libraries.BACKENDS.items() for size in (5, 300, many)]
+    ("library", "size"),
+    [
+        pytest.param(library, size, marks=pytest.mark.slow if size > 300 else ())
+        for library, many in libraries.BACKENDS.items()
+        for size in (5, 300, many)
+    ],
 )
 def test_dangerous_values_do_not_crash(tmp_path, library, size):
     """In a process of its own, so that a crash or an endless loop is one failure and not the end of all tests."""

@@ -211,7 +211,7 @@ def test_fork_while_other_threads_compute():
     )
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_multiprocessing(method, tmp_path):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} on this system")
@@ -289,11 +289,22 @@ def calls():
     for operator in operators:
         assert operator()
 """
+every_cache = pytest.mark.parametrize(
+    "cache", ["of the suite", pytest.param("empty, then full", marks=pytest.mark.slow)]
+)
+
+
+def cold(code, cache, tmp_path):
+    """What processes printed that import, and compile where their cache is empty."""
+    if cache == "of the suite":
+        return [run(code, work=COLD)]
+    return [run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
 
 
 @needs_fork
+@every_cache
 @pytest.mark.parametrize("imported", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_fork_beside_the_first_calls_of_another_thread(tmp_path, imported):
+def test_fork_beside_the_first_calls_of_another_thread(tmp_path, imported, cache):
     """What the child inherits is usable, and nobody waits for ever: not for locks of other modules' hooks either."""
     code = f"""
     if {imported}:
@@ -318,11 +329,11 @@ def test_fork_beside_the_first_calls_of_another_thread(tmp_path, imported):
     assert not failures, failures
     assert children
     """
-    for _ in range(2):  # the cache is empty, then full
-        run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path))
+    cold(code, cache, tmp_path)
 
 
-def test_a_signal_handler_makes_first_calls_within_first_calls(tmp_path):
+@every_cache
+def test_a_signal_handler_makes_first_calls_within_first_calls(tmp_path, cache):
     """Neither imports nor Numba can be entered twice by one thread."""
     if not hasattr(signal, "setitimer"):
         pytest.skip("no timers on this system")
@@ -341,8 +352,7 @@ def test_a_signal_handler_makes_first_calls_within_first_calls(tmp_path):
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert handled
     """
-    for _ in range(2):
-        run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path))
+    cold(code, cache, tmp_path)
 
 
 @needs_fork
@@ -383,8 +393,9 @@ def test_an_error_of_what_is_done_apart_reaches_the_caller():
         _process.load("cvops.no_such_module")
 
 
+@every_cache
 @pytest.mark.parametrize("imported", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_first_calls_while_the_interpreter_exits(tmp_path, imported):
+def test_first_calls_while_the_interpreter_exits(tmp_path, imported, cache):
     code = f"""
     import atexit
     if {imported}:
@@ -399,8 +410,8 @@ def test_first_calls_while_the_interpreter_exits(tmp_path, imported):
     threading._register_atexit(last)
     threading.Thread(target=lambda: (threading.main_thread().join(), last())).start()
     """
-    for _ in range(2):
-        assert run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["checked"] * 3
+    for printed in cold(code, cache, tmp_path):
+        assert printed.split() == ["checked"] * 3
 
 
 def test_calls_of_finalisers_at_the_very_end():
@@ -448,7 +459,7 @@ def everywhere(handler, every=1):
 """
 
 
-@pytest.mark.parametrize("sizes", ["(3,)", "(1, 2, 4)"])
+@pytest.mark.parametrize("sizes", ["(3,)", pytest.param("(1, 2, 4)", marks=pytest.mark.slow)])
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal on this system")
 def test_a_signal_handler_calls_operators_everywhere(sizes):
     code = f"""
@@ -463,6 +474,7 @@ def test_a_signal_handler_calls_operators_everywhere(sizes):
 
 
 @needs_fork
+@pytest.mark.slow
 def test_a_signal_handler_forks_everywhere():
     """Child and parent both go on with the call from where it was interrupted, and both get the answer."""
     code = """

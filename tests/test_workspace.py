@@ -129,8 +129,9 @@ def peaks(case, count):
     return dict(map(json.loads, output.splitlines()))
 
 
-def test_very_many_rois():
-    own = peaks("many_rois", 100_000)
+@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_very_many_rois(count):
+    own = peaks("many_rois", count)
     assert len(own) == 13
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
 
