@@ -27,6 +27,7 @@ _DEVICE_NAMES = {
     12: "ext_dev", 13: "cuda", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia",
 }  # fmt: skip
 
+cpu: Any = None  # the CPU backend, once an operator has used it
 _numpy: Any = None  # once it is known: finalisers call operators after sys.modules has been emptied
 
 
@@ -152,8 +153,8 @@ def _part_of_tensor(tensor: Any, result: Any) -> Any:
 
 @functools.cache
 def _cpu() -> AbstractContextManager[Any]:
-    global _numpy
-    backend = _load("cvops._cpu")
+    global cpu, _numpy
+    cpu = backend = _load("cvops._cpu")
     _numpy = sys.modules["numpy"]
     return contextlib.nullcontext(backend)
 

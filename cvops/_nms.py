@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from . import _arrays
 from ._arrays import backend_of, to_caller
 from ._checks import (
     FLOATS,
@@ -135,6 +136,10 @@ def nms(
     >>> cvops.nms(boxes, scores, iou_threshold=0.5)
     array([1, 2])
     """
+    if _arrays.cpu is not None and max_output is None and padded is False:
+        keep = _arrays.cpu.lean_nms(boxes, scores, iou_threshold, score_threshold)
+        if keep is not None:
+            return keep
     with backend_of(boxes=boxes, scores=scores) as backend:
         native_boxes, native_scores = backend.asarray(boxes, "boxes"), backend.asarray(scores, "scores")
         _check(native_boxes, native_scores)
@@ -224,6 +229,10 @@ def batched_nms(
     >>> cvops.batched_nms(boxes, scores, np.array([5, 5, 6]), iou_threshold=0.5)
     array([1, 2])
     """
+    if _arrays.cpu is not None and max_output is None and padded is False:
+        keep = _arrays.cpu.lean_batched_nms(boxes, scores, idxs, iou_threshold, score_threshold)
+        if keep is not None:
+            return keep
     with backend_of(boxes=boxes, scores=scores, idxs=idxs) as backend:
         native_boxes, native_scores = backend.asarray(boxes, "boxes"), backend.asarray(scores, "scores")
         native_idxs = backend.asarray(idxs, "idxs")

@@ -14,18 +14,20 @@ import numpy as np
 from . import _boxes, _decode, _deform_conv, _nms, _pyramid, _roi
 
 _IMAGES = 1, 16, 4, 4  # shape
+# Lengths and thresholds: on the CPU one dispatch, a grid, hashed buckets; on CUDA one block, a batch, two of them.
+_NMS_CALLS = (8, 0.5), (512, 0.5), (8192, 0.2), (20000, 0.5)
 
 
 def _nms_calls(dtype: str, asarray: Any) -> None:
-    for length in (8, 512, 8192, 20000):  # CPU: one dispatch, all pairs, looking near; CUDA: one block, a batch, two
+    for length, threshold in _NMS_CALLS:
         boxes, scores = _detections(length, dtype, asarray)
-        _nms.nms(boxes, scores, 0.5)
+        _nms.nms(boxes, scores, threshold)
 
 
 def _batched_nms_calls(dtype: str, asarray: Any) -> None:
-    for length in (512, 8192, 20000):
+    for length, threshold in _NMS_CALLS:
         boxes, scores = _detections(length, dtype, asarray)
-        _nms.batched_nms(boxes, scores, asarray(np.zeros(length, np.int64)), 0.5)
+        _nms.batched_nms(boxes, scores, asarray(np.zeros(length, np.int64)), threshold)
 
 
 def _box_iou_calls(dtype: str, asarray: Any) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 import cvops
 from cvops import _cpu, _warmup
-from cvops._cpu import _jit, _nms
+from cvops._cpu import _jit, _nms_few
 from tests.strategies import few
 
 ROOT = pathlib.Path(cvops.__file__).parent
@@ -431,16 +431,16 @@ def test_writable_and_readonly_inputs_share_one_compilation():
     boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 3]], np.float32)
     scores = np.array([1, 2], np.float32)
     cvops.nms(boxes, scores, 0.5)
-    before = len(_nms._nms_few.signatures)
+    before = len(_nms_few.nms_of_few.signatures)
     boxes.flags.writeable = scores.flags.writeable = False
     cvops.nms(boxes, scores, 0.5)
-    assert len(_nms._nms_few.signatures) == before == 1
+    assert len(_nms_few.nms_of_few.signatures) == before == 1
 
 
 def test_kernels_cannot_write_into_inputs():
     cvops.warmup(dtypes=("float32", "float64"))
-    arrays = [array for array in _nms._nms_few.signatures[0] if isinstance(array, numba.types.Array)]
-    assert [array.mutable for array in arrays] == [False, False, True]  # boxes, scores; the result
+    arrays = [array for array in _nms_few.nms_of_few.signatures[0] if isinstance(array, numba.types.Array)]
+    assert [array.mutable for array in arrays] == [False, False]  # boxes, scores
 
 
 def test_no_kernel_uses_fast_math_or_openmp():
@@ -455,7 +455,9 @@ def test_no_kernel_uses_fast_math_or_openmp():
 def test_decisions_are_never_contracted():
     """The kernels of nms, of the box measures and of the tables that say what the RoI operators read."""
     deciding = {
-        name: kernel for name, kernel in kernels().items() if name.startswith(("_nms.", "_boxes.", "_roi_tables."))
+        name: kernel
+        for name, kernel in kernels().items()
+        if name.startswith(("_nms", "_rank.", "_boxes.", "_roi_tables."))
     }
     assert len(deciding) > 10
     for name, kernel in deciding.items():
@@ -466,10 +468,12 @@ def test_decisions_are_never_contracted():
 def test_warmup_compiles_all_that_later_calls_use(tmp_path):
     code = """
     import numpy as np, cvops
-    from cvops._cpu import _jit, _nms
+    from cvops._cpu import _nms_all, _nms_few, _nms_grid, _nms_hash, _rank
     cvops.warmup(operators=["nms", "batched_nms"])
     def compilations():
-        return sum(len(value.signatures) for value in vars(_nms).values() if hasattr(value, "signatures"))
+        modules = _nms_all, _nms_few, _nms_grid, _nms_hash, _rank
+        values = [value for module in modules for value in vars(module).values()]
+        return sum(len(value.signatures) for value in values if hasattr(value, "signatures"))
     before = compilations()
     generator = np.random.default_rng(0)
     for length in (0, 5, 500, 9000):
@@ -478,6 +482,7 @@ def test_warmup_compiles_all_that_later_calls_use(tmp_path):
         cvops.nms(boxes, scores, 0.5, score_threshold=0.1, max_output=10)
         cvops.batched_nms(boxes, scores, np.arange(length) % 3, 0.05)
         cvops.batched_nms(boxes, scores, np.zeros(length, np.int8), 0.6)
+        cvops.nms(boxes, scores, 0.2)
     print(before, compilations())
     """
     before, after = run(code, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path))[-1].split()

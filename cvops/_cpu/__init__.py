@@ -17,6 +17,8 @@ from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._memory import copy, empty
 from ._memory import copy as to_host
 from ._nms import batched_nms, nms
+from ._nms_few import lean_batched_nms as lean_batched_nms
+from ._nms_few import lean_nms as lean_nms
 from ._roi import (
     multiscale_roi_align,
     multiscale_roi_align_backward,

@@ -66,6 +66,29 @@ def jit(function: Callable[..., Any] | None = None, *, contract: bool = False) -
     return dispatcher
 
 
+def jit_for(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """As `jit`, compiled for arguments of these Numba types alone: others are a TypeError of Numba's.
+
+    A type of read-only arrays takes writable ones too: there is one compilation for both, and no view to be made before
+    the call in order that the kernel cannot write.
+    """
+
+    def compile_later(function: Callable[..., Any]) -> Any:
+        dispatcher = jit(function)
+        if numba.config.DISABLE_JIT or not _KNOWS_NUMBA:
+            return dispatcher
+
+        def compile_for_args(*_: Any) -> Any:
+            _process.apart(dispatcher.compile, arguments)
+            dispatcher.disable_compile()  # from now on Numba looks for a conversion where types differ
+            return dispatcher  # which is called then
+
+        dispatcher._compile_for_args = compile_for_args
+        return dispatcher
+
+    return compile_later
+
+
 def intrinsic(function: Callable[..., Any]) -> Any:
     """As numba.extending.intrinsic; where nothing is compiled, calls of it say so."""
     return _compiled_only if numba.config.DISABLE_JIT else numba.extending.intrinsic(function)

@@ -1,0 +1,172 @@
+"""Suppression by looking only where a suppressor can be, for boxes of any sizes and places.
+
+IoU > t bounds how far apart the sizes and the corners of two boxes can lie, so kept boxes are hashed by size and
+corner, and a few buckets are searched for each candidate. Kept boxes do not overlap each other by more than t, so a
+bucket of the right size holds few of them, and the time is near-linear.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ._jit import jit
+from ._nms_all import LANES, lowered, overlaps, overlaps_any, put
+
+
+def buckets(iou_threshold: float, dtype: Any) -> tuple[float, int, float, float]:
+    """(threshold for the geometry, bits of a float64 below its size level, bucket pitch in largest sizes, least area).
+
+    The geometry takes a threshold that is a little lower, so that rounding in working precision hides no pair. Levels
+    and pitch shrink with 1 - t, as the room between two kept boxes does.
+    """
+    octaves = max(4 * (1 - iou_threshold), 2.0**-8)  # of size in one level: two of them from t = 0.5 downwards
+    shift = 53 - max(0, math.floor(math.log2(2 / octaves)))
+    return iou_threshold * (1 - 1e-5), shift, max(4 * (1 - iou_threshold), 1e-3), 16 * float(np.finfo(dtype).tiny)
+
+
+@jit
+def search_near_range(begin, end, segments, ranked, starts, iou_threshold, limit, kept, t, shift, pitch, least_area):
+    """Set `kept` of the segments[begin:end]."""
+    threshold = lowered(iou_threshold, ranked)
+    for s in segments[begin:end]:
+        segment = slice(starts[s], starts[s + 1])
+        _search_near(ranked[segment], threshold, limit, kept[segment], t, shift, pitch, least_area)
+
+
+@jit
+def _level(size, shift):
+    """Bucket of a positive float64 by size: its leading bits, a logarithm that is exactly monotone."""
+    return np.float64(size).view(np.int64) >> shift
+
+
+@jit
+def _least(level, shift):
+    """The smallest size of a level."""
+    return np.int64(level << shift).view(np.float64)
+
+
+@jit
+def _scale(level, shift, pitch):
+    """Cells of a level's buckets per unit of length: a cell is `pitch` times the level's largest size."""
+    return 1 / (pitch * _least(level + 1, shift))
+
+
+@jit
+def _cell(position):
+    return np.int64(math.floor(min(max(position, -(2.0**62)), 2.0**62)))
+
+
+@jit
+def _slot(x, y, a, c, mask):
+    """Slot in the hash table of the cell (x, y) of the levels a (width) and c (height)."""
+    key = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(y) * np.uint64(0xC2B2AE3D27D4EB4F)
+    key += np.uint64(a * 2053 + c) * np.uint64(0x165667B19E3779F9)
+    # Every bit of the key reaches every bit of the slot: regular grids of boxes must not share slots.
+    key = (key ^ (key >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return np.int64((key ^ (key >> np.uint64(32))) & mask)
+
+
+@jit
+def _pair_of_levels(a, c):
+    return (a * 67 + c) & 4095
+
+
+@jit
+def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
+    """As `search_all`, but each box is compared only with kept ones of like size and place."""
+    zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
+    slots = 64
+    while slots < len(boxes) // 8:
+        slots *= 2
+    mask = np.uint64(slots - 1)
+    heads = np.full(slots, -1, np.int32)  # newest block of each chain
+    blocks = np.empty((len(boxes), 5, LANES), boxes.dtype)
+    older = np.empty(len(boxes), np.int32)
+    filled = np.empty(len(boxes), np.int32)
+    occupied = np.zeros(4096, np.bool_)  # by pair of levels, so that empty scales cost nothing; may err to True
+    # Where an area or a size may underflow or overflow, sizes say nothing about IoU: such boxes are compared with all
+    # their like, those within a factor 2^30 included, which is more than any ratio that a threshold lets through.
+    least_size, largest_size = 2.0**-900, 2.0**900
+    delicate = np.empty((len(boxes) // LANES + 1, 5, LANES), boxes.dtype)
+    used = held = total = 0
+    for i in range(len(boxes)):
+        kept[i] = False
+        if total == limit:
+            continue
+        x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+        width, height = x2 - x1, y2 - y1
+        area = width * height
+        if width > zero and height > zero and zero < area < infinity:
+            w, h = np.float64(width), np.float64(height)
+            margin = min(area / least_area, min(w, h) / least_size, largest_size / max(w, h))
+            a, c = _level(w, shift), _level(h, shift)
+            column, row = _cell(x1 * _scale(a, shift, pitch)), _cell(y1 * _scale(c, shift, pitch))
+            slot = _slot(column, row, a, c, mask)
+            if margin < 2.0**30 and overlaps_any(delicate, held, x1, y1, x2, y2, area, threshold):
+                continue
+            # Most suppressors are in the candidate's own bucket, so that one comes first.
+            if margin >= 1 and (
+                _overlaps_chain(blocks, older, heads[slot], x1, y1, x2, y2, area, threshold)
+                or _overlaps_near(
+                    heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch
+                )
+            ):
+                continue
+            if margin < 2.0**30:
+                put(delicate[held // LANES], held % LANES, x1, y1, x2, y2, area)
+                held += 1
+            if margin >= 1:
+                occupied[_pair_of_levels(a, c)] = True
+                block = heads[slot]
+                if block < 0 or filled[block] == LANES:
+                    older[used], heads[slot], filled[used] = block, used, 0
+                    block = used
+                    used += 1
+                put(blocks[block], filled[block], x1, y1, x2, y2, area)
+                filled[block] += 1
+        kept[i] = True
+        total += 1
+
+
+@jit
+def _overlaps_near(heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch):
+    """Whether a kept box overlaps the candidate by more than the threshold.
+
+    IoU > t means that the widths differ by less than a factor 1 / t and that the common width is at least t times the
+    larger one. So a kept box of width v has its left edge in [x1 - (v - t max(w, v)), x1 + (w - t max(w, v))]; the same
+    holds for heights. `floor` and rounding are monotone, so an edge in this range has its cell in the range of cells.
+    """
+    x, y, w, h = np.float64(x1), np.float64(y1), np.float64(x2 - x1), np.float64(y2 - y1)
+    first, last = _level(h * t, shift), _level(h / t, shift)
+    for a in range(_level(w * t, shift), _level(w / t, shift) + 1):
+        narrowest, widest = _least(a, shift), _least(a + 1, shift)
+        scale = _scale(a, shift, pitch)
+        widest = min(widest, w / t)
+        left = _cell((x - (widest - t * max(w, widest))) * scale)
+        right = _cell((x + (w - t * max(w, narrowest))) * scale)
+        for c in range(first, last + 1):
+            if not occupied[_pair_of_levels(a, c)]:
+                continue
+            lowest, highest = _least(c, shift), _least(c + 1, shift)
+            scale = _scale(c, shift, pitch)
+            highest = min(highest, h / t)
+            top = _cell((y - (highest - t * max(h, highest))) * scale)
+            bottom = _cell((y + (h - t * max(h, lowest))) * scale)
+            for column in range(left, right + 1):
+                for row in range(top, bottom + 1):
+                    block = heads[_slot(column, row, a, c, mask)]
+                    if _overlaps_chain(blocks, older, block, x1, y1, x2, y2, area, threshold):
+                        return True
+    return False
+
+
+@jit
+def _overlaps_chain(blocks, older, block, x1, y1, x2, y2, area, threshold):
+    while block >= 0:
+        if overlaps(blocks[block], x1, y1, x2, y2, area, threshold):
+            return True
+        block = older[block]
+    return False

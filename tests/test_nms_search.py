@@ -1,0 +1,270 @@
+"""The ways that nms can go: each gives the same answer, on sets where one of them gives up as well."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import cvops
+from benchmarks import data
+from tests import reference, strategies
+
+_nms = pytest.importorskip("cvops._cpu._nms")
+_few = pytest.importorskip("cvops._cpu._nms_few")
+_grid = pytest.importorskip("cvops._cpu._nms_grid")
+
+THRESHOLDS = (0.3, 1 / 3, 0.4, 0.5, 0.7, 0.9, 0.99)
+
+
+# ------------------------------------------------------------------------------------------------------------ grid
+
+
+def search_grid(boxes, threshold, limit=None):
+    """(whether the grid suits the boxes, which are in rank order; indices that it keeps)."""
+    boxes = np.ascontiguousarray(boxes)
+    kept, finished = np.empty(len(boxes), bool), np.empty(1, bool)
+    limit = len(boxes) if limit is None else limit
+    starts = np.array([0, len(boxes)])
+    _grid.search_grid_range(0, 1, np.array([0]), boxes, starts, threshold, limit, kept, finished)
+    return finished[0], np.flatnonzero(kept)
+
+
+def falling(count, dtype=np.float32):
+    return np.linspace(1, 0, count, dtype=dtype)
+
+
+def mixed(count, dtype):
+    """Clustered boxes with some that are large, moved far away, or no boxes at all."""
+    random = np.random.default_rng(count)
+    boxes = data.clustered(count)[0].astype(dtype)
+    kind = random.integers(0, 40, count)
+    boxes[kind == 0, :2] -= 300
+    boxes[kind == 1] += 3000
+    boxes[kind == 2] = boxes[kind == 2][:, [2, 3, 0, 1]]
+    boxes[kind == 3, 0] = math.nan
+    boxes[kind == 4, 3] = math.inf
+    boxes[kind == 5] = np.round(boxes[kind == 5])
+    return boxes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("size", [1, 2, 17, 300, 3000])
+def test_the_grid_keeps_what_the_reference_keeps(size, threshold, dtype):
+    for boxes in (mixed(size, dtype), np.round(data.clustered(size)[0] / 40).astype(dtype) * 40):
+        suits, keep = search_grid(boxes, threshold)
+        assert suits
+        want = reference.nms_of_many(boxes, falling(size, dtype), threshold)
+        np.testing.assert_array_equal(keep, want)
+        _, keep = search_grid(boxes, threshold, size // 3)
+        np.testing.assert_array_equal(keep, want[: size // 3])
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("name", strategies.many(1))
+def test_the_grid_keeps_the_same_or_gives_up(name, threshold):
+    boxes = strategies.many(2000)[name]
+    suits, keep = search_grid(boxes, threshold)
+    if suits:
+        want = reference.nms_of_many(boxes, falling(2000, boxes.dtype), threshold)
+        np.testing.assert_array_equal(keep, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_the_grid_at_the_farthest_that_a_suppressor_can_be(threshold, dtype):
+    boxes = strategies.pairs_at(threshold, 1000, dtype)
+    for scale in (1, 2.0**-20, 2.0**20):
+        scaled = boxes * dtype(scale)
+        suits, keep = search_grid(scaled, threshold)
+        assert suits
+        np.testing.assert_array_equal(keep, reference.nms_of_many(scaled, falling(2000, dtype), threshold))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
+def test_the_grid_where_coordinates_are_rounded(threshold):
+    """Boxes of a few units in the last place, far from the origin on either side."""
+    random = np.random.default_rng(0)
+    for dtype, far in ((np.float32, 2.0**24), (np.float64, 2.0**53)):
+        corner = random.integers(0, 60, (2000, 2))
+        boxes = np.concatenate([corner, corner + random.integers(1, 9, (2000, 2))], 1)
+        for place in (far, -far, -30):
+            moved = (boxes + place).astype(dtype)
+            suits, keep = search_grid(moved, threshold)
+            assert suits
+            np.testing.assert_array_equal(keep, reference.nms_of_many(moved, falling(2000, dtype), threshold))
+
+
+def test_what_the_grid_does_not_suit():
+    """Too much work, areas that underflow, and nothing that says where boxes lie."""
+    random = np.random.default_rng(0)
+    corner = random.uniform(0, 3000, (5000, 2))
+    sizes = np.where(np.arange(5000)[:, None] % 50, 1, 1e5)
+    assert not search_grid(np.concatenate([corner, corner + sizes], 1).astype("f"), 0.5)[0]
+    assert not search_grid(data.clustered(300)[0] * np.float32(1e-20), 0.5)[0]
+    assert not search_grid(np.full((300, 4), np.nan, np.float32), 0.5)[0]
+    assert not search_grid(data.clustered(300)[0].astype("d") * 1e300, 0.5)[0]
+    assert search_grid(data.clustered(300)[0], 0.5)[0]
+
+
+@pytest.mark.parametrize("work", [-1, 0, 1, 2, 4])
+def test_every_budget_gives_the_same(monkeypatch, work):
+    """The hash search takes over from the beginning, wherever the grid stops. Not compiled: its budget is constant."""
+    monkeypatch.setattr(_grid, "_WORK_PER_BOX", work)
+    monkeypatch.setattr(_grid, "search_grid_range", _grid.search_grid_range.py_func)
+    monkeypatch.setattr(_grid, "_search_grid", _grid._search_grid.py_func)
+    boxes, scores = strategies.many(1200)["tiny to huge"][:1200], data.uniform_scores(1200)
+    boxes = np.concatenate([boxes, strategies.crowd()])
+    scores = np.concatenate([scores, np.zeros(1500, np.float32)])
+    with np.errstate(all="ignore"):
+        got = cvops.nms(boxes, scores, 0.5)
+    np.testing.assert_array_equal(got, reference.nms_of_many(boxes, scores, 0.5))
+
+
+# ------------------------------------------------------------------------------------------------------ lean calls
+
+
+@pytest.fixture
+def general(monkeypatch):
+    """Let a function call without the lean way."""
+
+    def call(function, *arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(_few, "MOST", -1)
+            return function(*arguments, **options)
+
+    return call
+
+
+def lean(function, *arguments, **options):
+    """The result of a call, of which it is known that it went the lean way."""
+    way = {cvops.nms: _few.lean_nms, cvops.batched_nms: _few.lean_batched_nms}[function]
+    assert way(*arguments, options.get("score_threshold")) is not None
+    return function(*arguments, **options)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 10, 24, 25, 100, 300, 1000, _few.MOST])
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3, 0.5, 0.7])
+def test_a_lean_call_gives_what_the_general_way_gives(general, size, threshold):
+    boxes, scores, idxs = data.clustered(size)
+    for values in (scores, np.round(scores, 1), np.where(scores < 0.2, np.float32(math.nan), scores)):
+        for floor in (None, 0.3, math.inf, -math.inf, 2.0):
+            options = {"score_threshold": floor}
+            for way, *rest in ((cvops.nms,), (cvops.batched_nms, idxs), (cvops.batched_nms, idxs % 3 - 2**40)):
+                if size < 1000:  # of which never too many are kept
+                    lean(way, boxes, values, *rest, threshold, **options)
+                got = way(boxes, values, *rest, threshold, **options)
+                want = general(way, boxes, values, *rest, threshold, **options)
+                np.testing.assert_array_equal(got, want)
+                assert (got.dtype, got.ndim, got.flags.writeable, got.ctypes.data % 64) == (np.int64, 1, True, 0)
+                assert want.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("size", [_few.FEW_KEPT, _few.FEW_KEPT + 1, _few.MOST, _few.MOST + 1])
+def test_where_lean_calls_end(general, size):
+    """As many are kept as are looked at in one go, or one more; as many boxes, or one more."""
+    corner = 2.0 * np.arange(size)[:, None]
+    boxes, scores = (corner + np.array([0, 0, 1, 1])).astype("f"), data.uniform_scores(size)
+    for threshold in (0.05, 0.5, 1.0):
+        want = np.argsort(-scores, kind="stable")
+        np.testing.assert_array_equal(cvops.nms(boxes, scores, threshold), want)
+        np.testing.assert_array_equal(general(cvops.nms, boxes, scores, threshold), want)
+        idxs = np.arange(size) % 2
+        np.testing.assert_array_equal(cvops.batched_nms(boxes, scores, idxs, threshold), want)
+
+
+@pytest.mark.parametrize("name", strategies.many(1))
+def test_lean_calls_of_hostile_boxes(general, name):
+    boxes, scores = strategies.many(_few.MOST)[name], data.uniform_scores(_few.MOST)
+    idxs = np.arange(_few.MOST) % 7
+    for threshold in (0.0, 0.1, 0.5, 0.9, 1.0):
+        np.testing.assert_array_equal(cvops.nms(boxes, scores, threshold), general(cvops.nms, boxes, scores, threshold))
+        np.testing.assert_array_equal(
+            cvops.batched_nms(boxes, scores, idxs, threshold),
+            general(cvops.batched_nms, boxes, scores, idxs, threshold),
+        )
+
+
+BOXES, SCORES, IDXS = data.clustered(30)
+UNALIGNED = np.frombuffer(b"\0" + BOXES.tobytes(), np.uint8)[1:].view(np.float32).reshape(30, 4)
+NOT_PLAIN = {
+    "strided boxes": (BOXES.repeat(2, 0)[::2], SCORES, 0.5),
+    "Fortran boxes": (np.asfortranarray(BOXES), SCORES, 0.5),
+    "unaligned boxes": (UNALIGNED, SCORES, 0.5),
+    "big-endian boxes": (BOXES.astype(">f4"), SCORES, 0.5),
+    "float64 boxes": (BOXES.astype("d"), SCORES, 0.5),
+    "strided scores": (BOXES, SCORES.repeat(2)[::2], 0.5),
+    "float16 scores": (BOXES, SCORES.astype("e"), 0.5),
+    "a subclass": (BOXES.view(type("Kind", (np.ndarray,), {})), SCORES, 0.5),
+    "a threshold of NumPy": (BOXES, SCORES, np.float32(0.5)),
+    "an integer threshold": (BOXES, SCORES, 1),
+}
+WRONG = {
+    "a threshold above 1": (BOXES, SCORES, 1.5),
+    "a threshold below 0": (BOXES, SCORES, -0.1),
+    "no threshold": (BOXES, SCORES, math.nan),
+    "too few scores": (BOXES, SCORES[:-1], 0.5),
+    "a column of scores": (BOXES, SCORES[:, None], 0.5),
+    "five columns": (np.zeros((30, 5), np.float32), SCORES, 0.5),
+    "one box": (BOXES[0], SCORES[:1], 0.5),
+    "a list": (BOXES.tolist(), SCORES, 0.5),
+    "bool scores": (BOXES, SCORES > 0, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_what_is_right_and_not_plain_goes_the_general_way(general, name):
+    assert _few.lean_nms(*NOT_PLAIN[name], None) is None
+    boxes, scores, threshold = NOT_PLAIN[name]
+    want = general(cvops.nms, np.array(boxes), np.array(scores), threshold)
+    np.testing.assert_array_equal(cvops.nms(boxes, scores, threshold), want)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_goes_the_general_way(name):
+    assert _few.lean_nms(*WRONG[name], None) is None
+    with pytest.raises((TypeError, ValueError), match=r"`(boxes|scores|iou_threshold)` must "):
+        cvops.nms(*WRONG[name])
+
+
+@pytest.mark.parametrize(
+    "idxs", [IDXS.astype("i4"), IDXS.astype("u8"), IDXS.astype("f"), IDXS.repeat(2)[::2], IDXS.astype(">i8")]
+)
+def test_classes_that_are_not_plain(idxs):
+    assert _few.lean_batched_nms(BOXES, SCORES, idxs, 0.5, None) is None
+    want = lean(cvops.batched_nms, BOXES, SCORES, IDXS, 0.5)
+    np.testing.assert_array_equal(cvops.batched_nms(BOXES, SCORES, idxs, 0.5), want)
+
+
+@pytest.mark.parametrize("idxs", [IDXS[:-1], IDXS[:, None], IDXS > 0, IDXS.tolist(), IDXS + 0.5])
+def test_classes_that_are_wrong(idxs):
+    assert _few.lean_batched_nms(BOXES, SCORES, idxs, 0.5, None) is None
+    with pytest.raises((TypeError, ValueError), match="`idxs` must "):
+        cvops.batched_nms(BOXES, SCORES, idxs, 0.5)
+
+
+@pytest.mark.parametrize("floor", [math.nan, "0.5", [0.5], True])
+def test_score_thresholds_that_are_wrong(floor):
+    assert _few.lean_nms(BOXES, SCORES, 0.5, floor) is None
+    with pytest.raises((TypeError, ValueError), match="`score_threshold` must "):
+        cvops.nms(BOXES, SCORES, 0.5, score_threshold=floor)
+
+
+def test_read_only_arrays_are_plain_and_share_the_compilation():
+    arrays = [array.copy() for array in (BOXES, SCORES, IDXS)]
+    want = lean(cvops.nms, BOXES, SCORES, 0.5), lean(cvops.batched_nms, *arrays, 0.5)
+    for array in arrays:
+        array.setflags(write=False)
+    np.testing.assert_array_equal(lean(cvops.nms, *arrays[:2], 0.5), want[0])
+    np.testing.assert_array_equal(lean(cvops.batched_nms, *arrays, 0.5), want[1])
+    for kernel in (_few.nms_of_few, _few.batched_nms_of_few):
+        assert len(kernel.signatures) == 1
+
+
+def test_kernels_of_lean_calls_take_nothing_else():
+    lean(cvops.nms, BOXES, SCORES, 0.5)
+    for boxes, scores in ((BOXES.astype("d"), SCORES), (BOXES[::2], SCORES), (BOXES, SCORES[:, None])):
+        with pytest.raises(TypeError, match="No matching definition"):
+            _few.nms_of_few(boxes, scores, 0.5, math.nan, 30)
