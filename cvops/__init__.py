@@ -27,6 +27,7 @@ from ._decode import (
     scale_boxes,
 )
 from ._deform_conv import DeformConv2d, deform_conv2d, deform_conv2d_backward
+from ._multiclass import multiclass_nms
 from ._multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align, multiscale_roi_align_backward
 from ._nms import batched_nms, nms
 from ._pyramid import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
@@ -75,6 +76,7 @@ __all__ = [
     "make_anchors",
     "make_points",
     "masks_to_boxes",
+    "multiclass_nms",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
     "nms",

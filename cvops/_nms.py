@@ -252,7 +252,7 @@ def _check(boxes: Any, scores: Any) -> None:
     if scores.ndim == 2:
         raise ValueError(
             f"`scores` must have shape ({len(boxes)},), the length of `boxes`, got {scores.shape}: nms takes one score"
-            " for each box; for one for each class, give batched_nms a box, a score and a class for each of them"
+            " for each box; for one for each class, use multiclass_nms with `boxes[None]` and `scores[None]`"
         )
     check_length(scores, "scores", len(boxes), "boxes")
     check_dtype(scores, "scores", FLOATS)

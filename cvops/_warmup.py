@@ -5,13 +5,14 @@ The functions take a dtype and what makes an array of the wanted backend from a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import _boxes, _decode, _deform_conv, _nms, _pyramid, _roi
+from . import _boxes, _decode, _deform_conv, _multiclass, _nms, _pyramid, _roi
 
 _IMAGES = 1, 16, 4, 4  # shape
 # Lengths and thresholds: on the CPU one dispatch, a grid, hashed buckets; on CUDA one block, a batch, two of them.
@@ -28,6 +29,14 @@ def _batched_nms_calls(dtype: str, asarray: Any) -> None:
     for length, threshold in _NMS_CALLS:
         boxes, scores = _detections(length, dtype, asarray)
         _nms.batched_nms(boxes, scores, asarray(np.zeros(length, np.int64)), threshold)
+
+
+def _multiclass_nms_calls(dtype: str, asarray: Any) -> None:
+    boxes, scores = (asarray(np.zeros((1, 8, size), dtype)) for size in (4, 2))
+    with contextlib.suppress(NotImplementedError):  # of CUDA
+        for multi_label in (True, False):
+            _multiclass.multiclass_nms(boxes, scores, 0.5, multi_label=multi_label)
+            _multiclass.multiclass_nms(boxes, scores, 0.5, max_candidates=1, max_output=1, padded=True)
 
 
 def _box_iou_calls(dtype: str, asarray: Any) -> None:
@@ -95,6 +104,7 @@ def _deformed(dtype: str, asarray: Any) -> tuple[Any, Any, Any]:
 CALLS: dict[str, Callable[[str, Any], None]] = {
     "nms": _nms_calls,
     "batched_nms": _batched_nms_calls,
+    "multiclass_nms": _multiclass_nms_calls,
     "box_iou": _box_iou_calls,
     "generalized_box_iou": _box_iou_calls,
     "distance_box_iou": _box_iou_calls,

@@ -7,6 +7,7 @@ from ._conv import conv2d
 from ._decode import decode_boxes
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._device import asarray, copy, current_gpu, empty, ignore_fp_errors, to_host, upload, use_backend_of, xp
+from ._multiclass_nms import multiclass_nms
 from ._nms import batched_nms, nms
 from ._ps_roi import ps_roi_align, ps_roi_align_backward, ps_roi_pool, ps_roi_pool_backward
 from ._roi import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
@@ -27,6 +28,7 @@ __all__ = [
     "empty",
     "generalized_box_iou",
     "ignore_fp_errors",
+    "multiclass_nms",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
     "nms",

@@ -55,6 +55,11 @@ def calls(dtype, guard):
             yield "nms", functools.partial(cvops.nms, integers, scores, 0.5)
             yield "batched_nms", functools.partial(cvops.batched_nms, boxes, scores, guard(idxs.astype(whole)), 0.5)
             yield "clip_boxes_to_image", functools.partial(cvops.clip_boxes_to_image, integers, (30, 50))
+        heads = guard(random.random((2, 3, length // 2 + 1)).astype(dtype)).transpose(0, 2, 1)
+        of_head = guard(np.stack([boxes[: length // 2 + 1]] * 2))
+        for many in (True, False):
+            head = functools.partial(cvops.multiclass_nms, of_head, heads, 0.5, score_threshold=0.5, multi_label=many)
+            yield "multiclass_nms", head
         few = guard(boxes[: min(length, 33)])
         for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
             yield name, functools.partial(getattr(cvops, name), few, boxes)

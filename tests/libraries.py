@@ -165,6 +165,8 @@ class Operators:
         return self._back(self._functions(*map(self.array, args), **self.array(options)))
 
     def _back(self, result):
+        if isinstance(result, tuple) and hasattr(result, "_fields"):
+            return type(result)(*map(to_numpy, result))
         if isinstance(result, tuple | list):
             return type(result)(map(to_numpy, result))
         if isinstance(result, dict):

@@ -47,6 +47,7 @@ ELSEWHERE = {
         *("roi_align_backward", "roi_pool_backward", "ps_roi_align_backward", "ps_roi_pool_backward"),
     },
     "test_pyramid": {"MultiScaleRoIAlign"},
+    "test_multiclass_nms": {"multiclass_nms"},
     "test_decode": {
         *("decode_boxes", "encode_boxes", "distance_to_boxes", "scale_boxes", "make_points", "make_anchors"),
     },

@@ -84,6 +84,21 @@ OPERATORS = {
         {"boxes": boxes(3)},
         lambda ops, boxes: ops.scale_boxes(boxes, (64, 64), (30, 40), letterbox=True),
     ),
+    "multiclass_nms": (
+        {"boxes": np.stack([boxes(9)] * 2, 1), "scores": RANDOM.random((N, 2, 9, 3), "f4")},
+        lambda ops, boxes, scores: ops.multiclass_nms(boxes, scores, 0.2, max_output=9),
+    ),
+    "multiclass_nms, floors and objectness": (
+        {
+            "boxes": np.stack([boxes(9)] * 2, 1),
+            "scores": RANDOM.random((N, 2, 9, 3), "f4"),
+            "floors": RANDOM.random((N, 3), "f4"),
+            "objectness": RANDOM.random((N, 2, 9), "f4"),
+        },
+        lambda ops, boxes, scores, floors, objectness: ops.multiclass_nms(
+            boxes, scores, 0.2, max_output=5, score_threshold=floors, objectness=objectness, multi_label=False
+        ),
+    ),
     "box_area": ({"boxes": boxes(4)}, lambda ops, boxes: ops.box_area(boxes)),
     "box_iou": (PAIRS, lambda ops, **pair: ops.box_iou(**pair)),
     "generalized_box_iou": (PAIRS, lambda ops, **pair: ops.generalized_box_iou(**pair)),

@@ -16,6 +16,7 @@ from ._decode import decode_boxes
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._memory import copy, empty
 from ._memory import copy as to_host
+from ._multiclass_nms import multiclass_nms
 from ._nms import batched_nms, nms
 from ._nms_few import lean_batched_nms as lean_batched_nms
 from ._nms_few import lean_nms as lean_nms
@@ -47,6 +48,7 @@ __all__ = [
     "empty",
     "generalized_box_iou",
     "ignore_fp_errors",
+    "multiclass_nms",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
     "nms",

@@ -5,7 +5,8 @@ own buffers: arguments are not copied, and a result is copied once, into the buf
 copy a call takes about 25 us more than the function of `cvops`. What can be checked from shapes and dtypes is checked
 when JAX traces, with the errors of `cvops`; a wrong image index shows when the program runs.
 
-- Lengths are part of the program, so `nms` and `batched_nms` need `max_output` and return a number beside the indices.
+- Lengths are part of the program, so `nms`, `batched_nms` and `multiclass_nms` need `max_output` and tell how many
+  there are.
   `remove_small_boxes`, whose result has any length, is not here; nor are `make_points` and `make_anchors`: those of
   `cvops` give constants to any program.
 - Gradients are those of the ``*_backward`` functions; there are none for boxes (their cotangents are zero), none of
@@ -51,6 +52,7 @@ from ._boxes import (
 )
 from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
 from ._deform_conv import deform_conv2d
+from ._multiclass import multiclass_nms
 from ._multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
 from ._nms import batched_nms, nms
 from ._roi import ps_roi_align, ps_roi_pool, roi_align, roi_pool
@@ -70,6 +72,7 @@ __all__ = [
     "encode_boxes",
     "generalized_box_iou",
     "masks_to_boxes",
+    "multiclass_nms",
     "multiscale_roi_align",
     "nms",
     "ps_roi_align",

@@ -1,0 +1,46 @@
+"""`cvops.jax.multiclass_nms` in compiled programs: answers of the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests import reference_multiclass as reference
+from tests.test_multiclass_nms import some
+
+OPTIONS = {
+    "none": {},
+    "a threshold": {"score_threshold": 0.5, "max_candidates": 40},
+    "floors": {"score_threshold": np.float32([0.2, 0.9, 0.5]), "max_per_class": 3},
+    "objectness": {"objectness": np.random.default_rng(0).random((2, 30), "f4"), "class_agnostic": True},
+    "one label": {"multi_label": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_in_programs(jax, options):
+    import cvops.jax
+
+    boxes, scores = some(2, 30, 3)
+    want = reference.multiclass_nms(boxes, scores, 0.4, max_output=12, padded=True, **options)
+    arrays = {name: value for name, value in options.items() if isinstance(value, np.ndarray)}
+    numbers = {name: value for name, value in options.items() if name not in arrays}
+
+    @jax.jit
+    def program(boxes, scores, arrays):
+        found = cvops.jax.multiclass_nms(boxes, scores, 0.4, max_output=12, **arrays, **numbers)
+        assert found._fields == ("box", "label", "count")
+        return found
+
+    for one, other in zip(program(boxes, scores, arrays), want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_refused_as_in_cvops(jax):
+    import cvops.jax
+
+    boxes, scores = some(2, 30, 3)
+    with pytest.raises(ValueError, match=r"got \(30, 3\): use `scores\[None\]`"):
+        cvops.jax.multiclass_nms(boxes[0], scores[0], 0.5, max_output=3)
+    with pytest.raises(TypeError, match="`max_output`"):
+        cvops.jax.multiclass_nms(boxes, scores, 0.5, max_output=2.5)
