@@ -17,7 +17,8 @@ from .._checks import working_dtype
 from . import _threads, _xywh
 from ._jit import jit
 from ._memory import Array, contiguous, empty
-from ._nms import _by_rank, _gather, _suppress
+from ._nms import _gather, _suppress
+from ._nms_few import by_rank
 from ._rank import _key, _sort, group, rank_float64
 from ._simd import any_above, full, load, madd
 
@@ -60,7 +61,7 @@ def multiclass_nms(
         else:
             ranks, starts = group(_labels(numbers, bounds, classes), np.arange(len(numbers)))
             ranked = _boxes_of(boxes, rows[ranks], working_dtype(boxes, scores))
-            kept = _by_rank(_suppress(ranked, starts, iou_threshold, of_class), ranks)
+            kept = by_rank(_suppress(ranked, starts, iou_threshold, of_class), ranks)
     counts = np.zeros(images, np.int64)
     _limit(numbers, bounds, classes, -1 if max_per_class is None else max_per_class, most, kept, counts)
     if padded:
