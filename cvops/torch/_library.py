@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .._arrays import name_conversion
 from .._checks import rounded
 
 Sizes = Any  # int[] of a schema
+Kernel = Callable[..., Any]
 
 # Kept for the life of the process: its end would take the operators away.
 _library = torch.library.Library("cvops", "FRAGMENT")
@@ -84,15 +85,15 @@ def _in_words_of_torch(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def _register(
     schema: str,
-    kernel: Callable[..., Any],
+    kernel: Kernel,
     fake: Callable[..., Any],
     *,
-    setup: Callable[..., None] | None = None,
+    setup: Callable[..., None] = lambda ctx, **_: None,
     backward: Callable[..., Any] | None = None,
     vmap: Callable[..., Any] | None = None,
     mixes_dtypes: bool = False,
-) -> None:
-    """Make `kernel` the operator of this schema; `setup` keeps for `backward` what that needs.
+) -> Any:
+    """Make `kernel` the operator of this schema, and return it; `setup` keeps for `backward` what that needs.
 
     PyTorch keeps operators for the life of the process. Where this module is imported a second time, what is registered
     now takes the place of what the first import has registered, for everybody who calls or has compiled the operator.
@@ -115,6 +116,7 @@ def _register(
     if mixes_dtypes:
         for device, keys in _AUTOCAST.items():
             _library.impl(name, _in_float32(operator, keys), f"Autocast{device}")
+    return operator
 
 
 def _in_float32(operator: Any, keys: Any) -> Callable[..., Tensor]:
@@ -164,55 +166,60 @@ def _ragged(name: str) -> Callable[..., Any]:
     return rule
 
 
-# --------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------------------------------------- kernels
 
 
-def _once_only(name: str) -> dict[str, Any]:
-    """Second derivatives, which cvops has not: an error, where torch would warn and go on without them."""
+def _kernel_of(function: Callable[..., Any], keeps_dtype: bool = True, **constant: Any) -> Kernel:
+    """The function of cvops on the memory of tensors; the result gets the dtype of the first, if it keeps that."""
+
+    def kernel(first: Tensor, *others: Any, **options: Any) -> Any:
+        results = function(to_native(first), *map(_native, others), **options, **constant)
+        if isinstance(results, tuple):
+            return tuple(map(as_tensor, results))
+        return as_tensor(results, first.dtype if keeps_dtype else None)
+
+    return kernel
+
+
+def _native(value: Any) -> Any:
+    return to_native(value) if isinstance(value, Tensor) else value
+
+
+def _require(condition: bool, name: str, wanted: str, got: Tensor) -> None:
+    """Raise where there are no values and so no plain function that would; only for what the shapes below need."""
+    if not condition:
+        raise ValueError(f"`{name}` must have {wanted}, got {tuple(got.shape)}")
+
+
+def _refused(text: str) -> Callable[..., Any]:
+    """A gradient that cvops has not: an error, where torch would warn and go on without it."""
 
     def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(f"`{name}` can be differentiated once, not twice: its gradient has no gradient")
+        raise NotImplementedError(text)
 
-    return {"setup": lambda ctx, **_: None, "backward": backward}
+    return backward
 
 
-def _no_gradient(name: str) -> dict[str, Any]:
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(f"torch.ops.cvops.{name} has no gradient: cvops.torch.{name} has")
-
-    return {"setup": lambda ctx, **_: None, "backward": backward}
+def _once_only(name: str) -> Callable[..., Any]:
+    return _refused(f"`{name}` can be differentiated once, not twice: its gradient has no gradient")
 
 
 # --------------------------------------------------------------------------------------------------------------- nms
 
-_OPTIONS = "*, float? score_threshold=None, SymInt? max_output=None"
 
+def _nms_kernel(function: Callable[..., Any], **constant: Any) -> Kernel:
+    kernel = _kernel_of(function, keeps_dtype=False, **constant)
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    return as_tensor(cvops.nms(to_native(boxes), to_native(scores), iou_threshold, **_rounded(scores, **options)))
+    def rounding(
+        boxes: Tensor, scores: Tensor, *args: Any, score_threshold: float | None = None, **options: Any
+    ) -> Any:
+        # As the dtype of the scores has the threshold; `to_native` may leave nothing of that dtype.
+        code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
+        if score_threshold is not None and code is not None:
+            score_threshold = rounded(score_threshold, code)
+        return kernel(boxes, scores, *args, score_threshold=score_threshold, **options)
 
-
-def _nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, **options: Any) -> Any:
-    options = _rounded(scores, **options)
-    return tuple(map(as_tensor, cvops.nms(to_native(boxes), to_native(scores), iou_threshold, **options, padded=True)))
-
-
-def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
-    options = _rounded(scores, **options)
-    return as_tensor(cvops.batched_nms(to_native(boxes), to_native(scores), to_native(idxs), iou_threshold, **options))
-
-
-def _batched_nms_padded(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, **options: Any) -> Any:
-    native, options = (to_native(boxes), to_native(scores), to_native(idxs)), _rounded(scores, **options)
-    return tuple(map(as_tensor, cvops.batched_nms(*native, iou_threshold, **options, padded=True)))
-
-
-def _rounded(scores: Tensor, *, score_threshold: float | None = None, **options: Any) -> dict[str, Any]:
-    """The options, with the threshold as the dtype of the scores has it, of which `to_native` may leave nothing."""
-    code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
-    if score_threshold is not None and code is not None:
-        score_threshold = rounded(score_threshold, code)
-    return {"score_threshold": score_threshold, **options}
+    return rounding
 
 
 def _kept(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -232,114 +239,25 @@ def _require_detections(boxes: Tensor, scores: Tensor) -> None:
     _require(scores.dim() == 1, "scores", "shape (L,)", scores)
 
 
-def _require(condition: bool, name: str, wanted: str, got: Tensor) -> None:
-    """Raise where there are no values and so no plain function that would; only for what the shapes below need."""
-    if not condition:
-        raise ValueError(f"`{name}` must have {wanted}, got {tuple(got.shape)}")
+def _register_nms(function: Callable[..., Any], arguments: str) -> Kernel:
+    name, kernel = function.__name__, _nms_kernel(function)
+    arguments += ", float iou_threshold, *, float? score_threshold=None, SymInt? max_output=None"
+    _register(f"{name}({arguments}) -> Tensor", kernel, _kept, vmap=_ragged(name))
+    padded = _nms_kernel(function, padded=True)
+    _register(f"{name}_padded({arguments}) -> (Tensor, Tensor)", padded, _kept_padded)
+    return kernel
 
 
-_DETECTIONS = "Tensor boxes, Tensor scores, float iou_threshold"
-_CLASSES = "Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold"
-_register(f"nms({_DETECTIONS}, {_OPTIONS}) -> Tensor", nms, _kept, vmap=_ragged("nms"))
-_register(f"batched_nms({_CLASSES}, {_OPTIONS}) -> Tensor", _batched_nms, _kept, vmap=_ragged("batched_nms"))
-_register(f"nms_padded({_DETECTIONS}, {_OPTIONS}) -> (Tensor, Tensor)", _nms_padded, _kept_padded)
-_register(f"batched_nms_padded({_CLASSES}, {_OPTIONS}) -> (Tensor, Tensor)", _batched_nms_padded, _kept_padded)
+nms: Callable[..., Tensor] = _register_nms(cvops.nms, "Tensor boxes, Tensor scores")
+_register_nms(cvops.batched_nms, "Tensor boxes, Tensor scores, Tensor idxs")
 
 
 # ------------------------------------------------------------------------------------------------------- RoI pooling
 
 
-def roi_align(
-    input: Tensor,
-    boxes: Tensor,
-    output_size: Sizes,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-) -> Tensor:
-    pooled = cvops.roi_align(
-        to_native(input), to_native(boxes), _pair(output_size), spatial_scale, sampling_ratio, aligned
-    )
-    return as_tensor(pooled, input.dtype)
-
-
-def roi_align_backward(
-    grad: Tensor,
-    boxes: Tensor,
-    input_shape: Sizes,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-) -> Tensor:
-    shape = tuple(input_shape)
-    gradient = cvops.roi_align_backward(
-        to_native(grad), to_native(boxes), shape, spatial_scale, sampling_ratio, aligned
-    )
-    return as_tensor(gradient, grad.dtype)
-
-
-def roi_pool(
-    input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, return_argmax: bool = True
-) -> tuple[Tensor, Tensor]:
-    size = _pair(output_size)
-    if not return_argmax:
-        pooled = cvops.roi_pool(to_native(input), to_native(boxes), size, spatial_scale)
-        return as_tensor(pooled, input.dtype), input.new_empty(0, dtype=torch.int32)
-    pooled, argmax = cvops.roi_pool(to_native(input), to_native(boxes), size, spatial_scale, return_argmax=True)
-    return as_tensor(pooled, input.dtype), as_tensor(argmax)
-
-
-def roi_pool_backward(
-    grad: Tensor, boxes: Tensor, argmax: Tensor, input_shape: Sizes, spatial_scale: float = 1.0
-) -> Tensor:
-    gradient = cvops.roi_pool_backward(
-        to_native(grad), to_native(boxes), to_native(argmax), tuple(input_shape), spatial_scale
-    )
-    return as_tensor(gradient, grad.dtype)
-
-
-def ps_roi_align(
-    input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
-) -> Tensor:
-    pooled = cvops.ps_roi_align(to_native(input), to_native(boxes), _pair(output_size), spatial_scale, sampling_ratio)
-    return as_tensor(pooled, input.dtype)
-
-
-def ps_roi_align_backward(
-    grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0, sampling_ratio: int = -1
-) -> Tensor:
-    gradient = cvops.ps_roi_align_backward(
-        to_native(grad), to_native(boxes), tuple(input_shape), spatial_scale, sampling_ratio
-    )
-    return as_tensor(gradient, grad.dtype)
-
-
-def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    return as_tensor(
-        cvops.ps_roi_pool(to_native(input), to_native(boxes), _pair(output_size), spatial_scale), input.dtype
-    )
-
-
-def ps_roi_pool_backward(grad: Tensor, boxes: Tensor, input_shape: Sizes, spatial_scale: float = 1.0) -> Tensor:
-    gradient = cvops.ps_roi_pool_backward(to_native(grad), to_native(boxes), tuple(input_shape), spatial_scale)
-    return as_tensor(gradient, grad.dtype)
-
-
-def _pair(size: Sizes) -> tuple[int, int]:
-    height, width = size
-    return height, width
-
-
 def _pooled(input: Tensor, boxes: Tensor, output_size: Sizes, *_: Any) -> Tensor:
     _require_rois(input, boxes)
     return input.new_empty((boxes.shape[0], input.shape[1], *output_size))
-
-
-def _pooled_with_argmax(
-    input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, return_argmax: bool = True
-) -> tuple[Tensor, Tensor]:
-    pooled = _pooled(input, boxes, output_size)
-    return pooled, pooled.new_empty(pooled.shape if return_argmax else 0, dtype=torch.int32)
 
 
 def _pooled_by_position(input: Tensor, boxes: Tensor, output_size: Sizes, *_: Any) -> Tensor:
@@ -354,10 +272,62 @@ def _require_rois(input: Tensor, boxes: Tensor) -> None:
     _require(boxes.dim() == 2 and boxes.shape[1] == 5, "boxes", "shape (K, 5)", boxes)
 
 
+def _of_input_shape(grad: Tensor, boxes: Tensor, input_shape: Sizes, *_: Any) -> Tensor:
+    return grad.new_empty(tuple(input_shape))
+
+
 def _keep_boxes(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     input, boxes, _, *ctx.options = inputs
     ctx.save_for_backward(boxes)
     ctx.input_shape = input.shape
+
+
+def _register_pooling(
+    function: Callable[..., Any], gradient: Callable[..., Any], options: str, fake: Callable[..., Any]
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Register an operator that is differentiable by its input alone, and its gradient; return the kernels of both."""
+    name, kernel, kernel_of_gradient = function.__name__, _kernel_of(function), _kernel_of(gradient)
+    schema = f"{gradient.__name__}(Tensor grad, Tensor boxes, SymInt[4] input_shape, {options}) -> Tensor"
+    operator = _register(schema, kernel_of_gradient, _of_input_shape, backward=_once_only(name))
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        of_input = operator(grad, *ctx.saved_tensors, ctx.input_shape, *ctx.options)
+        return of_input, None, None, *(None for _ in ctx.options)
+
+    schema = f"{name}(Tensor input, Tensor boxes, SymInt[2] output_size, {options}) -> Tensor"
+    _register(schema, kernel, fake, setup=_keep_boxes, backward=backward)
+    return kernel, kernel_of_gradient
+
+
+_SCALE, _SAMPLES = "float spatial_scale=1.0", "int sampling_ratio=-1"
+roi_align, roi_align_backward = _register_pooling(
+    cvops.roi_align, cvops.roi_align_backward, f"{_SCALE}, {_SAMPLES}, bool aligned=False", _pooled
+)
+ps_roi_align, ps_roi_align_backward = _register_pooling(
+    cvops.ps_roi_align, cvops.ps_roi_align_backward, f"{_SCALE}, {_SAMPLES}", _pooled_by_position
+)
+ps_roi_pool, ps_roi_pool_backward = _register_pooling(
+    cvops.ps_roi_pool, cvops.ps_roi_pool_backward, _SCALE, _pooled_by_position
+)
+roi_pool_backward: Callable[..., Tensor] = _kernel_of(cvops.roi_pool_backward)
+
+
+def roi_pool(
+    input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, return_argmax: bool = True
+) -> tuple[Tensor, Tensor]:
+    """With an empty argmax where it is not wanted."""
+    arguments = to_native(input), to_native(boxes), output_size, spatial_scale
+    if not return_argmax:
+        return as_tensor(cvops.roi_pool(*arguments), input.dtype), input.new_empty(0, dtype=torch.int32)
+    pooled, argmax = cvops.roi_pool(*arguments, return_argmax=True)
+    return as_tensor(pooled, input.dtype), as_tensor(argmax)
+
+
+def _pooled_with_argmax(
+    input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, return_argmax: bool = True
+) -> tuple[Tensor, Tensor]:
+    pooled = _pooled(input, boxes, output_size)
+    return pooled, pooled.new_empty(pooled.shape if return_argmax else 0, dtype=torch.int32)
 
 
 def _keep_boxes_and_argmax(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -367,47 +337,13 @@ def _keep_boxes_and_argmax(ctx: Any, inputs: tuple[Any, ...], output: Any) -> No
     ctx.input_shape = input.shape
 
 
-def _backward_by(name: str) -> Callable[..., Any]:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (boxes,) = ctx.saved_tensors
-        operator = getattr(torch.ops.cvops, name)
-        return operator(grad, boxes, ctx.input_shape, *ctx.options), None, None, *(None for _ in ctx.options)
-
-    return backward
-
-
 def _roi_pool_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     if not ctx.return_argmax:
         raise NotImplementedError("`roi_pool` has a gradient only with return_argmax=True")
-    boxes, argmax = ctx.saved_tensors
-    gradient = torch.ops.cvops.roi_pool_backward(grad, boxes, argmax, ctx.input_shape, ctx.spatial_scale)
+    gradient = torch.ops.cvops.roi_pool_backward(grad, *ctx.saved_tensors, ctx.input_shape, ctx.spatial_scale)
     return gradient, None, None, None, None
 
 
-def _of_input_shape(grad: Tensor, boxes: Tensor, input_shape: Sizes, *_: Any) -> Tensor:
-    return grad.new_empty(tuple(input_shape))
-
-
-def _register_pooling(name: str, options: str, kernel: Any, kernel_backward: Any, fake: Any) -> None:
-    _register(
-        f"{name}(Tensor input, Tensor boxes, SymInt[2] output_size, {options}) -> Tensor",
-        kernel,
-        fake,
-        setup=_keep_boxes,
-        backward=_backward_by(f"{name}_backward"),
-    )
-    _register(
-        f"{name}_backward(Tensor grad, Tensor boxes, SymInt[4] input_shape, {options}) -> Tensor",
-        kernel_backward,
-        _of_input_shape,
-        **_once_only(name),
-    )
-
-
-_SCALE, _SAMPLES, _ALIGNED = "float spatial_scale=1.0", "int sampling_ratio=-1", "bool aligned=False"
-_register_pooling("roi_align", f"{_SCALE}, {_SAMPLES}, {_ALIGNED}", roi_align, roi_align_backward, _pooled)
-_register_pooling("ps_roi_align", f"{_SCALE}, {_SAMPLES}", ps_roi_align, ps_roi_align_backward, _pooled_by_position)
-_register_pooling("ps_roi_pool", _SCALE, ps_roi_pool, ps_roi_pool_backward, _pooled_by_position)
 _register(
     f"roi_pool(Tensor input, Tensor boxes, SymInt[2] output_size, {_SCALE}, bool return_argmax=True)"
     " -> (Tensor, Tensor)",
@@ -420,53 +356,30 @@ _register(
     f"roi_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, SymInt[4] input_shape, {_SCALE}) -> Tensor",
     roi_pool_backward,
     lambda grad, boxes, argmax, input_shape, *_: grad.new_empty(tuple(input_shape)),
-    **_once_only("roi_pool"),
+    backward=_once_only("roi_pool"),
 )
 
 
 # --------------------------------------------------------------------------------------------------- pyramid pooling
 
+_LEVELS = "float[] scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level"
+_NAMES = [option.split()[1] for option in _LEVELS.split(", ")]
 
-def _multiscale_roi_align(
-    maps: list[Tensor],
-    boxes: Tensor,
-    output_size: Sizes,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-    canonical_scale: float,
-    canonical_level: int,
-) -> Tensor:
+
+def _multiscale_roi_align(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *options: Any) -> Tensor:
     _require_one_dtype({f"features[{i}]": tensor for i, tensor in enumerate(maps)})
-    pooled = cvops.multiscale_roi_align(
-        [*map(to_native, maps)], to_native(boxes), _pair(output_size), scales=scales, sampling_ratio=sampling_ratio,
-        canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
-    )  # fmt: skip
+    by_name = dict(zip(_NAMES, options, strict=True))
+    pooled = cvops.multiscale_roi_align([*map(to_native, maps)], to_native(boxes), output_size, **by_name)
     return as_tensor(pooled, maps[0].dtype)
 
 
 def _multiscale_roi_align_backward(
-    grad: Tensor,
-    boxes: Tensor,
-    images: int,
-    heights: Sizes,
-    widths: Sizes,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-    canonical_scale: float,
-    canonical_level: int,
+    grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *options: Any
 ) -> list[Tensor]:
     shapes = [(images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
-    gradients = cvops.multiscale_roi_align_backward(
-        to_native(grad), to_native(boxes), shapes, scales=scales, sampling_ratio=sampling_ratio,
-        canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
-    )  # fmt: skip
+    by_name = dict(zip(_NAMES, options, strict=True))
+    gradients = cvops.multiscale_roi_align_backward(to_native(grad), to_native(boxes), shapes, **by_name)
     return [as_tensor(gradient, grad.dtype) for gradient in gradients]
-
-
-def _pooled_of_levels(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *_: Any) -> Tensor:
-    return _pooled(maps[0], boxes, output_size)
 
 
 def _keep_sizes(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -476,93 +389,12 @@ def _keep_sizes(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _multiscale_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (boxes,) = ctx.saved_tensors
-    gradients = torch.ops.cvops.multiscale_roi_align_backward(grad, boxes, *ctx.sizes, *ctx.options)
+    gradients = torch.ops.cvops.multiscale_roi_align_backward(grad, *ctx.saved_tensors, *ctx.sizes, *ctx.options)
     return gradients, None, None, *(None for _ in ctx.options)
 
 
 def _of_map_shapes(grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *_: Any) -> list[Tensor]:
     return [grad.new_empty((images, grad.shape[1], *size)) for size in zip(heights, widths, strict=True)]
-
-
-_LEVELS = "float[] scales, int sampling_ratio, bool aligned, float canonical_scale, int canonical_level"
-_register(
-    f"multiscale_roi_align(Tensor[] maps, Tensor boxes, SymInt[2] output_size, {_LEVELS}) -> Tensor",
-    _multiscale_roi_align,
-    _pooled_of_levels,
-    setup=_keep_sizes,
-    backward=_multiscale_gradient,
-    mixes_dtypes=True,
-)
-_register(
-    "multiscale_roi_align_backward(Tensor grad, Tensor boxes, SymInt images, SymInt[] heights, SymInt[] widths,"
-    f" {_LEVELS}) -> Tensor[]",
-    _multiscale_roi_align_backward,
-    _of_map_shapes,
-    **_once_only("MultiScaleRoIAlign"),
-)
-
-
-# -------------------------------------------------------------------------------------------- deformable convolution
-
-
-def deform_conv2d(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sizes = (1, 1),
-    padding: Sizes = (0, 0),
-    dilation: Sizes = (1, 1),
-    mask: Tensor | None = None,
-) -> Tensor:
-    _require_one_dtype({"input": input, "weight": weight, "bias": bias})
-    output = cvops.deform_conv2d(
-        to_native(input),
-        to_native(offset),
-        to_native(weight),
-        _optional(bias),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        _optional(mask),
-    )
-    return as_tensor(output, input.dtype)
-
-
-def deform_conv2d_backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sizes,
-    padding: Sizes,
-    dilation: Sizes,
-    mask: Tensor | None,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    """Gradients of the dtypes of their tensors; what is not wanted is an empty tensor."""
-    tensors, like = (input, offset, weight, bias, mask), grad
-    if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
-        grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
-    names = [name for name, is_wanted in zip(_deform_conv._GRADIENTS, wanted, strict=True) if is_wanted]
-    gradients = cvops.deform_conv2d_backward(
-        to_native(grad),
-        to_native(input),
-        to_native(offset),
-        to_native(weight),
-        _optional(bias),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        _optional(mask),
-        wanted=names,
-    )
-    return tuple(
-        like.new_empty(0) if gradient is None or tensor is None else as_tensor(gradient, tensor.dtype)
-        for gradient, tensor in zip(gradients, tensors, strict=True)
-    )
 
 
 def _require_one_dtype(tensors: dict[str, Tensor | None]) -> None:
@@ -574,8 +406,48 @@ def _require_one_dtype(tensors: dict[str, Tensor | None]) -> None:
             raise TypeError(f"`{name}` must be {wanted}, the dtype of `{first_name}`, got {got}")
 
 
-def _optional(tensor: Tensor | None) -> Any:
-    return None if tensor is None else to_native(tensor)
+_register(
+    f"multiscale_roi_align(Tensor[] maps, Tensor boxes, SymInt[2] output_size, {_LEVELS}) -> Tensor",
+    _multiscale_roi_align,
+    lambda maps, boxes, output_size, *_: _pooled(maps[0], boxes, output_size),
+    setup=_keep_sizes,
+    backward=_multiscale_gradient,
+    mixes_dtypes=True,
+)
+_register(
+    "multiscale_roi_align_backward(Tensor grad, Tensor boxes, SymInt images, SymInt[] heights, SymInt[] widths,"
+    f" {_LEVELS}) -> Tensor[]",
+    _multiscale_roi_align_backward,
+    _of_map_shapes,
+    backward=_once_only("MultiScaleRoIAlign"),
+)
+
+
+# -------------------------------------------------------------------------------------------- deformable convolution
+
+
+def deform_conv2d(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, *others: Any) -> Tensor:
+    _require_one_dtype({"input": input, "weight": weight, "bias": bias})
+    output: Tensor = _convolve(input, offset, weight, bias, *others)
+    return output
+
+
+_convolve = _kernel_of(cvops.deform_conv2d)
+
+
+def deform_conv2d_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Gradients of the dtypes of their tensors; what is not wanted is an empty tensor."""
+    input, offset, weight, bias, *steps, mask, wanted = args
+    tensors, like = (input, offset, weight, bias, mask), grad
+    if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
+        grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
+    names = [name for name, is_wanted in zip(_deform_conv._GRADIENTS, wanted, strict=True) if is_wanted]
+    native = map(_native, (grad, input, offset, weight, bias, *steps, mask))
+    gradients = cvops.deform_conv2d_backward(*native, wanted=names)
+    return tuple(
+        like.new_empty(0) if gradient is None or tensor is None else as_tensor(gradient, tensor.dtype)
+        for gradient, tensor in zip(gradients, tensors, strict=True)
+    )
 
 
 def _convolved(input: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> Tensor:
@@ -600,18 +472,8 @@ def _deform_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return input, offset, weight, bias, None, None, None, mask
 
 
-def _of_their_shapes(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sizes,
-    padding: Sizes,
-    dilation: Sizes,
-    mask: Tensor | None,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def _of_their_shapes(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    input, offset, weight, bias, *_, mask, wanted = args
     return tuple(
         tensor.new_empty(tensor.shape) if is_wanted and tensor is not None else grad.new_empty(0)
         for tensor, is_wanted in zip((input, offset, weight, bias, mask), wanted, strict=True)
@@ -633,21 +495,11 @@ _register(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     deform_conv2d_backward,
     _of_their_shapes,
-    **_once_only("deform_conv2d"),
+    backward=_once_only("deform_conv2d"),
 )
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
-
-
-def _register_measure(name: str, options: str) -> None:
-    function = getattr(cvops, name)
-
-    def kernel(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") -> Any:
-        return as_tensor(function(to_native(boxes1), to_native(boxes2), *eps, fmt=fmt))
-
-    schema = f"{name}(Tensor boxes1, Tensor boxes2, {options}*, str fmt='xyxy') -> Tensor"
-    _register(schema, kernel, _measured, **_no_gradient(name))
 
 
 def _measured(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") -> Tensor:
@@ -660,7 +512,16 @@ def _measured(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") ->
     return boxes1.new_empty((*batch, boxes1.shape[-2], boxes2.shape[-2]), dtype=dtype)
 
 
-_register_measure("box_iou", "")
-_register_measure("generalized_box_iou", "")
-_register_measure("distance_box_iou", "float eps=1e-07, ")
-_register_measure("complete_box_iou", "float eps=1e-07, ")
+for _function, _options in (
+    (cvops.box_iou, ""),
+    (cvops.generalized_box_iou, ""),
+    (cvops.distance_box_iou, "float eps=1e-07, "),
+    (cvops.complete_box_iou, "float eps=1e-07, "),
+):
+    _name = _function.__name__
+    _register(
+        f"{_name}(Tensor boxes1, Tensor boxes2, {_options}*, str fmt='xyxy') -> Tensor",
+        _kernel_of(_function, keeps_dtype=False),
+        _measured,
+        backward=_refused(f"torch.ops.cvops.{_name} has no gradient: cvops.torch.{_name} has"),
+    )
