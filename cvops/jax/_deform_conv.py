@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,8 +9,8 @@ import jax
 import cvops
 
 from .. import _deform_conv
-from ._ffi import foreign
-from ._traced import Array, as_jax_arrays, result_of, varying_alike
+from ._ffi import differentiable
+from ._traced import Array, as_jax_arrays
 
 if TYPE_CHECKING:
     from .._types import Ints
@@ -54,56 +53,32 @@ def deform_conv2d(
     optional = {name: array for name, array in (("bias", bias), ("mask", mask)) if array is not None}
     arrays = as_jax_arrays(input=input, offset=offset, weight=weight, **optional)
     stride, padding, dilation = _deform_conv._check(arrays, stride, padding, dilation)
-    options = ("stride", stride), ("padding", padding), ("dilation", dilation)
-    return _deformed(options, dict(zip(arrays, varying_alike(*arrays.values()), strict=True)))
+    there = {"has_bias": bias is not None, "has_mask": mask is not None}
+    return _deformed(tuple(arrays.values()), (), stride=stride, padding=padding, dilation=dilation, **there)
 
 
-def _forward(*arrays: Any, **options: Any) -> Any:
-    return cvops.deform_conv2d(**_named(arrays, options), **options)
+def _forward(*arrays: Any, has_bias: bool, has_mask: bool, **options: Any) -> Any:
+    return cvops.deform_conv2d(**_named(arrays, has_bias, has_mask), **options)
 
 
-def _backward(grad: Any, *arrays: Any, **options: Any) -> Any:
-    named = _named(arrays, options)
+def _backward(
+    grad: Any, *arrays: Any, input_shapes: Any, has_bias: bool, has_mask: bool, **options: Any
+) -> tuple[Any, ...]:
+    named = _named(arrays, has_bias, has_mask)
     wanted = [name for name in _deform_conv._GRADIENTS if name in named]
     gradients = cvops.deform_conv2d_backward(grad, **named, **options, wanted=wanted)
     return tuple(gradient for gradient in gradients if gradient is not None)
 
 
-def _named(arrays: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The arrays by name. Those that may be left out are told by an option, which is taken from `options`."""
-    there = {"bias": options.pop("has_bias"), "mask": options.pop("has_mask")}
+def _named(arrays: Any, has_bias: bool, has_mask: bool) -> dict[str, Any]:
+    """The arrays by name, of which some may have been left out."""
+    there = {"bias": has_bias, "mask": has_mask}
     return dict(zip((name for name in _deform_conv._GRADIENTS if there.get(name, True)), arrays, strict=True))
 
 
-_host_forward = foreign("cvops.deform_conv2d", _forward)
-_host_backward = foreign("cvops.deform_conv2d_backward", _backward)
+def _shape(inputs: Any, others: Any, **options: Any) -> tuple[int, ...]:
+    input, offset, weight, *_ = inputs
+    return input.shape[0], weight.shape[0], *offset.shape[2:]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _deformed(options: Any, arrays: dict[str, Any]) -> Any:
-    input, offset, weight = arrays["input"], arrays["offset"], arrays["weight"]
-    result = result_of((input.shape[0], weight.shape[0], *offset.shape[2:]), input.dtype)
-    return _host_forward(result, *_in_order(arrays).values(), **_options(options, arrays))
-
-
-def _deformed_forward(options: Any, arrays: dict[str, Any]) -> Any:
-    return _deformed(options, arrays), arrays
-
-
-def _deformed_backward(options: Any, arrays: dict[str, Any], grad: Any) -> Any:
-    arrays = _in_order(arrays)
-    results = tuple(result_of(array.shape, array.dtype) for array in arrays.values())
-    gradients = _host_backward(results, grad, *arrays.values(), **_options(options, arrays))
-    return (dict(zip(arrays, gradients, strict=True)),)
-
-
-def _in_order(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arrays in the order of arguments. (JAX sorts dictionaries.)"""
-    return {name: arrays[name] for name in _deform_conv._GRADIENTS if name in arrays}
-
-
-def _options(options: Any, arrays: dict[str, Any]) -> dict[str, Any]:
-    return dict(options) | {"has_bias": "bias" in arrays, "has_mask": "mask" in arrays}
-
-
-_deformed.defvjp(_deformed_forward, _deformed_backward)
+_deformed = differentiable("cvops.deform_conv2d", _forward, _backward, _shape, keeps_inputs=True)

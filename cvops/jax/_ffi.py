@@ -23,7 +23,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from ._traced import varying_alike, varying_axes, varying_result
+from ._traced import result_of, varying_alike, varying_axes, varying_result
 
 # Version of the interface, by which newer runtimes know what they may ask for.
 _MAJOR, _MINOR = 0, 1
@@ -165,6 +165,57 @@ def foreign(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         attributes = {key: _attribute(value) for key, value in options.items() if value is not None}
         rank = np.int64(arrays[0].ndim)
         return jax.ffi.ffi_call(name, results, vmap_method="expand_dims")(*arrays, rank=rank, **attributes)
+
+    return call
+
+
+def differentiable(
+    name: str,
+    function: Callable[..., Any],
+    gradients: Callable[..., Any],
+    shape_of_result: Callable[..., tuple[int, ...]],
+    *,
+    keeps_inputs: bool = False,
+    has_argmax: bool = False,
+) -> Callable[..., Any]:
+    """Register an operator and its gradient with XLA, and return what calls it within JAX programs.
+
+    That takes a tuple of the arrays that it is differentiated by, which give the result its dtype, a tuple of the other
+    arrays, and options; `shape_of_result` takes the same. `gradients` takes the gradient of the result; the other
+    arrays, or all if it `keeps_inputs`; the argmax, if `function` has one to return; the shapes of the first tuple in a
+    row as `input_shapes`; and the options. It returns a tuple.
+    """
+    forward, backward = foreign(name, function), foreign(f"{name}_backward", gradients)
+
+    # The types are not those of a residual, because inputs may not be kept for the gradient.
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+    def operator(options: Any, types: Any, inputs: Any, others: Any) -> Any:
+        return forward(result(options, inputs, others), *inputs, *others, **dict(options))
+
+    def result(options: Any, inputs: Any, others: Any) -> Any:
+        return result_of(shape_of_result(inputs, others, **dict(options)), inputs[0].dtype)
+
+    def operator_forward(options: Any, types: Any, inputs: Any, others: Any) -> Any:
+        kept = (*inputs, *others) if keeps_inputs else others
+        if not has_argmax:
+            return operator(options, types, inputs, others), kept
+        pooled = result(options, inputs, others)
+        results = pooled, result_of(pooled.shape, np.int32)
+        pooled, argmax = forward(results, *inputs, *others, return_argmax=True, **dict(options))
+        return pooled, (*kept, argmax)
+
+    def operator_backward(options: Any, types: Any, kept: Any, grad: Any) -> Any:
+        results = tuple(result_of(shape, dtype) for shape, dtype in types)
+        shapes = sum((shape for shape, _ in types), ())
+        return tuple(backward(results, grad, *kept, input_shapes=shapes, **dict(options))), None
+
+    operator.defvjp(operator_forward, operator_backward)
+
+    def call(inputs: tuple[Any, ...], others: tuple[Any, ...], **options: Any) -> Any:
+        alike = varying_alike(*inputs, *others)
+        inputs, others = alike[: len(inputs)], alike[len(inputs) :]
+        types = tuple((array.shape, array.dtype) for array in inputs)
+        return operator(tuple(options.items()), types, inputs, others)
 
     return call
 

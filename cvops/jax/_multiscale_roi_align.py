@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ import cvops
 
 from .. import _multiscale_roi_align as plain
 from .._checks import check_boxes_of_images, integer, pair, positive
-from ._ffi import foreign
+from ._ffi import differentiable
 from ._roi import joined
-from ._traced import TRACED, Array, Rois, result_of, varying_alike
+from ._traced import TRACED, Array, Rois
 
 if TYPE_CHECKING:
     from .._types import Integer, Ints, Number
@@ -120,47 +119,31 @@ class MultiScaleRoIAlign:
 def _pool(maps: list[Any], boxes: Any, output_size: Any, scales: Any, options: plain.Options) -> Any:
     if isinstance(boxes, (list, tuple)):
         check_boxes_of_images(boxes, len(maps[0]))
-    shapes = tuple(array.shape for array in maps)
-    pyramid = plain.arranged(list(shapes), joined(boxes), scales, options, maps[0], TRACED)
-    *maps, rois = varying_alike(*maps, pyramid.rois)
-    given = {
-        "output_size": pair(output_size, "output_size"),
-        "scales": tuple(positive(scale, "scales") for scale in scales),
-        "sampling_ratio": pyramid.sampling_ratio,
-        "canonical_scale": positive(options.canonical_scale, "canonical_scale"),
-        "canonical_level": integer(options.canonical_level, "canonical_level"),
-        "aligned": pyramid.aligned,
-    }
-    return _pooled(tuple(given.items()), shapes, maps, rois)
+    pyramid = plain.arranged([array.shape for array in maps], joined(boxes), scales, options, maps[0], TRACED)
+    return _pooled(
+        tuple(maps),
+        (pyramid.rois,),
+        output_size=pair(output_size, "output_size"),
+        scales=tuple(positive(scale, "scales") for scale in scales),
+        sampling_ratio=pyramid.sampling_ratio,
+        canonical_scale=positive(options.canonical_scale, "canonical_scale"),
+        canonical_level=integer(options.canonical_level, "canonical_level"),
+        aligned=pyramid.aligned,
+    )
 
 
-def _forward(boxes: Any, *maps: Any, **options: Any) -> Any:
+def _forward(*arrays: Any, **options: Any) -> Any:
+    *maps, boxes = arrays
     return cvops.multiscale_roi_align(maps, boxes, **options)
 
 
-def _backward(grad: Any, boxes: Any, *, shapes: tuple[int, ...], output_size: Any, **options: Any) -> Any:
-    by_map = [shapes[i : i + 4] for i in range(0, len(shapes), 4)]
+def _backward(grad: Any, boxes: Any, *, input_shapes: tuple[int, ...], output_size: Any, **options: Any) -> Any:
+    by_map = [input_shapes[i : i + 4] for i in range(0, len(input_shapes), 4)]
     return tuple(cvops.multiscale_roi_align_backward(grad, boxes, by_map, **options))
 
 
-_host_forward = foreign("cvops.multiscale_roi_align", _forward)
-_host_backward = foreign("cvops.multiscale_roi_align_backward", _backward)
+def _shape(inputs: Any, others: Any, *, output_size: tuple[int, int], **options: Any) -> tuple[int, ...]:
+    return len(others[0]), inputs[0].shape[1], *output_size
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pooled(options: Any, shapes: Any, maps: list[Any], rois: Any) -> Any:
-    result = result_of((rois.shape[0], maps[0].shape[1], *dict(options)["output_size"]), maps[0].dtype)
-    return _host_forward(result, rois, *maps, **dict(options))
-
-
-def _pooled_forward(options: Any, shapes: Any, maps: list[Any], rois: Any) -> Any:
-    return _pooled(options, shapes, maps, rois), rois
-
-
-def _pooled_backward(options: Any, shapes: Any, rois: Any, grad: Any) -> Any:
-    results = tuple(result_of(shape, grad.dtype) for shape in shapes)
-    gradients = _host_backward(results, grad, rois, shapes=sum(shapes, ()), **dict(options))
-    return list(gradients), None
-
-
-_pooled.defvjp(_pooled_forward, _pooled_backward)
+_pooled = differentiable("cvops.multiscale_roi_align", _forward, _backward, _shape)

@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import cvops
 
 from .. import _roi
 from .._checks import as_sampling_ratio, check_boxes_of_images, check_rois, flag, pair, positive
-from ._ffi import foreign
-from ._traced import TRACED, Array, Rois, array_of, result_of, varying_alike
+from ._ffi import differentiable
+from ._traced import TRACED, Array, Rois, array_of
 
 if TYPE_CHECKING:
     from .._types import Integer, Ints, Number
-
-
-class _Pooling(NamedTuple):
-    """What JAX has to know of an operator that pools."""
-
-    forward: Any
-    backward: Any
-    position_sensitive: bool = False
-    has_argmax: bool = False
-
-
-_ROI_ALIGN = _Pooling(
-    foreign("cvops.roi_align", cvops.roi_align), foreign("cvops.roi_align_backward", cvops.roi_align_backward)
-)
-_ROI_POOL = _Pooling(
-    foreign("cvops.roi_pool", cvops.roi_pool),
-    foreign("cvops.roi_pool_backward", cvops.roi_pool_backward),
-    has_argmax=True,
-)
-_PS_ROI_ALIGN = _Pooling(
-    foreign("cvops.ps_roi_align", cvops.ps_roi_align),
-    foreign("cvops.ps_roi_align_backward", cvops.ps_roi_align_backward),
-    position_sensitive=True,
-)
-_PS_ROI_POOL = _Pooling(
-    foreign("cvops.ps_roi_pool", cvops.ps_roi_pool),
-    foreign("cvops.ps_roi_pool_backward", cvops.ps_roi_pool_backward),
-    position_sensitive=True,
-)
 
 
 def roi_align(
@@ -83,11 +53,9 @@ def roi_align(
     >>> jax.grad(lambda x: cvops.jax.roi_align(x, boxes, 1, sampling_ratio=1).sum())(jnp.ones((1, 1, 3, 3))).tolist()
     [[[[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]]
     """
-    options = {
-        "sampling_ratio": as_sampling_ratio(sampling_ratio, "sampling_ratio"),
-        "aligned": flag(aligned, "aligned"),
-    }
-    return _pool(_ROI_ALIGN, input, boxes, output_size, spatial_scale, options)
+    samples, from_centres = as_sampling_ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
+    options: dict[str, Any] = {"sampling_ratio": samples, "aligned": from_centres}
+    return _pool(_roi_align, input, boxes, output_size, spatial_scale, **options)
 
 
 def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
@@ -114,7 +82,7 @@ def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number
     >>> cvops.jax.roi_pool(jnp.arange(9.0).reshape(1, 1, 3, 3), jnp.array([[0, 0.0, 0.0, 1.0, 1.0]]), 1).tolist()
     [[[[4.0]]]]
     """
-    return _pool(_ROI_POOL, input, boxes, output_size, spatial_scale, {})
+    return _pool(_roi_pool, input, boxes, output_size, spatial_scale)
 
 
 def ps_roi_align(
@@ -148,8 +116,8 @@ def ps_roi_align(
     >>> cvops.jax.ps_roi_align(features, jnp.array([[0, 1.0, 1.0, 5.0, 5.0]]), 2).tolist()
     [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
-    options = {"sampling_ratio": as_sampling_ratio(sampling_ratio, "sampling_ratio")}
-    return _pool(_PS_ROI_ALIGN, input, boxes, output_size, spatial_scale, options)
+    samples = as_sampling_ratio(sampling_ratio, "sampling_ratio")
+    return _pool(_ps_roi_align, input, boxes, output_size, spatial_scale, True, sampling_ratio=samples)
 
 
 def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
@@ -177,20 +145,26 @@ def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Num
     >>> cvops.jax.ps_roi_pool(features, jnp.array([[0, 1.0, 1.0, 5.0, 5.0]]), 2).tolist()
     [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
-    return _pool(_PS_ROI_POOL, input, boxes, output_size, spatial_scale, {})
+    return _pool(_ps_roi_pool, input, boxes, output_size, spatial_scale, True)
 
 
 def _pool(
-    operator: _Pooling, input: Any, boxes: Any, output_size: Any, spatial_scale: Any, options: dict[str, Any]
+    operator: Any,
+    input: Any,
+    boxes: Any,
+    output_size: Any,
+    spatial_scale: Any,
+    position_sensitive: bool = False,
+    **options: Any,
 ) -> Any:
     features, rois = _roi._features_and_rois(input, joined(boxes), TRACED)
     if isinstance(boxes, (list, tuple)):
         check_boxes_of_images(boxes, len(features))
     size = pair(output_size, "output_size")
-    if operator.position_sensitive:
+    if position_sensitive:
         _roi._check_channels(features, size)
-    options = {"spatial_scale": positive(spatial_scale, "spatial_scale"), **options}
-    return _pooled(operator, size, features.shape, tuple(options.items()), *varying_alike(features, rois))
+    scale = positive(spatial_scale, "spatial_scale")
+    return operator((features,), (rois,), output_size=size, spatial_scale=scale, **options)
 
 
 def joined(boxes: Any) -> Any:
@@ -209,34 +183,30 @@ def joined(boxes: Any) -> Any:
     return jnp.concatenate([jnp.zeros((0, 5), dtype), *rows])
 
 
-# The shape is not that of a residual, because the features are not kept for the gradient.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _pooled(operator: _Pooling, size: tuple[int, int], shape: Any, options: Any, features: Any, rois: Any) -> Any:
-    result = _result(operator, size, features, rois)
-    return operator.forward(result, features, rois, output_size=size, **dict(options))
+def _shape(inputs: Any, others: Any, *, output_size: tuple[int, int], **options: Any) -> tuple[int, ...]:
+    return len(others[0]), inputs[0].shape[1], *output_size
 
 
-def _result(operator: _Pooling, size: tuple[int, int], features: Any, rois: Any) -> Any:
-    parts = size[0] * size[1] if operator.position_sensitive else 1
-    return result_of((rois.shape[0], features.shape[1] // parts, *size), features.dtype)
+def _shape_by_position(inputs: Any, others: Any, *, output_size: tuple[int, int], **options: Any) -> tuple[int, ...]:
+    return len(others[0]), inputs[0].shape[1] // (output_size[0] * output_size[1]), *output_size
 
 
-def _pooled_forward(
-    operator: _Pooling, size: tuple[int, int], shape: Any, options: Any, features: Any, rois: Any
-) -> Any:
-    if not operator.has_argmax:
-        return _pooled(operator, size, shape, options, features, rois), (rois,)
-    result = _result(operator, size, features, rois)
-    results = result, result_of(result.shape, np.int32)
-    pooled, argmax = operator.forward(results, features, rois, output_size=size, return_argmax=True, **dict(options))
-    return pooled, (rois, argmax)
+def _of_input(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient as XLA asks for it: the shape of `grad` tells the size of the output."""
+
+    def gradients(grad: Any, *kept: Any, input_shapes: Any, output_size: Any, **options: Any) -> Any:
+        return (backward(grad, *kept, input_shape=input_shapes, **options),)
+
+    return gradients
 
 
-def _pooled_backward(
-    operator: _Pooling, size: tuple[int, int], shape: Any, options: Any, residuals: Any, grad: Any
-) -> Any:
-    gradient = operator.backward(result_of(shape, grad.dtype), grad, *residuals, input_shape=shape, **dict(options))
-    return gradient, None
-
-
-_pooled.defvjp(_pooled_forward, _pooled_backward)
+_roi_align = differentiable("cvops.roi_align", cvops.roi_align, _of_input(cvops.roi_align_backward), _shape)
+_roi_pool = differentiable(
+    "cvops.roi_pool", cvops.roi_pool, _of_input(cvops.roi_pool_backward), _shape, has_argmax=True
+)
+_ps_roi_align = differentiable(
+    "cvops.ps_roi_align", cvops.ps_roi_align, _of_input(cvops.ps_roi_align_backward), _shape_by_position
+)
+_ps_roi_pool = differentiable(
+    "cvops.ps_roi_pool", cvops.ps_roi_pool, _of_input(cvops.ps_roi_pool_backward), _shape_by_position
+)
