@@ -46,6 +46,12 @@ OPERATORS = {
             {"f": fine, "c": coarse}, [boxes], [(16, 16)]
         ),
     ),
+    "multiscale_roi_align": (
+        {"fine": normal(1, 3, 16, 16), "coarse": normal(1, 3, 8, 8), "boxes": np.insert(boxes(4), 0, 0, 2)},
+        lambda ops, fine, coarse, boxes: ops.multiscale_roi_align(
+            [coarse, fine], boxes, 2, scales=[0.5, 1], canonical_scale=8, canonical_level=0
+        ),
+    ),
     "deform_conv2d": (
         {
             "input": normal(2, 4, 6, 5),
