@@ -10,7 +10,7 @@ from ._device import asarray, copy, current_gpu, empty, ignore_fp_errors, to_hos
 from ._multiclass_nms import multiclass_nms
 from ._nms import batched_nms, nms
 from ._ps_roi import ps_roi_align, ps_roi_align_backward, ps_roi_pool, ps_roi_pool_backward
-from ._roi import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
+from ._roi_align import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
 from ._roi_pool import roi_pool, roi_pool_backward
 
 __all__ = [

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
+from ._constants import BOXES
 from ._device import Array, contiguous, empty, launch, xp
 
-# As in kernels/boxes.cu: which measure, and the pairs that one block computes.
-_IOU, _GENERALIZED, _DISTANCE, _COMPLETE = range(4)
-_COLUMNS, _ROWS = 256, 8
+_IOU, _GENERALIZED, _DISTANCE, _COMPLETE = range(4)  # as in kernels/boxes.cu
+
+
+class BoxPairs(NamedTuple):
+    boxes1: Array
+    area1: Array
+    boxes2: Array
+    area2: Array
+    n: int
+    m: int
+    kind: int
+    eps: float
+    result: Array
 
 
 def box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array) -> Array:
@@ -36,12 +48,7 @@ def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array
     dtype = boxes1.dtype.char
     result = empty((*batch, n, m), dtype)
     if result.size:
-        launch(
-            "boxes",
-            "box_pairs",
-            dtype,
-            size * math.ceil(n / _ROWS) * math.ceil(m / _COLUMNS),
-            _COLUMNS,
+        record = BoxPairs(
             _of_batches(boxes1, (*batch, n, 4)),
             _of_batches(area1, (*batch, n)),
             _of_batches(boxes2, (*batch, m, 4)),
@@ -52,6 +59,8 @@ def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array
             eps,
             result,
         )
+        blocks = size * math.ceil(n / BOXES.ROWS) * math.ceil(m / BOXES.COLUMNS)
+        launch("boxes", "box_pairs", dtype, blocks, BOXES.COLUMNS, record)
     return result
 
 

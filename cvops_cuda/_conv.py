@@ -9,12 +9,35 @@ that are not contiguous.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+from ._constants import CONV
 from ._device import Array, contiguous, convolve, empty, launch, matmul
 from ._tiles import tiles
 
-# As in kernels/conv.cu: threads of a block; channels of each, and pixels of the result to fill.
-_THREADS, _CHANNELS, _PIXELS = 256, 8, 1024
+
+class ConvColumns(NamedTuple):
+    input: Array
+    channels: int
+    height: int
+    width: int
+    kernel_height: int
+    kernel_width: int
+    stride_y: int
+    stride_x: int
+    padding_y: int
+    padding_x: int
+    out_width: int
+    first: int
+    size: int
+    columns: Array
+
+
+class ConvBias(NamedTuple):
+    bias: Array
+    outputs: int
+    plane: int
+    result: Array
 
 
 def conv2d(
@@ -25,7 +48,8 @@ def conv2d(
     if result is not None:
         return result
     images, channels, height, width = input.shape
-    outputs, _, *kernel = weight.shape
+    outputs, _, kernel_height, kernel_width = weight.shape
+    kernel = kernel_height, kernel_width
     size = [
         (length + 2 * p - k) // s + 1 for length, k, s, p in zip((height, width), kernel, stride, padding, strict=True)
     ]
@@ -33,8 +57,8 @@ def conv2d(
     if images == 0:
         return result
     code, plane, depth = input.dtype.char, math.prod(size), channels * math.prod(kernel)
-    blocks = images * outputs * math.ceil(plane / _PIXELS)
-    launch("conv", "conv_bias", code, blocks, _THREADS, contiguous(bias), outputs, plane, result)
+    blocks = images * outputs * math.ceil(plane / CONV.PIXELS)
+    launch("conv", "conv_bias", code, blocks, CONV.THREADS, ConvBias(contiguous(bias), outputs, plane, result))
     input, weight = contiguous(input), contiguous(weight).reshape(outputs, depth)
     target = result.reshape(images, outputs, plane)
     if (*kernel, *stride, *padding) == (1, 1, 1, 1, 0, 0):
@@ -42,11 +66,21 @@ def conv2d(
         return result
     for begin, end, first, last in tiles(images, plane, depth):
         columns = empty((end - begin, depth, last - first), input.dtype)
-        blocks = (end - begin) * math.ceil(channels / _CHANNELS) * math.ceil((last - first) / _THREADS)
-        launch(
-            "conv", "conv_columns", code, blocks, _THREADS,
-            input[begin:end], channels, height, width, *kernel, *stride, *padding, size[1],
-            first, last - first, columns,
-        )  # fmt: skip
+        record = ConvColumns(
+            input[begin:end],
+            channels,
+            height,
+            width,
+            kernel_height,
+            kernel_width,
+            *stride,
+            *padding,
+            size[1],
+            first,
+            last - first,
+            columns,
+        )
+        blocks = (end - begin) * math.ceil(channels / CONV.CHANNELS) * math.ceil((last - first) / CONV.THREADS)
+        launch("conv", "conv_columns", code, blocks, CONV.THREADS, record)
         matmul(weight, columns, target[begin:end, :, first:last], True)
     return result

@@ -20,20 +20,138 @@ offsets of its images.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cvops._checks import working_dtype
 
-from ._device import Array, contiguous, converted, dtype_code, empty, is_aligned, launch, matmul, order_of_keys
+from ._constants import DEFORM_CONV
+from ._device import (
+    Array,
+    allocate,
+    contiguous,
+    converted,
+    dtype_code,
+    empty,
+    is_aligned,
+    launch,
+    matmul,
+    order_of_keys,
+)
 from ._tiles import tiles
 
-# As in kernels/deform_conv.cu: threads of a block, the output pixels and taps that it looks at, the side of a square
-# that it transposes, the bytes of a place.
-_THREADS, _PIXELS, _TAPS, _EDGE = 256, 16, 16, 32
-_PLACE_BYTES = {"f": 16, "d": 32}
 # Threads of a sample, at most: where blocks share its channels, and where one warp adds over all of them.
 _SPREAD, _WARP = 16, 32
 _CELLS_OF_32_BITS = 2**32  # with fewer, keys have 4 bytes
+
+
+class Call(NamedTuple):
+    height: int
+    width: int
+    channels: int
+    out_pixels: int
+    out_width: int
+    taps: int
+    kernel_width: int
+    stride_y: int
+    stride_x: int
+    padding_y: int
+    padding_x: int
+    dilation_y: int
+    dilation_x: int
+    offset_groups: int
+    group_channels: int
+    offset: Array
+    offset_dtype: int
+    mask: Array
+    mask_dtype: int
+    first: int
+    size: int
+
+
+class DeformColumns(NamedTuple):
+    call: Call
+    pixels: Array
+    wide: int
+    lanes: int
+    columns: Array
+
+
+class DeformSlopes(NamedTuple):
+    call: Call
+    pixels: Array
+    wide: int
+    lanes: int
+    grad_columns: Array
+    columns: Array
+    grad_offset: Array
+    grad_mask: Array
+
+
+class DeformPlaces(NamedTuple):
+    call: Call
+    cells: int
+    key_bytes: int
+    keys: Array
+    places: Array
+
+
+class DeformStarts(NamedTuple):
+    keys: Array
+    key_bytes: int
+    order: Array
+    samples: int
+    cells: int
+    starts: Array
+
+
+class DeformCollect(NamedTuple):
+    call: Call
+    images: int
+    wide: int
+    lanes: int
+    order: Array
+    starts: Array
+    places: Array
+    grad_columns: Array
+    grad_pixels: Array
+
+
+class DeformArrange(NamedTuple):
+    input: Array
+    images: int
+    channels: int
+    plane: int
+    pixels: Array
+    weight: Array
+    outputs: int
+    group_channels: int
+    taps: int
+    weights: Array
+    grad: Array
+    out_plane: int
+    grads: Array
+
+
+class DeformRestore(NamedTuple):
+    pixels: Array
+    images: int
+    channels: int
+    plane: int
+    bias: Array
+    result: Array
+    grad_weights: Array
+    outputs: int
+    group_channels: int
+    taps: int
+    grad_weight: Array
+
+
+class DeformBias(NamedTuple):
+    grad: Array
+    images: int
+    outputs: int
+    out_plane: int
+    grad_bias: Array
 
 
 class _Sizes(NamedTuple):
@@ -82,10 +200,9 @@ def deform_conv2d(
     sums = empty((sizes.images * sizes.plane, sizes.groups, sizes.weight[1]), working)
     for _, _, first, last in tiles(1, len(sums), sizes.taps * sizes.channels):
         columns = empty((last - first, sizes.groups, sizes.weight[2]), input.dtype)
-        launch(
-            "deform_conv", "deform_columns", input.dtype.char, _blocks(sizes, last - first) * chunks, _THREADS,
-            *call, first, last - first, pixels, *wide_lanes, columns,
-        )  # fmt: skip
+        record = DeformColumns(call._replace(first=first, size=last - first), pixels, *wide_lanes, columns)
+        blocks = _blocks(sizes, last - first) * chunks
+        launch("deform_conv", "deform_columns", input.dtype.char, blocks, DEFORM_CONV.THREADS, record)
         matmul(columns.swapaxes(0, 1), weights.swapaxes(1, 2), sums[first:last].swapaxes(0, 1), False)
     _restore(sizes, input.dtype.char, sizes.outputs, sizes.plane, sums, bias, result, None, None)
     return result
@@ -124,10 +241,8 @@ def deform_conv2d_backward(
         return tuple(results.get(name) for name in arguments)
     grad = contiguous(grad)
     if "bias" in results:
-        launch(
-            "deform_conv", "deform_bias", dtype, sizes.outputs, _THREADS,
-            grad, sizes.images, sizes.outputs, sizes.plane, results["bias"],
-        )  # fmt: skip
+        record = DeformBias(grad, sizes.images, sizes.outputs, sizes.plane, results["bias"])
+        launch("deform_conv", "deform_bias", dtype, sizes.outputs, DEFORM_CONV.THREADS, record)
     if results.keys() - {"bias"}:
         call = _call(sizes, offset, weight, stride, padding, dilation, mask)
         _backward(sizes, call, working, grad, input, weight, results)
@@ -136,7 +251,7 @@ def deform_conv2d_backward(
 
 def _backward(
     sizes: _Sizes,
-    call: tuple[Any, ...],
+    call: Call,
     working: str,
     grad: Array,
     input: Array,
@@ -159,50 +274,48 @@ def _backward(
     wide_lanes, _ = _lanes(sizes, 16 // grad.dtype.itemsize, _WARP)
     for _, _, first, last in tiles(1, sizes.images * sizes.plane, sizes.taps * sizes.channels):
         grad_columns = columns = None
+        of_tile = call._replace(first=first, size=last - first)
         if weights is not None:
             grad_columns = empty((last - first, sizes.groups, sizes.weight[2]), working)
             matmul(by_group[:, first:last], weights, grad_columns.swapaxes(0, 1), False)
         if grad_weights is not None:
             columns = empty((last - first, sizes.groups, sizes.weight[2]), grad.dtype)
         if reads:
-            launch(
-                "deform_conv", "deform_slopes", grad.dtype.char, _blocks(sizes, last - first), _THREADS,
-                *call, first, last - first, pixels, *wide_lanes, grad_columns, columns,
-                results.get("offset"), results.get("mask"),
-            )  # fmt: skip
+            record = DeformSlopes(
+                of_tile, pixels, *wide_lanes, grad_columns, columns, results.get("offset"), results.get("mask")
+            )
+            blocks = _blocks(sizes, last - first)
+            launch("deform_conv", "deform_slopes", grad.dtype.char, blocks, DEFORM_CONV.THREADS, record)
         if columns is not None:
             matmul(by_group[:, first:last].swapaxes(1, 2), columns.swapaxes(0, 1), grad_weights, first > 0)
         if grad_pixels is not None and grad_pixels.size:
-            _collect(sizes, call, grad.dtype.char, first, last - first, grad_columns, grad_pixels)
+            _collect(sizes, of_tile, grad.dtype.char, grad_columns, grad_pixels)
     of_input, of_weight = results.get("input"), results.get("weight")
     area = sizes.height * sizes.width
     _restore(sizes, grad.dtype.char, sizes.channels, area, grad_pixels, None, of_input, grad_weights, of_weight)
 
 
-def _collect(
-    sizes: _Sizes, call: tuple[Any, ...], code: str, first: int, count: int, grad_columns: Array, grad_pixels: Array
-) -> None:
-    """Add to the gradient of the input what the output pixels [first, first + count) read of it."""
+def _collect(sizes: _Sizes, call: Call, code: str, grad_columns: Array, grad_pixels: Array) -> None:
+    """Add to the gradient of the input what the output pixels of a call read of it."""
+    first, count = call.first, call.size
     images = (first + count - 1) // sizes.plane - first // sizes.plane + 1
     planes, samples = images * sizes.offset_groups, sizes.offset_groups * sizes.taps * count
     cells = planes * (sizes.height + 1) * (sizes.width + 1)
-    keys = empty((samples,), "uint32" if cells < _CELLS_OF_32_BITS else "uint64")
-    places = empty((samples * _PLACE_BYTES[grad_pixels.dtype.char],), "uint8")
-    launch(
-        "deform_conv", "deform_places", code, math.ceil(samples / _THREADS), _THREADS,
-        *call, first, count, cells, keys.itemsize, keys, places,
-    )  # fmt: skip
-    order, starts = order_of_keys(keys), empty((cells + 1,), "int64")
-    launch(
-        "deform_conv", "deform_starts", code, math.ceil((cells + 1) / _THREADS), _THREADS,
-        keys, keys.itemsize, order, samples, cells, starts,
-    )  # fmt: skip
+    keys, places, starts = allocate(
+        (samples, "uint32" if cells < _CELLS_OF_32_BITS else "uint64"),
+        (samples * DEFORM_CONV.PLACE_BYTES[grad_pixels.itemsize], "uint8"),
+        (cells + 1, "int64"),
+    )
+    threads = DEFORM_CONV.THREADS
+    record = DeformPlaces(call, cells, keys.itemsize, keys, places)
+    launch("deform_conv", "deform_places", code, math.ceil(samples / threads), threads, record)
+    order = order_of_keys(keys)
+    of_cells = DeformStarts(keys, keys.itemsize, order, samples, cells, starts)
+    launch("deform_conv", "deform_starts", code, math.ceil((cells + 1) / threads), threads, of_cells)
     (wide, lanes), chunks = _lanes(sizes, 16 // grad_pixels.itemsize, _SPREAD)
-    blocks = math.ceil(planes * sizes.height * sizes.width * chunks * lanes / _THREADS)
-    launch(
-        "deform_conv", "deform_collect", code, blocks, _THREADS,
-        *call, first, count, images, wide, lanes, order, starts, places, grad_columns, grad_pixels,
-    )  # fmt: skip
+    blocks = math.ceil(planes * sizes.height * sizes.width * chunks * lanes / threads)
+    of_pixels = DeformCollect(call, images, wide, lanes, order, starts, places, grad_columns, grad_pixels)
+    launch("deform_conv", "deform_collect", code, blocks, threads, of_pixels)
 
 
 # ---------------------------------------------------------------------------------------- how the work is divided
@@ -230,7 +343,9 @@ def _lanes(sizes: _Sizes, at_once: int, most: int) -> tuple[tuple[int, int], int
 
 def _blocks(sizes: _Sizes, count: int) -> int:
     """How many blocks look at so many output pixels."""
-    return math.ceil(count / _PIXELS) * math.ceil(sizes.taps / _TAPS) * sizes.offset_groups
+    pixels: int = math.ceil(count / DEFORM_CONV.PIXELS)
+    taps: int = math.ceil(sizes.taps / DEFORM_CONV.TAPS)
+    return pixels * taps * sizes.offset_groups
 
 
 def _call(
@@ -241,13 +356,13 @@ def _call(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     mask: Array | None,
-) -> tuple[Any, ...]:
-    """What kernels are told about where taps read; which output pixels comes after it."""
-    return (
+) -> Call:
+    """What kernels are told about where taps read; of which output pixels, each tile says."""
+    return Call(
         sizes.height, sizes.width, sizes.channels, sizes.plane, offset.shape[3], sizes.taps, weight.shape[3],
         *stride, *padding, *dilation, sizes.offset_groups, sizes.group_channels,
         contiguous(offset), dtype_code(offset),
-        None if mask is None else contiguous(mask), 0 if mask is None else dtype_code(mask),
+        None if mask is None else contiguous(mask), 0 if mask is None else dtype_code(mask), 0, 0,
     )  # fmt: skip
 
 
@@ -265,7 +380,9 @@ def _is_pixels(input: Array) -> bool:
 
 
 def _squares(matrices: int, rows: int, columns: int) -> int:
-    return matrices * math.ceil(rows / _EDGE) * math.ceil(columns / _EDGE)
+    down: int = math.ceil(rows / DEFORM_CONV.EDGE)
+    across: int = math.ceil(columns / DEFORM_CONV.EDGE)
+    return matrices * down * across
 
 
 def _arrange(
@@ -288,12 +405,12 @@ def _arrange(
         blocks += _squares(sizes.outputs, sizes.group_channels, sizes.taps)
     if grads is not None:
         blocks += _squares(sizes.images, sizes.outputs, sizes.plane)
-    launch(
-        "deform_conv", "deform_arrange", weight.dtype.char, blocks, _THREADS,
+    record = DeformArrange(
         input, sizes.images, sizes.channels, area, pixels,
         None if weights is None else contiguous(weight), sizes.outputs, sizes.group_channels, sizes.taps, weights,
         grad, sizes.plane, grads,
     )  # fmt: skip
+    launch("deform_conv", "deform_arrange", weight.dtype.char, blocks, DEFORM_CONV.THREADS, record)
 
 
 def _restore(
@@ -314,8 +431,8 @@ def _restore(
     if grad_weight is not None:
         blocks += _squares(sizes.outputs, sizes.taps, sizes.group_channels)
     if blocks:
-        launch(
-            "deform_conv", "deform_restore", code, blocks, _THREADS,
+        record = DeformRestore(
             pixels, sizes.images, channels, area, None if bias is None else contiguous(bias), result,
             grad_weights, sizes.outputs, sizes.group_channels, sizes.taps, grad_weight,
         )  # fmt: skip
+        launch("deform_conv", "deform_restore", code, blocks, DEFORM_CONV.THREADS, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import operator
 import threading
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 from cvops._arrays import Lender, share
 
 from ._products import product
-from ._sources import DTYPE_CODES, ELEMENTS, source
+from ._records import layout
+from ._sources import DTYPE_CODES, options, source
 
 _WANTED = (
     "CUDA arrays need CuPy 14.2 or newer: pip install 'cupy-cuda13x[ctk]' (CUDA 13) or 'cupy-cuda12x[ctk]' (CUDA 12)"
@@ -158,6 +160,21 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     return _lent_array(_thread.lender.empty(shape, _name_of(dtype)), shape, dtype)
 
 
+def allocate(*arrays: tuple[int, str], zeroed: int = 0) -> list[Array]:
+    """New arrays of (length, dtype) in one allocation; the first `zeroed` are zeros, by one memset not waited for."""
+    begins, end = [], 0
+    for length, dtype in arrays:
+        begins.append(end)
+        end += -(-length * _dtype(dtype).itemsize // 16) * 16
+    memory = empty((end,), "uint8").data
+    if zeroed:
+        memory.memset_async(0, [*begins, end][zeroed])
+    return [
+        cupy.ndarray((length,), _dtype(dtype), memory + begin)
+        for begin, (length, dtype) in zip(begins, arrays, strict=True)
+    ]
+
+
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """A new array of zeros: one memset, not waited for."""
     return cupy.zeros(shape, dtype)
@@ -297,13 +314,25 @@ def _require(status: int) -> None:
         raise RuntimeError(f"cuBLAS failed with status {status}")
 
 
-def launch(file: str, kernel: str, dtype: str, blocks: int, threads: int, *arguments: Any) -> None:
+def launch(file: str, kernel: str, dtype: str, blocks: int, threads: int, record: Any) -> None:
     """Run a kernel of `kernels/<file>.cu`, compiled for elements of type code `dtype`, on the current stream.
 
-    `arguments` are arrays (None is the null pointer), int for `long long` and float for `double`. The text is compiled
-    at its first launch on a device and cached on disk by CuPy.
+    `record` is a named tuple of what the struct of the same name has (`_records.py`). The text is compiled at its first
+    launch on a device and cached on disk by CuPy.
     """
-    _kernel(file, kernel, dtype, cupy.cuda.runtime.getDevice())((blocks,), (threads,), arguments)
+    # CuPy takes a struct as an array without dimensions; without fields it is passed in a third of the time.
+    dtype_of_record, pack = _packing(record.__class__)
+    arguments = np.ndarray((), dtype_of_record, pack(record, _address))
+    _kernel(file, kernel, dtype, cupy.cuda.runtime.getDevice())((blocks,), (threads,), (arguments,))
+
+
+_address = operator.attrgetter("data.ptr")
+
+
+@functools.cache
+def _packing(record: type) -> tuple[Any, Any]:
+    of_record = layout(record)
+    return np.dtype(f"V{of_record.size}"), of_record.pack
 
 
 @functools.cache
@@ -313,4 +342,4 @@ def _kernel(file: str, kernel: str, dtype: str, device: int) -> Any:  # a kernel
 
 @functools.cache
 def _module(file: str, dtype: str, device: int) -> Any:
-    return cupy.RawModule(code=source(file), options=("-std=c++17", f"-DELEMENT={ELEMENTS[dtype]}"))
+    return cupy.RawModule(code=source(file), options=("-std=c++17", *options(file, dtype)))

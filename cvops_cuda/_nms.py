@@ -1,6 +1,6 @@
 """Greedy non-maximum suppression: rank the boxes, then drop each that overlaps a kept one of better rank.
 
-Launches, whatever the data: one up to `_BLOCK_LIMIT` boxes. Up to `_BATCH`: a memset, the ranks, the boxes in order,
+Launches, whatever the data: one up to 1024 boxes. Up to `_BATCH`: a memset, the ranks, the boxes in order,
 the mask of all pairs, the search and the compaction. Beyond: the keys, a radix sort (for classes, their labels and a
 second sort), a memset, and for each batch its boxes, mask and search, from the second one on after a look at the boxes
 kept before; then the compaction.
@@ -14,7 +14,7 @@ call can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from typing import NamedTuple
 
@@ -22,20 +22,161 @@ import numpy as np
 
 from cvops._checks import working_dtype
 
-from ._device import Array, contiguous, dtype_code, empty, launch, order_of_keys, read, zeros
+from ._constants import NMS, WARP
+from ._device import Array, allocate, contiguous, dtype_code, empty, launch, order_of_keys, read, zeros
 
-# Boxes that are compared with each other. A multiple of _CHUNK.
+# Boxes that are compared with each other. A multiple of NMS.CHUNK.
 _BATCH = 16384
-# As in kernels/nms.cu and nms.cuh.
-_BLOCK_LIMIT = 1024
-_RANK_THREADS, _RANK_TILE = 256, 1024
-_CHUNK, _WORDS, _RIVALS = 512, 16, 64
-_NEAR_WARPS, _COMPACT_THREADS = 8, 1024
-_LEVEL_PAIRS = 4096
-_BOX_BYTES = {"f": 24, "d": 40}
+_WORDS = NMS.CHUNK // WARP  # of 32 bits, one for each box of a chunk
 _KEYS = {"f": "uint32", "d": "uint64"}
+_SIZES = {"f": 4, "d": 8}
 # Below, each box is compared with all kept ones, as on the CPU.
 _NEAR_THRESHOLD = 0.1
+
+
+class NmsBlock(NamedTuple):
+    boxes: Array
+    boxes_dtype: int
+    scores: Array
+    scores_dtype: int
+    idxs: Array
+    idxs_dtype: int
+    length: int
+    iou_threshold: float
+    score_threshold: float
+    keep: Array
+    size: int
+    count: Array
+
+
+class Ranking(NamedTuple):
+    scores: Array
+    scores_dtype: int
+    idxs: Array
+    idxs_dtype: int
+    length: int
+    score_threshold: float
+
+
+class Ranked(NamedTuple):
+    boxes: Array
+    boxes_dtype: int
+    keys: Array
+    order: Array
+    members: Array
+    labels: Array
+
+
+class Grid(NamedTuple):
+    t: float
+    pitch: float
+    least_area: float
+    shift: int
+
+
+class Table(NamedTuple):
+    kept: Array
+    heads: Array
+    before: Array
+    occupied: Array
+    slots: int
+
+
+class NmsRank(NamedTuple):
+    ranking: Ranking
+    ranks: Array
+    positions: Array
+
+
+class NmsPlace(NamedTuple):
+    boxes: Array
+    boxes_dtype: int
+    ranking: Ranking
+    ranks: Array
+    positions: Array
+    order: Array
+    candidates: Array
+    candidate_ranks: Array
+    count: Array
+
+
+class NmsKeys(NamedTuple):
+    ranking: Ranking
+    keys: Array
+
+
+class NmsLabels(NamedTuple):
+    idxs: Array
+    idxs_dtype: int
+    order: Array
+    length: int
+    labels: Array
+
+
+class NmsNear(NamedTuple):
+    ranked: Ranked
+    begin: int
+    end: int
+    iou_threshold: float
+    grid: Grid
+    table: Table
+    dropped: Array
+
+
+class NmsGather(NamedTuple):
+    ranked: Ranked
+    begin: int
+    end: int
+    iou_threshold: float
+    limit: int
+    grid: Grid
+    dropped: Array
+    kept: Array
+    listed: Array
+    listed_counts: Array
+    total: Array
+    ticket: Array
+    found: Array
+    candidates: Array
+    candidate_ranks: Array
+    count: Array
+
+
+class NmsMask(NamedTuple):
+    candidates: Array
+    count: Array
+    iou_threshold: float
+    mask: Array
+
+
+class NmsChain(NamedTuple):
+    candidates: Array
+    candidate_ranks: Array
+    count: Array
+    mask: Array
+    ticket: Array
+    states: Array
+    flags: Array
+    counts: Array
+    members: Array
+    labels: Array
+    begin: int
+    end: int
+    grid: Grid
+    table: Table
+    listed: Array
+    listed_counts: Array
+    total: Array
+
+
+class NmsCompact(NamedTuple):
+    order: Array
+    flags: Array
+    counts: Array
+    length: int
+    keep: Array
+    size: int
+    count: Array
 
 
 def nms(
@@ -82,15 +223,17 @@ def _nms(
     # No IoU is above 1, whatever rounding says.
     threshold = math.inf if iou_threshold >= 1 else _round_down(iou_threshold, dtype)
     floor = math.nan if score_threshold is None else _round_down(score_threshold, dtype)
-    if len(scores) <= _BLOCK_LIMIT:
-        keep, count = _in_one_block(boxes, scores, idxs, dtype, threshold, floor, size)
+    ranking = Ranking(scores, dtype_code(scores), idxs, 0 if idxs is None else dtype_code(idxs), len(scores), floor)
+    if len(scores) <= NMS.BLOCK_THREADS:
+        keep, count = _in_one_block(boxes, ranking, dtype, threshold, size)
     elif len(scores) <= _BATCH:
-        keep, count = _in_one_batch(boxes, scores, idxs, dtype, threshold, floor, size)
+        keep, count = _in_one_batch(boxes, ranking, dtype, threshold, size)
     else:
-        keep, count = _in_batches(boxes, scores, idxs, dtype, threshold, floor, size, iou_threshold)
+        keep, count = _in_batches(boxes, ranking, dtype, threshold, size, iou_threshold)
     return (keep, count) if padded else keep[: read(count)]
 
 
+@functools.lru_cache(256)
 def _round_down(value: float, dtype: str) -> float:
     """The largest number in working precision that is not above `value`: a comparison with both decides alike."""
     real = np.float64 if dtype == "d" else np.float32
@@ -99,273 +242,169 @@ def _round_down(value: float, dtype: str) -> float:
     return float(np.nextafter(rounded, real(-math.inf)) if float(rounded) > value else rounded)
 
 
-def _in_one_block(
-    boxes: Array, scores: Array, idxs: Array | None, dtype: str, threshold: float, floor: float, size: int
-) -> tuple[Array, Array]:
+def _in_one_block(boxes: Array, ranking: Ranking, dtype: str, threshold: float, size: int) -> tuple[Array, Array]:
     keep, count = empty((size,), "int64"), empty((), "int64")
-    launch(
-        "nms",
-        "nms_block",
-        dtype,
-        1,
-        max(32, 1 << (len(scores) - 1).bit_length()),
-        boxes,
-        dtype_code(boxes),
-        scores,
-        dtype_code(scores),
-        idxs,
-        _code(idxs),
-        len(scores),
-        threshold,
-        floor,
-        keep,
-        size,
-        count,
+    scores, scores_dtype, idxs, idxs_dtype, length, floor = ranking
+    record = NmsBlock(
+        boxes, dtype_code(boxes), scores, scores_dtype, idxs, idxs_dtype, length, threshold, floor, keep, size, count
     )
+    launch("nms", "nms_block", dtype, 1, max(32, 1 << (length - 1).bit_length()), record)
     return keep, count
 
 
-def _in_one_batch(
-    boxes: Array, scores: Array, idxs: Array | None, dtype: str, threshold: float, floor: float, size: int
-) -> tuple[Array, Array]:
-    length = len(scores)
-    across, tiles, chunks = (math.ceil(length / step) for step in (_RANK_THREADS, _RANK_TILE, _CHUNK))
-    count, ticket, states, flags, counts, ranks, positions = _zeros(
-        1, 1, chunks * _WORDS, *_flags_and_counts(length), length, 0 if idxs is None else length
-    )
-    if idxs is None:
+def _in_one_batch(boxes: Array, ranking: Ranking, dtype: str, threshold: float, size: int) -> tuple[Array, Array]:
+    length, classes = ranking.length, ranking.idxs is not None
+    blocks, tiles, chunks = (math.ceil(length / n) for n in (NMS.RANK_THREADS, NMS.RANK_TILE, NMS.CHUNK))
+    candidate_count, ticket, states, flags, counts, ranks, positions, order, *candidates = allocate(
+        (1, "int64"), (1, "int64"), (chunks * _WORDS, "int64"), *_flags_and_counts(length), (length, "int64"),
+        (length if classes else 0, "int64"), (length, "int64"), *_candidates(length, dtype), zeroed=7,
+    )  # fmt: skip
+    batch = _Batch(candidate_count, *candidates)
+    if not classes:
         positions = None
-    ranking = scores, dtype_code(scores), idxs, _code(idxs), length, floor
-    launch("nms", "nms_rank", dtype, across * tiles, _RANK_THREADS, *ranking, ranks, positions)
-    order, batch = empty((length,), "int64"), _Batch.of(length, dtype, count)
-    launch(
-        "nms",
-        "nms_place",
-        dtype,
-        across,
-        _RANK_THREADS,
-        boxes,
-        dtype_code(boxes),
-        *ranking,
-        ranks,
-        positions,
-        order,
-        batch.boxes,
-        batch.ranks,
-        batch.count,
+    record = NmsRank(ranking, ranks, positions)
+    launch("nms", "nms_rank", dtype, blocks * tiles, NMS.RANK_THREADS, record)
+    place = NmsPlace(
+        boxes, dtype_code(boxes), ranking, ranks, positions, order, batch.candidates, batch.ranks, batch.size
     )
-    _search(batch, 0, length, dtype, threshold, ticket, states, flags, counts, None, None, _grid(0, dtype), None)
+    launch("nms", "nms_place", dtype, blocks, NMS.RANK_THREADS, place)
+    search = _Search(dtype, threshold, flags, counts, None, None, _grid(0, dtype))
+    _search(search, batch, 0, length, ticket, states, None)
     return _compact(order, flags, counts, length, dtype, size)
 
 
 def _in_batches(
-    boxes: Array,
-    scores: Array,
-    idxs: Array | None,
-    dtype: str,
-    threshold: float,
-    floor: float,
-    size: int,
-    iou_threshold: float,
+    boxes: Array, ranking: Ranking, dtype: str, threshold: float, size: int, iou_threshold: float
 ) -> tuple[Array, Array]:
-    length = len(scores)
-    blocks = math.ceil(length / _RANK_THREADS)
+    length, idxs = ranking.length, ranking.idxs
+    blocks = math.ceil(length / NMS.RANK_THREADS)
     keys = empty((length,), _KEYS[dtype])
-    launch("nms", "nms_keys", dtype, blocks, _RANK_THREADS, scores, dtype_code(scores), length, floor, keys)
+    launch("nms", "nms_keys", dtype, blocks, NMS.RANK_THREADS, NmsKeys(ranking, keys))
     order = order_of_keys(keys)
     members = labels = None
     if idxs is not None:
         labels = empty((length,), "uint64")
-        launch("nms", "nms_labels", dtype, blocks, _RANK_THREADS, idxs, _code(idxs), order, length, labels)
+        record = NmsLabels(idxs, ranking.idxs_dtype, order, length, labels)
+        launch("nms", "nms_labels", dtype, blocks, NMS.RANK_THREADS, record)
         members = order_of_keys(labels)
-    ranked = boxes, dtype_code(boxes), keys, order, members, labels
+    ranked = Ranked(boxes, dtype_code(boxes), keys, order, members, labels)
 
-    batches, chunks, slots = math.ceil(length / _BATCH), _BATCH // _CHUNK, 1 << length.bit_length()
-    flags, counts, heads, occupied, listed_counts, total, tickets, states, found = _zeros(
-        *_flags_and_counts(length),
-        slots,
-        _LEVEL_PAIRS // 8,
-        batches * chunks,
-        1,
-        2 * batches,
-        batches * chunks * _WORDS,
-        batches * chunks,
-    )
-    batch, dropped = _Batch.of(_BATCH, dtype, empty((1,), "int64")), empty((_BATCH,), "uint8")
-    kept = _Kept(
-        empty((length * _BOX_BYTES[dtype],), "uint8"),
-        heads,
-        empty((length,), "int64"),
-        occupied,
-        slots,
-        empty((length,), "int64"),
-        listed_counts,
-        total,
-    )
+    batches, chunks, slots = math.ceil(length / _BATCH), _BATCH // NMS.CHUNK, 1 << length.bit_length()
+    (
+        flags, counts, heads, occupied, listed_counts, total, tickets, states, found,
+        kept_boxes, before, listed, dropped, batch_count, *candidates,
+    ) = allocate(
+        *_flags_and_counts(length), (slots, "int64"), (NMS.SIZE_BUCKET_PAIRS, "uint8"), (batches * chunks, "int64"),
+        (1, "int64"), (2 * batches, "int64"), (batches * chunks * _WORDS, "int64"), (batches * chunks, "int64"),
+        (length * NMS.BOX_BYTES[_SIZES[dtype]], "uint8"), (length, "int64"), (length, "int64"), (_BATCH, "uint8"),
+        (1, "int64"), *_candidates(_BATCH, dtype), zeroed=9,
+    )  # fmt: skip
+    batch = _Batch(batch_count, *candidates)
+    kept = _Kept(Table(kept_boxes, heads, before, occupied, slots), listed, listed_counts, total)
     grid, keeps_all = _grid(iou_threshold, dtype), iou_threshold >= 1
     near = iou_threshold >= _NEAR_THRESHOLD and not keeps_all
+    search = _Search(dtype, threshold, flags, counts, members, labels, grid)
     for number, begin in enumerate(range(0, length, _BATCH)):
         end = min(begin + _BATCH, length)
-        earlier = None if number == 0 or keeps_all else kept
+        earlier = number > 0 and not keeps_all
         if earlier and near:
-            launch(
-                "nms",
-                "nms_near",
-                dtype,
-                math.ceil((end - begin) / _NEAR_WARPS),
-                32 * _NEAR_WARPS,
-                *ranked,
-                begin,
-                end,
-                threshold,
-                *grid,
-                *kept[:5],
-                dropped,
-            )
-        launch(
-            "nms",
-            "nms_gather",
-            dtype,
-            math.ceil((end - begin) / _CHUNK),
-            _CHUNK,
-            *ranked,
-            begin,
-            end,
-            threshold,
-            size,
-            *grid,
-            dropped if earlier and near else None,
-            *((kept.boxes, kept.listed, kept.listed_counts) if earlier else (None, None, None)),
-            total,
-            tickets[2 * number : 2 * number + 1],
-            found[number * chunks : (number + 1) * chunks],
-            batch.boxes,
-            batch.ranks,
-            batch.count,
-        )
-        _search(
-            batch,
-            begin,
-            end,
-            dtype,
-            threshold,
-            tickets[2 * number + 1 : 2 * number + 2],
-            states[number * chunks * _WORDS : (number + 1) * chunks * _WORDS],
-            flags,
-            counts,
-            members,
-            labels,
-            grid,
-            None if end == length or keeps_all else kept,
-        )
+            of_near = NmsNear(ranked, begin, end, threshold, grid, kept.table, dropped)
+            warps = NMS.NEAR_THREADS // WARP
+            launch("nms", "nms_near", dtype, math.ceil((end - begin) / warps), NMS.NEAR_THREADS, of_near)
+        gather = NmsGather(
+            ranked, begin, end, threshold, size, grid, dropped if earlier and near else None,
+            kept_boxes if earlier else None, listed if earlier else None, listed_counts if earlier else None,
+            total, tickets[2 * number : 2 * number + 1], found[number * chunks : (number + 1) * chunks],
+            batch.candidates, batch.ranks, batch.size,
+        )  # fmt: skip
+        launch("nms", "nms_gather", dtype, math.ceil((end - begin) / NMS.CHUNK), NMS.CHUNK, gather)
+        own_states = states[number * chunks * _WORDS : (number + 1) * chunks * _WORDS]
+        ticket = tickets[2 * number + 1 : 2 * number + 2]
+        _search(search, batch, begin, end, ticket, own_states, None if end == length or keeps_all else kept)
     return _compact(order, flags, counts, length, dtype, size)
 
 
 class _Batch(NamedTuple):
-    """What is compared with each other: boxes in the order of their positions, their ranks, how many, the mask."""
+    """What is compared with each other: how many boxes, in the order of their positions, their ranks, the mask."""
 
-    boxes: Array
+    size: Array
+    candidates: Array
     ranks: Array
-    count: Array
     mask: Array
 
-    @staticmethod
-    def of(size: int, dtype: str, count: Array) -> _Batch:
-        chunks = math.ceil(size / _CHUNK)
-        return _Batch(
-            empty((size * _BOX_BYTES[dtype],), "uint8"),
-            empty((size,), "int64"),
-            count,
-            empty((chunks * (chunks + 1) // 2 * _CHUNK * _WORDS,), "uint32"),
-        )
+
+def _candidates(size: int, dtype: str) -> list[tuple[int, str]]:
+    """The memory of a batch of so many boxes, but for their number."""
+    chunks = math.ceil(size / NMS.CHUNK)
+    words = chunks * (chunks + 1) // 2 * NMS.CHUNK * _WORDS
+    return [(size * NMS.BOX_BYTES[_SIZES[dtype]], "uint8"), (size, "int64"), (words, "uint32")]
 
 
 class _Kept(NamedTuple):
-    """What later batches need of those before: `Table` in kernels/nms.cuh."""
+    """What later batches need of those before."""
 
-    boxes: Array
-    heads: Array
-    before: Array
-    occupied: Array
-    slots: int
+    table: Table
     listed: Array
     listed_counts: Array
     total: Array
 
 
+_NOTHING_KEPT = _Kept(Table(None, None, None, None, 0), None, None, None)
+
+
+class _Search(NamedTuple):
+    """What is the same for all batches of a call."""
+
+    dtype: str
+    threshold: float
+    flags: Array
+    counts: Array
+    members: Array
+    labels: Array
+    grid: Grid
+
+
 def _search(
-    batch: _Batch,
-    begin: int,
-    end: int,
-    dtype: str,
-    threshold: float,
-    ticket: Array,
-    states: Array,
-    flags: Array,
-    counts: Array,
-    members: Array | None,
-    labels: Array | None,
-    grid: tuple[float, float, float, int],
-    kept: _Kept | None,
+    search: _Search, batch: _Batch, begin: int, end: int, ticket: Array, states: Array, kept: _Kept | None
 ) -> None:
     """Flag the boxes of a batch that are kept, and hand them to `kept` where it is given."""
-    chunks = math.ceil((end - begin) / _CHUNK)
-    blocks = chunks * (chunks + 1) // 2 * (_CHUNK // _RIVALS)
-    launch("nms", "nms_mask", dtype, blocks, _CHUNK, batch.boxes, batch.count, threshold, batch.mask)
-    launch(
-        "nms",
-        "nms_chain",
-        dtype,
-        chunks,
-        _CHUNK,
-        *batch,
-        ticket,
-        states,
-        flags,
-        counts,
-        members,
-        labels,
-        begin,
-        end,
-        *grid,
-        *(kept or (None, None, None, None, 0, None, None, None)),
+    dtype, threshold, flags, counts, members, labels, grid = search
+    count, candidates, ranks, mask = batch
+    chunks = math.ceil((end - begin) / NMS.CHUNK)
+    blocks = chunks * (chunks + 1) // 2 * (NMS.CHUNK // NMS.SUPPRESSORS)
+    launch("nms", "nms_mask", dtype, blocks, NMS.CHUNK, NmsMask(candidates, count, threshold, mask))
+    table, *lists = kept or _NOTHING_KEPT
+    chain = NmsChain(
+        candidates, ranks, count, mask, ticket, states, flags, counts, members, labels, begin, end, grid, table, *lists
     )
+    launch("nms", "nms_chain", dtype, chunks, NMS.CHUNK, chain)
 
 
 def _compact(order: Array, flags: Array, counts: Array, length: int, dtype: str, size: int) -> tuple[Array, Array]:
     keep, count = empty((size,), "int64"), empty((), "int64")
-    blocks = math.ceil(max(length, size) / _COMPACT_THREADS)
-    launch("nms", "nms_compact", dtype, blocks, _COMPACT_THREADS, order, flags, counts, length, keep, size, count)
+    blocks = math.ceil(max(length, size) / NMS.COMPACT_THREADS)
+    record = NmsCompact(order, flags, counts, length, keep, size, count)
+    launch("nms", "nms_compact", dtype, blocks, NMS.COMPACT_THREADS, record)
     return keep, count
 
 
-def _grid(iou_threshold: float, dtype: str) -> tuple[float, float, float, int]:
-    """The numbers of `Grid` in kernels/nms.cuh: t, pitch, least area, bits of a float64 below its size level.
+@functools.lru_cache(64)
+def _grid(iou_threshold: float, dtype: str) -> Grid:
+    """How kept boxes are hashed: `Grid` in kernels/nms.cuh.
 
     t is the threshold less some roundings in working precision, and 0 where all boxes are listed. The pitch, and the
     octaves of size in a level, shrink with 1 - t, as the room between two kept boxes does.
     """
     if iou_threshold < _NEAR_THRESHOLD:
-        return 0.0, 1.0, 1.0, 0
+        return Grid(0.0, 1.0, 1.0, 0)
     limits = np.finfo(dtype)
     slack = 64 * float(limits.eps)
     pitch = max(4 * (1 - iou_threshold), 16 * slack)
     # Two octaves in a level up to t = 0.3; above, so many levels that pairs of them keep a warp's 32 lanes busy.
     shift = 53 - max(0, math.ceil(math.log2(2.8 / pitch)))
-    return iou_threshold * (1 - slack), pitch, 16 * float(limits.tiny), shift
+    return Grid(iou_threshold * (1 - slack), pitch, 16 * float(limits.tiny), shift)
 
 
-def _code(idxs: Array | None) -> int:
-    return 0 if idxs is None else dtype_code(idxs)
-
-
-def _flags_and_counts(length: int) -> tuple[int, int]:
-    """Sizes in 8 bytes of a byte for each box, and of a number for each block of nms_compact."""
-    return math.ceil(length / 8), math.ceil(length / _COMPACT_THREADS)
-
-
-def _zeros(*sizes: int) -> list[Array]:
-    """Arrays of int64 zeros, by one memset."""
-    ends = [0, *itertools.accumulate(sizes)]
-    memory = zeros((ends[-1],), "int64")
-    return [memory[begin:end] for begin, end in itertools.pairwise(ends)]
+def _flags_and_counts(length: int) -> tuple[tuple[int, str], tuple[int, str]]:
+    """A byte for each box, and a number for each block of nms_compact."""
+    return (length, "uint8"), (math.ceil(length / NMS.COMPACT_THREADS), "int64")

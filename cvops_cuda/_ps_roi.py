@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+from ._constants import PS_ROI, WARP
 from ._device import Array, converted, dtype_code, empty, launch, zeros
 from ._roi_inputs import in_working_precision
 
-# As in kernels/ps_roi.cu.
-_THREADS, _WARP, _TOGETHER, _ROIS = 256, 32, 4, 1024
-_SUMS = {"d": 4608, "f": 10240, "e": 10240, "E": 10240}
+
+class PsRoi(NamedTuple):
+    maps: Array
+    boxes: Array
+    boxes_dtype: int
+    size: int
+    images: int
+    channels: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+    scale: float
+    ratio: int
+    pooled: Array
+
+
+class PsRoiGradients(NamedTuple):
+    grad: Array
+    boxes: Array
+    boxes_dtype: int
+    size: int
+    images: int
+    channels: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+    scale: float
+    ratio: int
+    tile_height: int
+    tile_width: int
+    gradients: Array
 
 
 def ps_roi_align(
@@ -40,63 +72,36 @@ def _pool(kernel: str, features: Array, rois: Array, bins: tuple[int, int], scal
     channels, size = planes // math.prod(bins), len(rois)
     pooled = empty((size, channels, *bins), maps.dtype)
     if pooled.size:
-        launch(
-            "ps_roi",
-            kernel,
-            maps.dtype.char,
-            max(images, 1) * _blocks(channels, bins) * math.ceil(size / _ROIS),
-            min(math.ceil(size / _WARP) * _WARP, _THREADS),
-            maps,
-            rois,
-            dtype_code(rois),
-            size,
-            images,
-            channels,
-            height,
-            width,
-            *bins,
-            scale,
-            ratio,
-            pooled,
-        )
+        record = PsRoi(maps, rois, dtype_code(rois), size, images, channels, height, width, *bins, scale, ratio, pooled)
+        blocks = max(images, 1) * _blocks(channels, bins) * math.ceil(size / PS_ROI.ROIS)
+        threads = min(math.ceil(size / WARP) * WARP, PS_ROI.THREADS)
+        launch("ps_roi", kernel, maps.dtype.char, blocks, threads, record)
     return converted(pooled, features.dtype)
 
 
 def _spread(kernel: str, grad: Array, rois: Array, shape: tuple[int, int, int, int], scale: float, ratio: int) -> Array:
     values, rois = in_working_precision(grad, rois)
-    size, channels, *bins = values.shape
+    size, channels, rows, columns = values.shape
+    bins = rows, columns
     if size == 0:
         return zeros(shape, grad.dtype)
     images, _, height, width = shape
     gradient = empty(shape, values.dtype)
     if gradient.size:
-        room = _SUMS[values.dtype.char] // min(channels, _TOGETHER)
+        room = PS_ROI.SUMS[8 if values.dtype.char == "d" else 4] // min(channels, PS_ROI.CHANNELS)
         tile_width = min(width, room)
         tile_height = min(height, room // tile_width)
-        launch(
-            "ps_roi",
-            kernel,
-            values.dtype.char,
-            images * _blocks(channels, bins) * math.ceil(height / tile_height) * math.ceil(width / tile_width),
-            _THREADS,
-            values,
-            rois,
-            dtype_code(rois),
-            size,
-            images,
-            channels,
-            height,
-            width,
-            *bins,
-            scale,
-            ratio,
-            tile_height,
-            tile_width,
-            gradient,
-        )
+        record = PsRoiGradients(
+            values, rois, dtype_code(rois), size, images, channels, height, width, rows, columns, scale, ratio,
+            tile_height, tile_width, gradient,
+        )  # fmt: skip
+        tiles = math.ceil(height / tile_height) * math.ceil(width / tile_width)
+        blocks = images * _blocks(channels, bins) * tiles
+        launch("ps_roi", kernel, values.dtype.char, blocks, PS_ROI.THREADS, record)
     return converted(gradient, grad.dtype)
 
 
-def _blocks(channels: int, bins: tuple[int, ...] | list[int]) -> int:
+def _blocks(channels: int, bins: tuple[int, int]) -> int:
     """Of an image: one for each bin and some channels."""
-    return math.prod(bins) * math.ceil(channels / _TOGETHER)
+    groups: int = math.ceil(channels / PS_ROI.CHANNELS)
+    return math.prod(bins) * groups

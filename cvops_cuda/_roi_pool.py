@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+from ._constants import ROI_POOL, WARP
 from ._device import Array, contiguous, converted, dtype_code, empty, launch, zeros
 from ._roi_inputs import in_working_precision
 
-# As in kernels/roi_pool.cu.
-_THREADS, _TOGETHER = 448, 4
-_SUMS, _WARPS, _WARP = {"d": 5880, "f": 11760, "e": 11760, "E": 11760}, 8, 32
 _BLOCKS = 1024  # are enough to share out evenly
 _MOST_PASSES = 16
+
+
+class RoiPool(NamedTuple):
+    maps: Array
+    boxes: Array
+    boxes_dtype: int
+    size: int
+    images: int
+    channels: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+    scale: float
+    run: int
+    pooled: Array
+    argmax: Array
+
+
+class RoiPoolExtents(NamedTuple):
+    argmax: Array
+    length: int
+    pixels: int
+    extents: Array
+
+
+class RoiPoolGradients(NamedTuple):
+    grad: Array
+    argmax: Array
+    boxes: Array
+    boxes_dtype: int
+    size: int
+    images: int
+    channels: int
+    pixels: int
+    bins: int
+    tile: int
+    extents: Array
+    gradients: Array
 
 
 def roi_pool(
     features: Array, rois: Array, output_size: tuple[int, int], spatial_scale: float, return_argmax: bool
 ) -> Array | tuple[Array, Array]:
     maps, rois = in_working_precision(features, rois)
-    (images, channels, *sides), size, bins = maps.shape, len(rois), math.prod(output_size)
+    (images, channels, height, width), size, bins = maps.shape, len(rois), math.prod(output_size)
     shape = (size, channels, *output_size)
     pooled, argmax = empty(shape, maps.dtype), empty(shape, "int32") if return_argmax else None
     if pooled.size:
-        at_once = max(_THREADS // bins, 1)
-        threads = min(math.ceil(at_once * bins / _WARP) * _WARP, _THREADS)
+        together = ROI_POOL.CHANNELS[_size(maps)]
+        at_once = max(ROI_POOL.THREADS // bins, 1)
+        threads = min(math.ceil(at_once * bins / WARP) * WARP, ROI_POOL.THREADS)
         # Channels of a block: whole passes of it, if the blocks are enough then.
-        of_pass, run = at_once * _TOGETHER, size * channels // _BLOCKS
-        run = max(run // _TOGETHER, 1) * _TOGETHER if run < of_pass else min(run // of_pass, _MOST_PASSES) * of_pass
-        launch(
-            "roi_pool",
-            "roi_pool",
-            maps.dtype.char,
-            size * math.ceil(channels / run),
-            threads,
-            maps,
-            rois,
-            dtype_code(rois),
-            size,
-            images,
-            channels,
-            *sides,
-            *output_size,
-            spatial_scale,
-            run,
-            pooled,
-            argmax,
-        )
+        of_pass, run = at_once * together, size * channels // _BLOCKS
+        run = max(run // together, 1) * together if run < of_pass else min(run // of_pass, _MOST_PASSES) * of_pass
+        record = RoiPool(
+            maps, rois, dtype_code(rois), size, images, channels, height, width, *output_size, spatial_scale, run,
+            pooled, argmax,
+        )  # fmt: skip
+        launch("roi_pool", "roi_pool", maps.dtype.char, size * math.ceil(channels / run), threads, record)
     pooled = converted(pooled, features.dtype)
     return pooled if argmax is None else (pooled, argmax)
 
@@ -60,31 +85,24 @@ def roi_pool_backward(
         return zeros(input_shape, grad.dtype)
     gradient = empty(input_shape, values.dtype)
     if gradient.size:
-        pixels, sums = math.prod(sides), _SUMS[values.dtype.char]
+        pixels, sums, code = math.prod(sides), ROI_POOL.SUMS[_size(values)], values.dtype.char
         # Tiles small enough for four warps with sums of their own.
         tiles = math.ceil(pixels / (sums // 4))
         tile, places, extents = math.ceil(pixels / tiles), contiguous(argmax), None
         if tiles > 1:
             extents = empty((size, 2), "int32")
-            threads, dtype = _WARPS * _WARP, values.dtype.char
-            launch("roi_pool", "roi_pool_extents", dtype, size, threads, places, channels * bins, pixels, extents)
-        launch(
-            "roi_pool",
-            "roi_pool_gradients",
-            values.dtype.char,
-            images * channels * math.ceil(pixels / tile),
-            min(sums // tile, _WARPS) * _WARP,
-            values,
-            places,
-            rois,
-            dtype_code(rois),
-            size,
-            images,
-            channels,
-            pixels,
-            bins,
-            tile,
-            extents,
-            gradient,
+            of_rois = RoiPoolExtents(places, channels * bins, pixels, extents)
+            launch("roi_pool", "roi_pool_extents", code, size, ROI_POOL.WARPS * WARP, of_rois)
+        record = RoiPoolGradients(
+            values, places, rois, dtype_code(rois), size, images, channels, pixels, bins, tile, extents, gradient
         )
+        threads = min(sums // tile, ROI_POOL.WARPS) * WARP
+        launch(
+            "roi_pool", "roi_pool_gradients", code, images * channels * math.ceil(pixels / tile), threads, record
+        )  # fmt: skip
     return converted(gradient, grad.dtype)
+
+
+def _size(array: Array) -> int:
+    """Bytes of a number in working precision."""
+    return 8 if array.dtype.char == "d" else 4

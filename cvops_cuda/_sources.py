@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from ._constants import macros
 
 # Type code of what a module reads and writes -> its name there; E is the bfloat16 of ml_dtypes, which CuPy knows.
 ELEMENTS = {"d": "double", "f": "float", "e": "Float16", "E": "BFloat16"}
@@ -15,14 +18,27 @@ DTYPE_CODES = {
     )
 }  # fmt: skip
 KERNELS = Path(__file__).parent / "kernels"
-# Text that several files start with, after numeric.cuh.
-SHARED = {"nms": ("nms.cuh",), "roi_align": ("roi.cuh",), "roi_pool": ("roi.cuh",), "ps_roi": ("roi.cuh",)}
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 
 
 def source(file: str) -> str:
-    """What kernels share, then `kernels/<file>.cu`; `#line` lets errors of the compiler name the real file.
+    """`kernels/<file>.cu` with what it includes put in place: one text, by which CuPy keys its cache.
 
-    One text, because CuPy keys its cache by the text that it compiles and would not notice an edited include.
+    `#line` lets errors of the compiler name the real file.
     """
-    names = "numeric.cuh", *SHARED.get(file, ()), f"{file}.cu"
-    return "".join(f'#line 1 "{name}"\n{(KERNELS / name).read_text()}' for name in names)
+    return _inlined(f"{file}.cu")
+
+
+def _inlined(name: str) -> str:
+    text = (KERNELS / name).read_text()
+
+    def in_place(include: re.Match[str]) -> str:
+        next_line = text.count("\n", 0, include.end()) + 1
+        return f'{_inlined(include[1])}#line {next_line} "{name}"\n'
+
+    return f'#line 1 "{name}"\n{_INCLUDE.sub(in_place, text)}'
+
+
+def options(file: str, code: str) -> list[str]:
+    """What compilers are told for elements of a type code."""
+    return [f"-DELEMENT={ELEMENTS[code]}", *macros(file, code)]

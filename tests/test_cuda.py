@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import inspect
 import re
+import struct
 import subprocess
 import sys
 import types
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -50,7 +53,8 @@ def test_the_host_twin_offers_what_the_device_does():
     tree = ast.parse((device.ROOT / "cvops_cuda" / "_device.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            names = [arg.arg for arg in node.args.args] + [arg.arg for arg in filter(None, [node.args.vararg])]
+            arguments = node.args
+            names = [each.arg for each in [*arguments.args, arguments.vararg, *arguments.kwonlyargs] if each]
             assert list(inspect.signature(getattr(device, node.name)).parameters) == names, node.name
 
 
@@ -171,7 +175,13 @@ def test_classes_that_are_no_integers(emulated):
 
 def test_what_is_compiled_names_its_files():
     text = device.sources().source("nms")
-    assert re.findall(r'^#line 1 "(.*)"$', text, re.MULTILINE) == ["numeric.cuh", "nms.cuh", "nms.cu"]
+    assert re.findall(r'^#line 1 "(.*)"$', text, re.MULTILINE) == ["nms.cu", "nms.cuh", "numeric.cuh"]
+    assert "#include" not in text
+    # Behind each header, lines of the file that includes it have their own numbers again.
+    for name in ("nms.cuh", "nms.cu"):
+        lines = (device.sources().KERNELS / name).read_text().splitlines()
+        following = re.findall(rf'^#line (\d+) "{name}"\n(.*)$', text, re.MULTILINE)
+        assert [line for _, line in following] == [lines[int(number) - 1] for number, _ in following]
 
 
 # -------------------------------------------------------------------------------------------------------- launches
@@ -386,26 +396,103 @@ FAULTS = {
 }
 
 
+class Fault(NamedTuple):
+    out: Any
+
+
 @pytest.fixture(scope="module")
 def faults(emulated):
-    return device.build((device.ROOT / "tests" / "host_emulation" / "faults.cu").read_text(), "f")
+    text = (device.ROOT / "tests" / "host_emulation" / "faults.cu").read_text()
+    return device.build(text, [], types.SimpleNamespace(Fault=Fault))
 
 
 @pytest.mark.parametrize("kernel", FAULTS)
 def test_the_emulation_notices(monkeypatch, seeds, faults, kernel):
     monkeypatch.setattr(device, "library", lambda file, dtype: faults)
     with pytest.raises(AssertionError, match=f"^{kernel}: .*({FAULTS[kernel]})"):
-        device.launch("faults", kernel, "f", 8, 64, np.zeros(64, np.int32))
+        device.launch("faults", kernel, "f", 8, 64, Fault(np.zeros(64, np.int32)))
 
 
-def test_the_emulation_notices_writes_to_inputs_and_wrong_arguments(monkeypatch, faults):
+def test_the_emulation_notices_writes_to_inputs(monkeypatch, faults):
     monkeypatch.setattr(device, "library", lambda file, dtype: faults)
     values = np.zeros(64, np.int32)
-    with pytest.raises(AssertionError, match="arguments of kinds pl given to a kernel that takes p"):
-        device.launch("faults", "order_of_blocks", "f", 1, 64, values, 3)
     values.flags.writeable = False
     with pytest.raises(AssertionError, match="array 0 is an input and is written"):
-        device.launch("faults", "order_of_blocks", "f", 2, 64, values)
+        device.launch("faults", "order_of_blocks", "f", 2, 64, Fault(values))
+
+
+class Pair(NamedTuple):
+    first: int
+    second: float
+
+
+class Layout(NamedTuple):
+    array: Any
+    pairs: Pair
+    counts: tuple[int, int]
+    last: float
+
+
+LAYOUT = """
+struct Pair { long long first; double second; };
+struct Layout { const int* array; Pair pairs; long long counts[2]; double last; };
+extern "C" __global__ void __launch_bounds__(32)
+kernel(const Layout args) {}
+"""
+WRONG_LAYOUTS = {
+    "another order": (" double last;", "", "const int* array;", "double last; const int* array;"),
+    "another kind": ("double last", "long long last"),
+    "another kind within": ("double second", "long long second"),
+    "another length": ("counts[2]", "counts[3]"),
+    "another name": ("last; }", "end; }"),
+    "a field more": ("last; }", "last; double more; }"),
+    "a field less": (" double last;", ""),
+    "smaller numbers": ("long long counts[2]", "long long counts[1]"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_LAYOUTS)
+def test_structs_are_compared_with_records(emulated, fault):
+    records, edits, text = types.SimpleNamespace(Layout=Layout), WRONG_LAYOUTS[fault], LAYOUT
+    device.build(text, [], records)
+    for old, new in zip(edits[::2], edits[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    with pytest.raises(AssertionError, match=r"is not as the struct of the kernels|has no member named"):
+        device.build(text, [], records)
+
+
+def test_records_are_packed_as_compilers_lay_structs_out():
+    records = importlib.import_module(f"{device.PACKAGE}._records")
+    record = Layout(np.zeros(3), Pair(-1, 2.5), (3, 4), 5.0)
+    want = struct.pack("@Pqdqqd", 99, -1, 2.5, 3, 4, 5.0)
+    assert records.pack(record, lambda array: 99) == want
+    assert records.pack(record._replace(pairs=records.pack(record.pairs)), lambda array: 99) == want
+    assert records.pack(record._replace(array=None))[:8] == bytes(8)
+    with pytest.raises(TypeError, match="a ndarray where a record has no arrays"):
+        records.pack(record)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"last": "5"}, {"counts": (3, 4, 5)}, {"pairs": Pair(0.5, 2.5)}, {"array": 7}], ids=str
+)
+def test_records_of_wrong_values(emulated, wrong):
+    """A pointer needs an array; integers are no fractions."""
+    records = importlib.import_module(f"{device.PACKAGE}._records")
+    record = Layout(np.zeros(3), Pair(-1, 2.5), (3, 4), 5.0)._replace(**wrong)
+    with pytest.raises((struct.error, AttributeError)):
+        records.pack(record, lambda array: array.ctypes.data)
+
+
+def test_constants_have_one_owner(emulated):
+    """Kernels name every constant of their file, and no other; none is a plain number there."""
+    for file in FILES:
+        text = device.sources().source(file)
+        defined = [option.partition("=")[0][2:] for option in device.sources().options(file, "f")]
+        assert {*defined} - {"ELEMENT"} == {*re.findall(r"\bCVOPS_\w+", re.sub("//.*", "", text))}, file
+        names = {name.removeprefix("CVOPS_") for name in defined}
+        for name, value in re.findall(r"\b([A-Z_]+) = (\w+)", text):
+            assert name not in names or value == f"CVOPS_{name}", (file, name)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -437,7 +524,7 @@ def test_the_share_of_a_block_changes_no_bit(emulated, monkeypatch):
     for output_size in (1, (2, 5), 7):
         few = cvops.roi_align(maps, emulated(rois), output_size)
         compare.close(few, reference_roi.roi_align(maps.values, rois, output_size), few)
-        monkeypatch.setattr(sys.modules[f"{device.PACKAGE}._roi"], "_MANY_BLOCKS", 0)
+        monkeypatch.setattr(sys.modules[f"{device.PACKAGE}._roi_align"], "_MANY_BLOCKS", 0)
         compare.same(cvops.roi_align(maps, emulated(rois), output_size), few.values, few)
         monkeypatch.undo()
 
@@ -505,7 +592,7 @@ def test_kernels_compile_for_every_architecture(nvrtc, file, dtype, architecture
     """Without a stack or spilled registers, and in shared memory that every GPU has."""
     source = device.sources().source(file)
     # The options of _device.py, and what CuPy adds to them.
-    options = ["-std=c++17", f"-DELEMENT={device.sources().ELEMENTS[dtype]}", "-ftz=true"]
+    options = ["-std=c++17", *device.sources().options(file, dtype), "-ftz=true"]
     ptx, log = nvrtc(source, architecture, options)
     assert sorted(re.findall(r"Compiling entry function '(\w+)'", log)) == sorted(device.kernels(source))
     assert set(re.findall(r"(\d+) bytes (?:stack frame|spill)", log)) == {"0"}, log

@@ -7,8 +7,10 @@
 // [1] H. Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019.
 // [2] Z. Zheng et al., "Distance-IoU Loss", AAAI 2020.
 
+#include "numeric.cuh"
+
 enum { IOU, GENERALIZED, DISTANCE, COMPLETE };
-constexpr int COLUMNS = 256, ROWS = 8;
+constexpr int COLUMNS = CVOPS_COLUMNS, ROWS = CVOPS_ROWS;  // pairs of a block
 
 struct Box {
     Real x1, y1, x2, y2;
@@ -48,17 +50,26 @@ __device__ Real measure(long long kind, Box a, Real area_a, Box b, Real area_b, 
     return result - (x * x + y * y) / (width * width + height * height + eps);
 }
 
-extern "C" __global__ void __launch_bounds__(COLUMNS)
-box_pairs(const Box* boxes1, const Real* area1, const Box* boxes2, const Real* area2, long long n, long long m,
-          long long kind, double eps, Real* result) {
-    long long across = (m + COLUMNS - 1) / COLUMNS, down = (n + ROWS - 1) / ROWS;
+struct BoxPairs {
+    const Box* boxes1;
+    const Real* area1;
+    const Box* boxes2;
+    const Real* area2;
+    long long n, m, kind;
+    double eps;
+    Real* result;
+};
+
+extern "C" __global__ void __launch_bounds__(COLUMNS) box_pairs(const BoxPairs args) {
+    long long across = (args.m + COLUMNS - 1) / COLUMNS, down = (args.n + ROWS - 1) / ROWS;
     long long column = blockIdx.x % across * COLUMNS + threadIdx.x;
     long long row = blockIdx.x / across % down * ROWS, batch = blockIdx.x / across / down;
-    if (column >= m) return;
-    Box b = boxes2[batch * m + column];
-    Real area_b = area2[batch * m + column];
-    for (long long i = row; i < min(row + ROWS, n); ++i) {
-        Box a = boxes1[batch * n + i];
-        result[(batch * n + i) * m + column] = measure(kind, a, area1[batch * n + i], b, area_b, real(eps));
+    if (column >= args.m) return;
+    Box b = args.boxes2[batch * args.m + column];
+    Real area_b = args.area2[batch * args.m + column];
+    for (long long i = row; i < min(row + ROWS, args.n); ++i) {
+        Box a = args.boxes1[batch * args.n + i];
+        args.result[(batch * args.n + i) * args.m + column] =
+            measure(args.kind, a, args.area1[batch * args.n + i], b, area_b, real(args.eps));
     }
 }

@@ -1,7 +1,7 @@
 // Deformable convolution [1, 2] and its gradients, but for the matrix products, which the launcher leaves to cuBLAS.
 //
-// pixels (N * H * W, C): the input, the channels of a pixel side by side. columns (count, K): what each tap reads for
-// the output pixels [first, first + count), all images counted through; K runs over (group of the weight, tap, channel
+// pixels (N * H * W, C): the input, the channels of a pixel side by side. columns (size, K): what each tap reads for
+// the output pixels [first, first + size), all images counted through; K runs over (group of the weight, tap, channel
 // of the group), and so do the rows of weights (O, taps, C / groups). sums (N * OH * OW, O): the output but for bias,
 // in working precision; grads: as sums, the gradient of the output; grad_columns, grad_pixels: as columns and pixels,
 // in working precision. What else has the caller's shape is as in the docstring of cvops.deform_conv2d. All contiguous;
@@ -16,9 +16,11 @@
 // [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017.
 // [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
 
-// As in _deform_conv.py. A block of THREADS looks at PIXELS output pixels and at most TAPS taps, a thread at each.
-constexpr int THREADS = 256, PIXELS = 16, TAPS = 16;
-constexpr int EDGE = 32;                                                  // of what a block transposes
+#include "numeric.cuh"
+
+// A block of THREADS looks at PIXELS output pixels and at most TAPS taps, a thread at each.
+constexpr int THREADS = CVOPS_THREADS, PIXELS = CVOPS_PIXELS, TAPS = CVOPS_TAPS;
+constexpr int EDGE = CVOPS_EDGE;                                          // of what a block transposes
 constexpr int WIDTH = 16 / sizeof(Element), REAL_WIDTH = 16 / sizeof(T);  // what a thread reads at once
 
 // ----------------------------------------------------------------------------------------------------- some at once
@@ -63,7 +65,7 @@ struct Call {
     const void* offset;
     long long offset_dtype;
     const void* mask;
-    long long mask_dtype, first, count;
+    long long mask_dtype, first, size;  // of the output pixels in question
 
     __device__ __forceinline__ long long columns() const { return channels * taps; }
     __device__ __forceinline__ long long offset_channels() const { return channels / offset_groups; }
@@ -73,17 +75,6 @@ struct Call {
         return channel + channel / group_channels * group_channels * (taps - 1);
     }
 };
-// The parameters of kernels that stand for a Call.
-#define CALL_PARAMETERS                                                                                          \
-    long long height, long long width, long long channels, long long out_pixels, long long out_width,            \
-        long long taps, long long kernel_width, long long stride_y, long long stride_x, long long padding_y,     \
-        long long padding_x, long long dilation_y, long long dilation_x, long long offset_groups,                \
-        long long group_channels, const void *offset, long long offset_dtype, const void *mask,                  \
-        long long mask_dtype, long long first, long long count
-#define CALL                                                                                                     \
-    {height,    width,      channels,   out_pixels,    out_width,      taps,   kernel_width, stride_y, stride_x, \
-     padding_y, padding_x,  dilation_y, dilation_x,    offset_groups,  group_channels,                           \
-     offset,    offset_dtype, mask,     mask_dtype,    first,          count}
 
 enum { ABOVE_LEFT = 1, ABOVE_RIGHT = 2, BELOW_LEFT = 4, BELOW_RIGHT = 8, READS = 16 };
 
@@ -124,11 +115,11 @@ __device__ Sample locate(const Call& call, long long index, long long group, lon
 
 // Which samples a block looks at, by its number: pixels first, then taps, groups of offsets, chunks of their channels.
 struct Part {
-    long long pixel, group, chunk;  // pixel counts from 0 in [first, first + count)
+    long long pixel, group, chunk;  // pixel counts from 0 in [first, first + size)
     int tap, taps;
 
     __device__ __forceinline__ Part(const Call& call) {
-        long long number = blockIdx.x, runs = (call.count + PIXELS - 1) / PIXELS;
+        long long number = blockIdx.x, runs = (call.size + PIXELS - 1) / PIXELS;
         long long parts = (call.taps + TAPS - 1) / TAPS, most = (call.taps + parts - 1) / parts;
         pixel = number % runs * PIXELS, number /= runs;
         tap = int(number % parts * most), number /= parts;
@@ -136,7 +127,7 @@ struct Part {
         group = number % call.offset_groups, chunk = number / call.offset_groups;
     }
     __device__ __forceinline__ bool has(const Call& call, int sample) const {
-        return sample / PIXELS < taps && pixel + sample % PIXELS < call.count;
+        return sample / PIXELS < taps && pixel + sample % PIXELS < call.size;
     }
 };
 
@@ -203,15 +194,23 @@ __device__ __forceinline__ void gather(const Call& call, const Part& part, const
 }
 
 // `wide`: whether channels can be taken WIDTH at a time; each sample has `lanes` threads, a power of two.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-deform_columns(CALL_PARAMETERS, const Element* pixels, long long wide, long long lanes, Element* columns) {
-    Call call = CALL;
+struct DeformColumns {
+    Call call;
+    const Element* pixels;
+    long long wide, lanes;
+    Element* columns;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4) deform_columns(const DeformColumns args) {
+    const Call& call = args.call;
     Part part(call);
     SHARED(Samples, samples);
     locate_all(call, part, samples);
     __syncthreads();
-    if (wide) gather<WIDTH>(call, part, samples, pixels, (int)lanes, columns);
-    else gather<1>(call, part, samples, pixels, (int)lanes, columns);
+    if (args.wide)
+        gather<WIDTH>(call, part, samples, args.pixels, (int)args.lanes, args.columns);
+    else
+        gather<1>(call, part, samples, args.pixels, (int)args.lanes, args.columns);
 }
 
 // ---------------------------------------------------------------------------------------------- gradients of samples
@@ -232,8 +231,8 @@ __device__ __forceinline__ Real total(Real sum, int lanes) {
 
 template <int SIZE>
 __device__ __forceinline__ void differentiate(const Call& call, const Part& part, const Samples& samples,
-                                              const Element* pixels, int lanes, const T* grad_columns,
-                                              Element* columns, AllSlopes& slopes) {
+                                              const Element* pixels, int lanes, const T* grad_columns, Element* columns,
+                                              AllSlopes& slopes) {
     int lane = threadIdx.x % lanes;
     long long group = part.group * call.offset_channels();
     for (int base = 0; base < part.taps * PIXELS; base += THREADS / lanes) {
@@ -270,29 +269,40 @@ __device__ __forceinline__ void differentiate(const Call& call, const Part& part
 }
 
 // The columns, if the array for them is there; and from the gradient of the columns that of the offset and of the mask.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-deform_slopes(CALL_PARAMETERS, const Element* pixels, long long wide, long long lanes, const T* grad_columns,
-              Element* columns, Element* grad_offset, Element* grad_mask) {
-    Call call = CALL;
+struct DeformSlopes {
+    Call call;
+    const Element* pixels;
+    long long wide, lanes;
+    const T* grad_columns;
+    Element* columns;
+    Element* grad_offset;
+    Element* grad_mask;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) deform_slopes(const DeformSlopes args) {
+    const Call& call = args.call;
     Part part(call);
     SHARED(Samples, samples);
     SHARED(AllSlopes, slopes);
     locate_all(call, part, samples);
     __syncthreads();
-    if (wide) differentiate<WIDTH>(call, part, samples, pixels, (int)lanes, grad_columns, columns, slopes);
-    else differentiate<1>(call, part, samples, pixels, (int)lanes, grad_columns, columns, slopes);
+    if (args.wide)
+        differentiate<WIDTH>(call, part, samples, args.pixels, (int)args.lanes, args.grad_columns, args.columns,
+                             slopes);
+    else
+        differentiate<1>(call, part, samples, args.pixels, (int)args.lanes, args.grad_columns, args.columns, slopes);
     __syncthreads();  // then neighbouring threads write neighbouring pixels
     int own = threadIdx.x;
-    if (!grad_columns || !part.has(call, own)) return;
-    long long index = first + part.pixel + own % PIXELS, image = index / out_pixels;
-    long long entry = (image * offset_groups + part.group) * taps + part.tap + own / PIXELS;
-    long long pixel = index - image * out_pixels;
+    if (!args.grad_columns || !part.has(call, own)) return;
+    long long index = call.first + part.pixel + own % PIXELS, image = index / call.out_pixels;
+    long long entry = (image * call.offset_groups + part.group) * call.taps + part.tap + own / PIXELS;
+    long long pixel = index - image * call.out_pixels;
     Slopes slope = slopes.at[own];
-    if (grad_offset) {
-        grad_offset[2 * entry * out_pixels + pixel] = narrow(slope.y);
-        grad_offset[(2 * entry + 1) * out_pixels + pixel] = narrow(slope.x);
+    if (args.grad_offset) {
+        args.grad_offset[2 * entry * call.out_pixels + pixel] = narrow(slope.y);
+        args.grad_offset[(2 * entry + 1) * call.out_pixels + pixel] = narrow(slope.x);
     }
-    if (grad_mask) grad_mask[entry * out_pixels + pixel] = narrow(slope.mask);
+    if (args.grad_mask) args.grad_mask[entry * call.out_pixels + pixel] = narrow(slope.mask);
 }
 
 // --------------------------------------------------------------------------------------------- gradient of the input
@@ -303,6 +313,7 @@ struct Place {
     Real y, x, mask;
     unsigned column;
 };
+static_assert(sizeof(Place) == CVOPS_PLACE_BYTES, "the launcher allocates so many");
 
 // A cell lies between four pixels, on the map or at its border: there are (H + 1) * (W + 1) for each image and group of
 // offsets, and last one for all samples that add nothing. Keys have 4 bytes, or 8 where there are too many cells.
@@ -311,43 +322,61 @@ __device__ __forceinline__ long long key_of(const void* keys, long long i, long 
 }
 
 // Samples are counted taps by taps, each for all pixels: i = (group * taps + tap) * count + pixel.
-extern "C" __global__ void __launch_bounds__(THREADS)
-deform_places(CALL_PARAMETERS, long long cells, long long key_bytes, void* keys, Place* places) {
-    Call call = CALL;
+struct DeformPlaces {
+    Call call;
+    long long cells, key_bytes;
+    void* keys;
+    Place* places;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) deform_places(const DeformPlaces args) {
+    const Call& call = args.call;
     long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= offset_groups * taps * count) return;
-    long long entry = i / count, pixel = i - entry * count, group = entry / taps, tap = entry - group * taps;
-    Sample sample = locate(call, first + pixel, group, tap);
-    long long key = cells;
+    if (i >= call.offset_groups * call.taps * call.size) return;
+    long long entry = i / call.size, pixel = i - entry * call.size, group = entry / call.taps,
+              tap = entry - group * call.taps;
+    Sample sample = locate(call, call.first + pixel, group, tap);
+    long long key = args.cells;
     if ((sample.corners & READS) && !is_nan(sample.y)) {
-        long long image = (first + pixel) / out_pixels, plane = (image - first / out_pixels) * offset_groups + group;
-        key = (plane * (height + 1) + sample.row - image * height + 1) * (width + 1) + sample.column + 1;
+        long long image = (call.first + pixel) / call.out_pixels,
+                  plane = (image - call.first / call.out_pixels) * call.offset_groups + group;
+        key = (plane * (call.height + 1) + sample.row - image * call.height + 1) * (call.width + 1) + sample.column + 1;
     }
-    if (key_bytes == 4) ((unsigned*)keys)[i] = (unsigned)key;
-    else ((unsigned long long*)keys)[i] = key;
-    unsigned start = (unsigned)(pixel * call.columns() + tap * group_channels);
-    places[i] = {sample.y, sample.x, sample.mask, start};
+    if (args.key_bytes == 4)
+        ((unsigned*)args.keys)[i] = (unsigned)key;
+    else
+        ((unsigned long long*)args.keys)[i] = key;
+    unsigned start = (unsigned)(pixel * call.columns() + tap * call.group_channels);
+    args.places[i] = {sample.y, sample.x, sample.mask, start};
 }
 
 // starts[cell]: how many samples lie in the cells before.
-extern "C" __global__ void __launch_bounds__(THREADS)
-deform_starts(const void* keys, long long key_bytes, const long long* order, long long samples, long long cells,
-              long long* starts) {
+struct DeformStarts {
+    const void* keys;
+    long long key_bytes;
+    const long long* order;
+    long long samples, cells;
+    long long* starts;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) deform_starts(const DeformStarts args) {
     long long cell = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (cell > cells) return;
-    long long low = 0, high = samples;
+    if (cell > args.cells) return;
+    long long low = 0, high = args.samples;
     while (low < high) {
         long long middle = low + (high - low) / 2;
-        if (key_of(keys, order[middle], key_bytes) < cell) low = middle + 1;
-        else high = middle;
+        if (key_of(args.keys, args.order[middle], args.key_bytes) < cell)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    starts[cell] = low;
+    args.starts[cell] = low;
 }
 
 template <int SIZE>
 __device__ __forceinline__ void add_list(const long long* order, const Place* places, const T* grad_columns,
-                                         long long begin, long long split, long long end, bool below,
-                                         long long column, Real* sums) {
+                                         long long begin, long long split, long long end, bool below, long long column,
+                                         Real* sums) {
 #pragma unroll 4
     for (long long i = begin; i < end; ++i) {
         Place place = places[order[i]];
@@ -386,22 +415,34 @@ __device__ __forceinline__ void collect(const Call& call, long long image, long 
     put(result, target);
 }
 
-// grad_pixels: as pixels, in working precision. What [first, first + count) read is added to what earlier calls wrote;
+// grad_pixels: as pixels, in working precision. What [first, first + size) read is added to what earlier calls wrote;
 // where there was none, nothing has to be there. `images`: in how many these lie; `wide`, `lanes`: as above, but for
 // REAL_WIDTH.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-deform_collect(CALL_PARAMETERS, long long images, long long wide, long long lanes, const long long* order,
-               const long long* starts, const Place* places, const T* grad_columns, T* grad_pixels) {
-    Call call = CALL;
-    long long size = wide ? REAL_WIDTH : 1;
-    long long i = ((long long)blockIdx.x * THREADS + threadIdx.x) / lanes, plane = height * width;
-    long long pixel = i % plane, image = i / plane % images, rest = i / plane / images;
-    long long group = rest % offset_groups, chunk = rest / offset_groups;
-    long long inner = (chunk * lanes + threadIdx.x % lanes) * size;
+struct DeformCollect {
+    Call call;
+    long long images, wide, lanes;
+    const long long* order;
+    const long long* starts;
+    const Place* places;
+    const T* grad_columns;
+    T* grad_pixels;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4) deform_collect(const DeformCollect args) {
+    const Call& call = args.call;
+    long long size = args.wide ? REAL_WIDTH : 1;
+    long long i = ((long long)blockIdx.x * THREADS + threadIdx.x) / args.lanes, plane = call.height * call.width;
+    long long pixel = i % plane, image = i / plane % args.images, rest = i / plane / args.images;
+    long long group = rest % call.offset_groups, chunk = rest / call.offset_groups;
+    long long inner = (chunk * args.lanes + threadIdx.x % args.lanes) * size;
     if (inner >= call.offset_channels()) return;
-    image += first / out_pixels;
-    if (wide) collect<REAL_WIDTH>(call, image, pixel, group, inner, order, starts, places, grad_columns, grad_pixels);
-    else collect<1>(call, image, pixel, group, inner, order, starts, places, grad_columns, grad_pixels);
+    image += call.first / call.out_pixels;
+    if (args.wide)
+        collect<REAL_WIDTH>(call, image, pixel, group, inner, args.order, args.starts, args.places, args.grad_columns,
+                            args.grad_pixels);
+    else
+        collect<1>(call, image, pixel, group, inner, args.order, args.starts, args.places, args.grad_columns,
+                   args.grad_pixels);
 }
 
 // ------------------------------------------------------------------------------------------- how arrays are laid out
@@ -439,28 +480,46 @@ __device__ __forceinline__ void transpose(long long number, const From* from, lo
 
 // What comes before the products: pixels from input (images, channels, plane), weights from weight (outputs,
 // group_channels, taps), grads from grad (images, outputs, out_plane), where there is an array for them.
-extern "C" __global__ void __launch_bounds__(THREADS)
-deform_arrange(const Element* input, long long images, long long channels, long long plane, Element* pixels,
-               const Element* weight, long long outputs, long long group_channels, long long taps, Element* weights,
-               const Element* grad, long long out_plane, Element* grads) {
+struct DeformArrange {
+    const Element* input;
+    long long images, channels, plane;
+    Element* pixels;
+    const Element* weight;
+    long long outputs, group_channels, taps;
+    Element* weights;
+    const Element* grad;
+    long long out_plane;
+    Element* grads;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) deform_arrange(const DeformArrange args) {
     SHARED(Elements, square);
-    long long number = blockIdx.x, count = pixels ? squares(images, channels, plane) : 0;
-    if (number < count) return transpose(number, input, channels, plane, nullptr, pixels, square);
-    number -= count, count = weights ? squares(outputs, group_channels, taps) : 0;
-    if (number < count) return transpose(number, weight, group_channels, taps, nullptr, weights, square);
-    transpose(number - count, grad, outputs, out_plane, nullptr, grads, square);
+    long long number = blockIdx.x, count = args.pixels ? squares(args.images, args.channels, args.plane) : 0;
+    if (number < count) return transpose(number, args.input, args.channels, args.plane, nullptr, args.pixels, square);
+    number -= count, count = args.weights ? squares(args.outputs, args.group_channels, args.taps) : 0;
+    if (number < count)
+        return transpose(number, args.weight, args.group_channels, args.taps, nullptr, args.weights, square);
+    transpose(number - count, args.grad, args.outputs, args.out_plane, nullptr, args.grads, square);
 }
 
 // What comes after them: the output from sums and bias, or the gradient of the input from grad_pixels, both as (images,
 // channels, plane) from (images, plane, channels); and that of the weight from rows as those of weights.
-extern "C" __global__ void __launch_bounds__(THREADS)
-deform_restore(const T* pixels, long long images, long long channels, long long plane, const Element* bias,
-               Element* result, const T* grad_weights, long long outputs, long long group_channels, long long taps,
-               Element* grad_weight) {
+struct DeformRestore {
+    const T* pixels;
+    long long images, channels, plane;
+    const Element* bias;
+    Element* result;
+    const T* grad_weights;
+    long long outputs, group_channels, taps;
+    Element* grad_weight;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) deform_restore(const DeformRestore args) {
     SHARED(Reals, square);
-    long long number = blockIdx.x, count = result ? squares(images, plane, channels) : 0;
-    if (number < count) return transpose(number, pixels, plane, channels, bias, result, square);
-    transpose(number - count, grad_weights, taps, group_channels, nullptr, grad_weight, square);
+    long long number = blockIdx.x, count = args.result ? squares(args.images, args.plane, args.channels) : 0;
+    if (number < count)
+        return transpose(number, args.pixels, args.plane, args.channels, args.bias, args.result, square);
+    transpose(number - count, args.grad_weights, args.taps, args.group_channels, nullptr, args.grad_weight, square);
 }
 
 struct Totals {
@@ -468,19 +527,24 @@ struct Totals {
 };
 
 // The gradient of the bias, a block for each output: the sum of grad over images and pixels.
-extern "C" __global__ void __launch_bounds__(THREADS)
-deform_bias(const Element* grad, long long images, long long outputs, long long out_plane, Element* grad_bias) {
+struct DeformBias {
+    const Element* grad;
+    long long images, outputs, out_plane;
+    Element* grad_bias;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) deform_bias(const DeformBias args) {
     SHARED(Totals, totals);
     long long output = blockIdx.x;
     Real sum = {0};
-    for (long long i = threadIdx.x; i < images * out_plane; i += THREADS) {
-        long long image = i / out_plane;
-        sum = sum + widen(grad[(image * outputs + output) * out_plane + i - image * out_plane]);
+    for (long long i = threadIdx.x; i < args.images * args.out_plane; i += THREADS) {
+        long long image = i / args.out_plane;
+        sum = sum + widen(args.grad[(image * args.outputs + output) * args.out_plane + i - image * args.out_plane]);
     }
     totals.at[threadIdx.x] = sum;
     for (int half = THREADS / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) totals.at[threadIdx.x] = totals.at[threadIdx.x] + totals.at[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) grad_bias[output] = narrow(totals.at[0]);
+    if (threadIdx.x == 0) args.grad_bias[output] = narrow(totals.at[0]);
 }

@@ -21,10 +21,12 @@
 //
 // [1] A. Neubeck and L. Van Gool, "Efficient Non-Maximum Suppression", ICPR 2006.
 
-constexpr int BLOCK_THREADS = 1024;
-constexpr int RANK_THREADS = 256, RANK_TILE = 1024;
-constexpr int RIVALS = 64;  // boxes with which a block of nms_mask compares a chunk
-constexpr int NEAR_THREADS = 256, COMPACT_THREADS = 1024;
+#include "nms.cuh"
+
+constexpr int BLOCK_THREADS = CVOPS_BLOCK_THREADS;
+constexpr int RANK_THREADS = CVOPS_RANK_THREADS, RANK_TILE = CVOPS_RANK_TILE;
+constexpr int SUPPRESSORS = CVOPS_SUPPRESSORS;  // boxes with which a block of nms_mask compares a chunk
+constexpr int NEAR_THREADS = CVOPS_NEAR_THREADS, COMPACT_THREADS = CVOPS_COMPACT_THREADS;
 
 // ------------------------------------------------------------------------------------------- one block does it all
 
@@ -62,24 +64,36 @@ struct Leaders {
 
 // All of nms for length <= blockDim.x boxes: indices in rank order to keep[:size], then -1; their number to count[0].
 // idxs may be null. blockDim.x is a power of two from 32 on.
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1)
-nms_block(const void* boxes, long long box_dtype, const void* scores, long long score_dtype, const void* idxs,
-          long long idx_dtype, long long length, double iou_threshold, double score_threshold, long long* keep,
-          long long size, long long* count) {
+struct NmsBlock {
+    const void* boxes;
+    long long boxes_dtype;
+    const void* scores;
+    long long scores_dtype;
+    const void* idxs;
+    long long idxs_dtype, length;
+    double iou_threshold, score_threshold;
+    long long* keep;
+    long long size;
+    long long* count;
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) nms_block(const NmsBlock args) {
     SHARED(Sorted, sorted);
     SHARED(Leaders, leaders);
-    Real threshold = real(iou_threshold);
+    Real threshold = real(args.iou_threshold);
     int rank = threadIdx.x, warps = blockDim.x / 32;
-    sorted.keys[rank] = rank < length ? key_above(scores, rank, score_dtype, key_limit(score_threshold)) : NOT_RANKED;
+    sorted.keys[rank] = rank < args.length
+                            ? key_above(args.scores, rank, args.scores_dtype, key_limit(args.score_threshold))
+                            : NOT_RANKED;
     sorted.indices[rank] = rank;
     sort(sorted);
     bool alive = sorted.keys[rank] != NOT_RANKED;
     long long index = alive ? sorted.indices[rank] : 0;
-    Box box = box_of(boxes, index, box_dtype, idxs ? label_of(idxs, index, idx_dtype) : 0);
+    Box box = box_of(args.boxes, index, args.boxes_dtype, args.idxs ? label_of(args.idxs, index, args.idxs_dtype) : 0);
     Real area = area_of(box);
 
     long long found = 0;
-    while (found < size) {
+    while (found < args.size) {
         unsigned word = __ballot_sync(ALL, alive);
         if (lane() == 0) leaders.words[warp()] = word;
         __syncthreads();
@@ -112,16 +126,16 @@ nms_block(const void* boxes, long long box_dtype, const void* scores, long long 
         } while (kept != previous);
         if (leads && kept >> before & 1) {
             long long place = found + __popc(kept & ((1u << before) - 1));
-            if (place < size) keep[place] = index;
+            if (place < args.size) args.keep[place] = index;
         }
         alive = alive && !leads;
         for (unsigned rest = kept; alive && rest; rest &= rest - 1)
             alive = !leaders.tile.suppresses(__ffs(rest) - 1, box, area, threshold);
         found += __popc(kept);
     }
-    found = min(found, size);
-    for (long long i = found + threadIdx.x; i < size; i += blockDim.x) keep[i] = -1;
-    if (threadIdx.x == 0) *count = found;
+    found = min(found, args.size);
+    for (long long i = found + threadIdx.x; i < args.size; i += blockDim.x) args.keep[i] = -1;
+    if (threadIdx.x == 0) *args.count = found;
 }
 
 // ----------------------------------------------------------------------------------------- ranking up to one batch
@@ -147,103 +161,134 @@ __device__ void count_before(const Keys& tile, int count, int index, Key key, La
 }
 
 // The class of a box; of those that take no part the last one, so that they come behind all others.
-__device__ Label label_if_ranked(const void* idxs, long long i, long long dtype, Key key) {
-    if (key == NOT_RANKED) return ~(Label)0;
-    return idxs ? label_of(idxs, i, dtype) : 0;
+__device__ Label label_if_ranked(const Ranking& ranking, long long i, Key key) {
+    return key == NOT_RANKED ? ~(Label)0 : ranking.label(i);
 }
 
 // ranks[i]: how many boxes rank before box i. positions[i], for classes: how many of lesser classes there are, and of
 // its own class before it. Both start as 0. A block compares RANK_THREADS boxes with RANK_TILE others.
-extern "C" __global__ void __launch_bounds__(RANK_THREADS)
-nms_rank(const void* scores, long long score_dtype, const void* idxs, long long idx_dtype, long long length,
-         double score_threshold, Word* ranks, Word* positions) {
+struct NmsRank {
+    Ranking ranking;
+    Word* ranks;
+    Word* positions;
+};
+
+extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_rank(const NmsRank args) {
     SHARED(Keys, tile);
-    int across = (length + RANK_THREADS - 1) / RANK_THREADS;
+    int across = (args.ranking.length + RANK_THREADS - 1) / RANK_THREADS;
     int own = blockIdx.x % across * RANK_THREADS, first = blockIdx.x / across * RANK_TILE;
-    int i = own + threadIdx.x, count = min(RANK_TILE, (int)length - first);
-    Key limit = key_limit(score_threshold);
+    int i = own + threadIdx.x, count = min(RANK_TILE, (int)args.ranking.length - first);
+    Key limit = args.ranking.limit();
     for (int j = threadIdx.x; j < count; j += RANK_THREADS) {
-        tile.keys[j] = key_above(scores, first + j, score_dtype, limit);
-        tile.labels[j] = label_if_ranked(idxs, first + j, idx_dtype, tile.keys[j]);
+        tile.keys[j] = args.ranking.key(first + j, limit);
+        tile.labels[j] = label_if_ranked(args.ranking, first + j, tile.keys[j]);
     }
     __syncthreads();
-    if (i >= length) return;
-    Key key = key_above(scores, i, score_dtype, limit);
-    Label label = label_if_ranked(idxs, i, idx_dtype, key);
+    if (i >= args.ranking.length) return;
+    Key key = args.ranking.key(i, limit);
+    Label label = label_if_ranked(args.ranking, i, key);
     int rank = 0, position = 0;
-    if (first > own) count_before<LAST>(tile, count, 0, key, label, idxs, rank, position);
-    else if (first + RANK_TILE <= own) count_before<FIRST>(tile, count, 0, key, label, idxs, rank, position);
-    else count_before<BY_INDEX>(tile, count, i - first, key, label, idxs, rank, position);
-    atomicAdd(ranks + i, (Word)rank);
-    if (idxs) atomicAdd(positions + i, (Word)position);
+    if (first > own)
+        count_before<LAST>(tile, count, 0, key, label, args.ranking.idxs, rank, position);
+    else if (first + RANK_TILE <= own)
+        count_before<FIRST>(tile, count, 0, key, label, args.ranking.idxs, rank, position);
+    else
+        count_before<BY_INDEX>(tile, count, i - first, key, label, args.ranking.idxs, rank, position);
+    atomicAdd(args.ranks + i, (Word)rank);
+    if (args.ranking.idxs) atomicAdd(args.positions + i, (Word)position);
 }
 
 // What a batch compares with each other: count[0] boxes in the order of their positions, and their ranks.
 //
 // All that take part, as one batch, and order[rank], the index of the box of that rank. positions and idxs may be null;
 // count starts as 0.
-extern "C" __global__ void __launch_bounds__(RANK_THREADS)
-nms_place(const void* boxes, long long box_dtype, const void* scores, long long score_dtype, const void* idxs,
-          long long idx_dtype, long long length, double score_threshold, const Word* ranks, const Word* positions,
-          long long* order, Box* candidates, long long* candidate_ranks, Word* count) {
+struct NmsPlace {
+    const void* boxes;
+    long long boxes_dtype;
+    Ranking ranking;
+    const Word* ranks;
+    const Word* positions;
+    long long* order;
+    Box* candidates;
+    long long* candidate_ranks;
+    Word* count;
+};
+
+extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_place(const NmsPlace args) {
     long long i = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
-    bool takes_part = i < length && key_above(scores, i, score_dtype, key_limit(score_threshold)) != NOT_RANKED;
+    bool takes_part = i < args.ranking.length && args.ranking.key(i, args.ranking.limit()) != NOT_RANKED;
     if (takes_part) {
-        long long rank = ranks[i], position = positions ? positions[i] : rank;
-        order[rank] = i;
-        candidates[position] = box_of(boxes, i, box_dtype, idxs ? label_of(idxs, i, idx_dtype) : 0);
-        candidate_ranks[position] = rank;
+        long long rank = args.ranks[i], position = args.positions ? args.positions[i] : rank;
+        args.order[rank] = i;
+        args.candidates[position] = box_of(args.boxes, i, args.boxes_dtype, args.ranking.label(i));
+        args.candidate_ranks[position] = rank;
     }
     int here = __syncthreads_count(takes_part);
-    if (threadIdx.x == 0) atomicAdd(count, (Word)here);
+    if (threadIdx.x == 0) atomicAdd(args.count, (Word)here);
 }
 
 // ------------------------------------------------------------------------------------- ranking for several batches
 
 // keys[i]: where box i ranks.
-extern "C" __global__ void __launch_bounds__(RANK_THREADS)
-nms_keys(const void* scores, long long dtype, long long length, double score_threshold, Key* keys) {
+struct NmsKeys {
+    Ranking ranking;
+    Key* keys;
+};
+
+extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_keys(const NmsKeys args) {
     long long i = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
-    if (i < length) keys[i] = key_above(scores, i, dtype, key_limit(score_threshold));
+    if (i < args.ranking.length) args.keys[i] = args.ranking.key(i, args.ranking.limit());
 }
 
 // labels[rank]: the class of the box of that rank.
-extern "C" __global__ void __launch_bounds__(RANK_THREADS)
-nms_labels(const void* idxs, long long dtype, const long long* order, long long length, Label* labels) {
+struct NmsLabels {
+    const void* idxs;
+    long long idxs_dtype;
+    const long long* order;
+    long long length;
+    Label* labels;
+};
+
+extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_labels(const NmsLabels args) {
     long long rank = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
-    if (rank < length) labels[rank] = label_of(idxs, order[rank], dtype);
+    if (rank < args.length) args.labels[rank] = label_of(args.idxs, args.order[rank], args.idxs_dtype);
 }
 
 // -------------------------------------------------------------------------------------- boxes kept in earlier batches
 
 // dropped[i]: whether a box in the table suppresses the one at position begin + i. A warp for each, with a lane for
 // each pair of levels: what takes time is to wait for one box of a chain after the other.
-extern "C" __global__ void __launch_bounds__(NEAR_THREADS, 2)
-nms_near(const void* boxes, long long dtype, const Key* keys, const long long* order, const long long* members,
-         const Label* labels, long long begin, long long end, double iou_threshold, double t, double pitch,
-         double least_area, long long shift, Box* kept, Word* heads, Word* before, unsigned char* occupied,
-         long long slots, unsigned char* dropped) {
-    Ranked ranked = {boxes, dtype, keys, order, members, labels};
-    Table table = {kept, heads, before, occupied, slots};
-    Grid grid = {t, pitch, least_area, shift};
-    long long position = begin + (long long)blockIdx.x * (NEAR_THREADS / 32) + warp();
-    if (position >= end) return;
+struct NmsNear {
+    Ranked ranked;
+    long long begin, end;
+    double iou_threshold;
+    Grid grid;
+    Table table;
+    unsigned char* dropped;
+};
+
+extern "C" __global__ void __launch_bounds__(NEAR_THREADS, 2) nms_near(const NmsNear args) {
+    Ranked ranked = args.ranked;
+    Table table = args.table;
+    Grid grid = args.grid;
+    long long position = args.begin + (long long)blockIdx.x * (NEAR_THREADS / 32) + warp();
+    if (position >= args.end) return;
     bool suppressed = false;
-    if (ranked.takes_part(position) && ranked.meets_earlier(position, begin)) {
+    if (ranked.takes_part(position) && ranked.meets_earlier(position, args.begin)) {
         Box box = ranked.box(position);
         Role role(box, grid);
         if (role.hashed) {
-            long long a = grid.level(role.width * t), c = grid.level(role.height * t);
-            long long across = grid.level(role.width / t) - a + 1, down = grid.level(role.height / t) - c + 1;
+            long long a = grid.level(role.width * grid.t), c = grid.level(role.height * grid.t);
+            long long across = grid.level(role.width / grid.t) - a + 1, down = grid.level(role.height / grid.t) - c + 1;
             for (long long first = 0; first < across * down && !suppressed; first += 32) {
                 long long pair = first + lane();
                 bool hit = pair < across * down && table.suppresses(box, role, a + pair / down, c + pair % down, grid,
-                                                                    real(iou_threshold));
+                                                                    real(args.iou_threshold));
                 suppressed = __any_sync(ALL, hit);
             }
         }
     }
-    if (lane() == 0) dropped[position - begin] = suppressed;
+    if (lane() == 0) args.dropped[position - args.begin] = suppressed;
 }
 
 // ----------------------------------------------------------------------------------------------------- one batch
@@ -264,34 +309,47 @@ struct Gathering {
 // The boxes at positions begin to end that take part and that none of an earlier batch suppresses: to `candidates`,
 // with their ranks, and their number to count[0]. dropped, kept, listed and listed_counts are null if there is nothing.
 // ticket and found[:blocks] start as 0. Nobody takes part once `limit` boxes are kept, if there is one class.
-extern "C" __global__ void __launch_bounds__(CHUNK, 1)
-nms_gather(const void* boxes, long long dtype, const Key* keys, const long long* order, const long long* members,
-           const Label* labels, long long begin, long long end, double iou_threshold, long long limit, double t,
-           double pitch, double least_area, long long shift, const unsigned char* dropped, const Box* kept,
-           const long long* listed, const Word* listed_counts, const Word* total, Word* ticket, Word* found,
-           Box* candidates, long long* candidate_ranks, long long* count) {
+struct NmsGather {
+    Ranked ranked;
+    long long begin, end;
+    double iou_threshold;
+    long long limit;
+    Grid grid;
+    const unsigned char* dropped;
+    const Box* kept;
+    const long long* listed;
+    const Word* listed_counts;
+    const Word* total;
+    Word* ticket;
+    Word* found;
+    Box* candidates;
+    long long* candidate_ranks;
+    long long* count;
+};
+
+extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_gather(const NmsGather args) {
     SHARED(Gathering, shared);
-    Ranked ranked = {boxes, dtype, keys, order, members, labels};
-    Grid grid = {t, pitch, least_area, shift};
-    Real threshold = real(iou_threshold);
+    Ranked ranked = args.ranked;
+    Grid grid = args.grid;
+    Real threshold = real(args.iou_threshold);
     // Chunks are numbered as blocks start, so that those a block waits for have started before it.
-    if (threadIdx.x == 0) shared.number = atomicAdd(ticket, (Word)1), shared.before = 0;
+    if (threadIdx.x == 0) shared.number = atomicAdd(args.ticket, (Word)1), shared.before = 0;
     __syncthreads();
-    long long number = shared.number, position = begin + CHUNK * number + threadIdx.x;
-    bool alive = position < end && ranked.takes_part(position) && (labels || *total < limit);
-    if (alive && dropped && dropped[position - begin]) alive = false;
-    Box box = ranked.box(min(position, end - 1));
+    long long number = shared.number, position = args.begin + CHUNK * number + threadIdx.x;
+    bool alive = position < args.end && ranked.takes_part(position) && (args.ranked.labels || *args.total < args.limit);
+    if (alive && args.dropped && args.dropped[position - args.begin]) alive = false;
+    Box box = ranked.box(min(position, args.end - 1));
     Real area = area_of(box);
 
-    bool compares = alive && listed && Role(box, grid).listed && ranked.meets_earlier(position, begin);
-    long long chunks = listed && __syncthreads_or(compares) ? (begin + CHUNK - 1) / CHUNK : 0;
+    bool compares = alive && args.listed && Role(box, grid).listed && ranked.meets_earlier(position, args.begin);
+    long long chunks = args.listed && __syncthreads_or(compares) ? (args.begin + CHUNK - 1) / CHUNK : 0;
     for (long long some = 0; some < chunks; some += CHUNK) {
-        if (!__syncthreads_or(some + threadIdx.x < chunks && listed_counts[some + threadIdx.x])) continue;
+        if (!__syncthreads_or(some + threadIdx.x < chunks && args.listed_counts[some + threadIdx.x])) continue;
         for (long long chunk = some; chunk < min(some + CHUNK, chunks); ++chunk) {
-            int here = listed_counts[chunk];
+            int here = args.listed_counts[chunk];
             if (here == 0) continue;
             __syncthreads();  // the tile may still be read
-            if (threadIdx.x < here) shared.tile.put(threadIdx.x, kept[listed[CHUNK * chunk + threadIdx.x]]);
+            if (threadIdx.x < here) shared.tile.put(threadIdx.x, args.kept[args.listed[CHUNK * chunk + threadIdx.x]]);
             __syncthreads();
             for (int i = 0; compares && i < here; ++i)
                 if (shared.tile.suppresses(i, box, area, threshold)) alive = compares = false;
@@ -299,15 +357,15 @@ nms_gather(const void* boxes, long long dtype, const Key* keys, const long long*
     }
 
     int here, place = position_among(shared.words, alive, here);
-    if (threadIdx.x == 0) *(volatile Word*)(found + number) = 1 + here;
+    if (threadIdx.x == 0) *(volatile Word*)(args.found + number) = 1 + here;
     for (long long earlier = 0; warp() == 0 && earlier < number; earlier += 32) {
-        Word told_count = wait_for(found + min(earlier + lane(), number - 1)) - 1;
+        Word told_count = wait_for(args.found + min(earlier + lane(), number - 1)) - 1;
         if (earlier + lane() < number) atomicAdd(&shared.before, told_count);
     }
     __syncthreads();
     long long start = shared.before;
-    if (alive) candidates[start + place] = box, candidate_ranks[start + place] = ranked.rank(position);
-    if (threadIdx.x == 0 && number == gridDim.x - 1) *count = start + here;
+    if (alive) args.candidates[start + place] = box, args.candidate_ranks[start + place] = ranked.rank(position);
+    if (threadIdx.x == 0 && number == gridDim.x - 1) *args.count = start + here;
 }
 
 // Whether boxes of two chunks of a batch, earlier <= chunk, can be of one class.
@@ -322,20 +380,26 @@ __device__ long long words_of(long long earlier, long long chunk) {
 
 // The mask: for each box of a batch, those before it in the batch that would suppress it. Nothing is written for chunks
 // that share no class.
-extern "C" __global__ void __launch_bounds__(CHUNK, 1)
-nms_mask(const Box* candidates, const long long* count, double iou_threshold, unsigned* mask) {
-    SHARED(Tile<RIVALS>, rivals);
-    constexpr int PARTS = CHUNK / RIVALS;
-    long long length = *count, part = blockIdx.x % PARTS, earlier = blockIdx.x / PARTS, chunk = 0;
+struct NmsMask {
+    const Box* candidates;
+    const long long* count;
+    double iou_threshold;
+    unsigned* mask;
+};
+
+extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_mask(const NmsMask args) {
+    SHARED(Tile<SUPPRESSORS>, rivals);
+    constexpr int PARTS = CHUNK / SUPPRESSORS;
+    long long length = *args.count, part = blockIdx.x % PARTS, earlier = blockIdx.x / PARTS, chunk = 0;
     while (earlier > chunk) earlier -= ++chunk;
-    long long first = CHUNK * earlier + RIVALS * part, position = CHUNK * chunk + threadIdx.x;
-    if (CHUNK * chunk >= length || !share_a_class(candidates, earlier, chunk)) return;
-    Real threshold = real(iou_threshold);
-    if (threadIdx.x < RIVALS) rivals.put(threadIdx.x, candidates[min(first + threadIdx.x, length - 1)]);
+    long long first = CHUNK * earlier + SUPPRESSORS * part, position = CHUNK * chunk + threadIdx.x;
+    if (CHUNK * chunk >= length || !share_a_class(args.candidates, earlier, chunk)) return;
+    Real threshold = real(args.iou_threshold);
+    if (threadIdx.x < SUPPRESSORS) rivals.put(threadIdx.x, args.candidates[min(first + threadIdx.x, length - 1)]);
     __syncthreads();
-    Box box = candidates[min(position, length - 1)];
+    Box box = args.candidates[min(position, length - 1)];
     Real area = area_of(box);
-    for (int word = 0; word < RIVALS / 32; ++word) {
+    for (int word = 0; word < SUPPRESSORS / 32; ++word) {
         long long before = position - first - 32 * word;  // rivals in this word that rank before the box
         unsigned bits = 0;
         if (before > 0) {
@@ -348,7 +412,7 @@ nms_mask(const Box* candidates, const long long* count, double iou_threshold, un
                 if (!rivals.suppresses(32 * word + bit, box, area, threshold)) bits ^= 1u << bit;
             }
         }
-        mask[words_of(earlier, chunk) + (RIVALS / 32 * part + word) * CHUNK + threadIdx.x] = bits;
+        args.mask[words_of(earlier, chunk) + (SUPPRESSORS / 32 * part + word) * CHUNK + threadIdx.x] = bits;
     }
 }
 
@@ -383,29 +447,43 @@ __device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (
 // Sets flags[rank] where the box of that rank is kept, adds the kept ones to counts[rank / COMPACT_THREADS] and to
 // total[0], and hands those that later batches can meet to the table, if `kept` is not null: positions begin + i for
 // candidates[i], the next batch beginning at `end`. ticket, states[:WORDS * blocks], flags and counts start as 0.
-extern "C" __global__ void __launch_bounds__(CHUNK, 1)
-nms_chain(const Box* candidates, const long long* candidate_ranks, const long long* count, const unsigned* mask,
-          Word* ticket, Word* states, unsigned char* flags, Word* counts, const long long* members,
-          const Label* labels, long long begin, long long end, double t, double pitch, double least_area,
-          long long shift, Box* kept, Word* heads, Word* before, unsigned char* occupied, long long slots,
-          long long* listed, Word* listed_counts, Word* total) {
+struct NmsChain {
+    const Box* candidates;
+    const long long* candidate_ranks;
+    const long long* count;
+    const unsigned* mask;
+    Word* ticket;
+    Word* states;
+    unsigned char* flags;
+    Word* counts;
+    const long long* members;
+    const Label* labels;
+    long long begin, end;
+    Grid grid;
+    Table table;
+    long long* listed;
+    Word* listed_counts;
+    Word* total;
+};
+
+extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_chain(const NmsChain args) {
     SHARED(Settling, shared);
-    if (threadIdx.x == 0) shared.number = atomicAdd(ticket, (Word)1);
+    if (threadIdx.x == 0) shared.number = atomicAdd(args.ticket, (Word)1);
     __syncthreads();
-    long long number = shared.number, first = CHUNK * number, length = *count;
+    long long number = shared.number, first = CHUNK * number, length = *args.count;
     if (first >= length) return;
     long long position = first + threadIdx.x, last = min(first + CHUNK, length) - 1;
     bool alive = position <= last;
-    Box box = candidates[min(position, last)];
+    Box box = args.candidates[min(position, last)];
 
     unsigned rivals[WORDS];
 #pragma unroll
     for (int word = 0; word < WORDS; ++word)
-        rivals[word] = word < warp() ? mask[words_of(number, number) + word * CHUNK + threadIdx.x] : 0;
+        rivals[word] = word < warp() ? args.mask[words_of(number, number) + word * CHUNK + threadIdx.x] : 0;
     // Not rivals[warp()]: an index that is no constant would put all of `rivals` into memory.
-    unsigned own = mask[words_of(number, number) + warp() * CHUNK + threadIdx.x];
-    Label first_label = candidates[first].label, last_label = candidates[last].label;
-    bool continued = number > 0 && candidates[first - 1].label == first_label;  // the first class began before
+    unsigned own = args.mask[words_of(number, number) + warp() * CHUNK + threadIdx.x];
+    Label first_label = args.candidates[first].label, last_label = args.candidates[last].label;
+    bool continued = number > 0 && args.candidates[first - 1].label == first_label;  // the first class began before
     bool last_continued = continued && first_label == last_label;
     bool waits = continued && box.label == first_label;
 
@@ -413,7 +491,7 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
     // All is told of the last class of the chunk, perhaps not of others: nobody asks for them.
     auto tell = [&](bool keep) {
         unsigned word = __ballot_sync(ALL, keep);
-        if (lane() == 0) *(volatile Word*)(states + WORDS * number + warp()) = 1ull << 32 | word;
+        if (lane() == 0) *(volatile Word*)(args.states + WORDS * number + warp()) = 1ull << 32 | word;
     };
 
     bool keep = false;
@@ -423,13 +501,13 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
         bool candidate = alive && waits;
         int turn = 0;
         for (long long earlier = 0; earlier < number; ++earlier) {
-            if (!share_a_class(candidates, earlier, number)) continue;
+            if (!share_a_class(args.candidates, earlier, number)) continue;
             unsigned words[WORDS], hit = 0;
 #pragma unroll
             for (int word = 0; word < WORDS; ++word)
-                words[word] = mask[words_of(earlier, number) + word * CHUNK + threadIdx.x];
+                words[word] = args.mask[words_of(earlier, number) + word * CHUNK + threadIdx.x];
             unsigned* told_words = shared.told[turn ^= 1];
-            if (warp() == 0) told_words[lane() % WORDS] = wait_for(states + WORDS * earlier + lane() % WORDS);
+            if (warp() == 0) told_words[lane() % WORDS] = wait_for(args.states + WORDS * earlier + lane() % WORDS);
             __syncthreads();
 #pragma unroll
             for (int word = 0; word < WORDS; ++word) hit |= words[word] & told_words[word];
@@ -439,51 +517,59 @@ nms_chain(const Box* candidates, const long long* candidate_ranks, const long lo
         if (last_continued) tell(keep);
     }
     if (keep) {
-        long long rank = candidate_ranks[position];
-        flags[rank] = 1;
-        atomicAdd(counts + rank / COMPACT_THREADS, (Word)1);
+        long long rank = args.candidate_ranks[position];
+        args.flags[rank] = 1;
+        atomicAdd(args.counts + rank / COMPACT_THREADS, (Word)1);
     }
-    if (!kept) return;
+    if (!args.table.kept) return;
 
-    Ranked ranked = {nullptr, 0, nullptr, nullptr, members, labels};
-    Grid grid = {t, pitch, least_area, shift};
-    Table table = {kept, heads, before, occupied, slots};
+    Ranked ranked = {nullptr, 0, nullptr, nullptr, args.members, args.labels};
+    Grid grid = args.grid;
+    Table table = args.table;
     Role role(box, grid);
-    bool met = keep && ranked.label(end) == box.label;
-    position += begin;
-    if (met) kept[position] = box;
+    bool met = keep && ranked.label(args.end) == box.label;
+    position += args.begin;
+    if (met) args.table.kept[position] = box;
     if (met && role.hashed) table.insert(box, role, position, grid);
     int here, place = position_among(shared.words, met && role.listed, here);
-    long long chunk = begin / CHUNK + number;
-    if (met && role.listed) listed[CHUNK * chunk + place] = position;
+    long long chunk = args.begin / CHUNK + number;
+    if (met && role.listed) args.listed[CHUNK * chunk + place] = position;
     int all = __syncthreads_count(keep);
-    if (threadIdx.x == 0) listed_counts[chunk] = here, atomicAdd(total, (Word)all);
+    if (threadIdx.x == 0) args.listed_counts[chunk] = here, atomicAdd(args.total, (Word)all);
 }
 
 using Words = unsigned[COMPACT_THREADS / 32];
 
 // Indices of the flagged boxes in rank order to keep[:size], then -1; their number to count[0].
-extern "C" __global__ void __launch_bounds__(COMPACT_THREADS)
-nms_compact(const long long* order, const unsigned char* flags, const Word* counts, long long length, long long* keep,
-            long long size, long long* count) {
+struct NmsCompact {
+    const long long* order;
+    const unsigned char* flags;
+    const Word* counts;
+    long long length;
+    long long* keep;
+    long long size;
+    long long* count;
+};
+
+extern "C" __global__ void __launch_bounds__(COMPACT_THREADS) nms_compact(const NmsCompact args) {
     SHARED(Words, words);
     SHARED(Word, before);
     SHARED(Word, all);
     if (threadIdx.x == 0) before = all = 0;
     __syncthreads();
     Word mine = 0, total = 0;
-    for (long long i = threadIdx.x; i < (length + COMPACT_THREADS - 1) / COMPACT_THREADS; i += COMPACT_THREADS) {
-        total += counts[i];
-        if (i < blockIdx.x) mine += counts[i];
+    for (long long i = threadIdx.x; i < (args.length + COMPACT_THREADS - 1) / COMPACT_THREADS; i += COMPACT_THREADS) {
+        total += args.counts[i];
+        if (i < blockIdx.x) mine += args.counts[i];
     }
     if (mine) atomicAdd(&before, mine);
     if (total) atomicAdd(&all, total);
     __syncthreads();
-    long long i = (long long)blockIdx.x * COMPACT_THREADS + threadIdx.x, found = min((long long)all, size);
-    bool flag = i < length && flags[i];
+    long long i = (long long)blockIdx.x * COMPACT_THREADS + threadIdx.x, found = min((long long)all, args.size);
+    bool flag = i < args.length && args.flags[i];
     int here;
     long long place = before + position_among(words, flag, here);
-    if (flag && place < size) keep[place] = order[i];
-    if (i >= found && i < size) keep[i] = -1;
-    if (i == 0) *count = found;
+    if (flag && place < args.size) args.keep[place] = args.order[i];
+    if (i >= found && i < args.size) args.keep[i] = -1;
+    if (i == 0) *args.count = found;
 }

@@ -1,8 +1,11 @@
-// Boxes as nms sees them: their ranks, who suppresses whom, and the kept boxes of earlier batches. The loader puts this
-// text between numeric.cuh and nms.cu, which says how it all works.
+// Boxes as nms sees them: their ranks, who suppresses whom, and the kept boxes of earlier batches. nms.cu says how it
+// all works.
 
-constexpr int CHUNK = 512, WORDS = CHUNK / 32;  // boxes of a chunk, one for each thread, and words for a bit of each
-constexpr unsigned ALL = 0xFFFFFFFF;            // lanes
+#include "numeric.cuh"
+
+constexpr int CHUNK = CVOPS_CHUNK,
+              WORDS = CHUNK / 32;     // boxes of a chunk, one for each thread, and words for a bit of each
+constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 
 using Key = decltype(bits_of(T()));
 using Label = unsigned long long;
@@ -12,6 +15,7 @@ struct Box {
     Real x1, y1, x2, y2;
     Label label;
 };
+static_assert(sizeof(Box) == CVOPS_BOX_BYTES, "the launcher allocates so many");
 
 __device__ __forceinline__ Real area_of(Box box) { return (box.x2 - box.x1) * (box.y2 - box.y1); }
 
@@ -44,9 +48,12 @@ __device__ Label label_of(const void* idxs, long long i, long long dtype) {
         case BFLOAT16: {
             double value;
             unsigned short bits16 = dtype == FLOAT16 || dtype == BFLOAT16 ? ((const unsigned short*)idxs)[i] : 0;
-            if (dtype == FLOAT64) value = ((const double*)idxs)[i];
-            else if (dtype == FLOAT32) convert(((const float*)idxs)[i], value);
-            else convert(dtype == FLOAT16 ? from_float16(bits16) : from_bfloat16(bits16), value);
+            if (dtype == FLOAT64)
+                value = ((const double*)idxs)[i];
+            else if (dtype == FLOAT32)
+                convert(((const float*)idxs)[i], value);
+            else
+                convert(dtype == FLOAT16 ? from_float16(bits16) : from_bfloat16(bits16), value);
             Label bits = bits_of(value);
             return bits << 1 ? bits : 0;  // -0.0 is 0.0
         }
@@ -60,6 +67,20 @@ __device__ Label label_of(const void* idxs, long long i, long long dtype) {
     }
 }
 
+// What ranks boxes: their scores, where those greater than the threshold take part (NaN: all), and their classes, or
+// null.
+struct Ranking {
+    const void* scores;
+    long long scores_dtype;
+    const void* idxs;
+    long long idxs_dtype, length;
+    double score_threshold;
+
+    __device__ Key limit() const { return key_limit(score_threshold); }
+    __device__ Key key(long long i, Key limit) const { return key_above(scores, i, scores_dtype, limit); }
+    __device__ Label label(long long i) const { return idxs ? label_of(idxs, i, idxs_dtype) : 0; }
+};
+
 __device__ Box box_of(const void* boxes, long long i, long long dtype, Label label) {
     return {load(boxes, 4 * i, dtype), load(boxes, 4 * i + 1, dtype), load(boxes, 4 * i + 2, dtype),
             load(boxes, 4 * i + 3, dtype), label};
@@ -69,7 +90,7 @@ __device__ Box box_of(const void* boxes, long long i, long long dtype, Label lab
 // the class, and positions of one class follow each other; both are null where there is one class.
 struct Ranked {
     const void* boxes;
-    long long dtype;
+    long long boxes_dtype;
     const Key* keys;
     const long long *order, *members;
     const Label* labels;
@@ -78,7 +99,7 @@ struct Ranked {
     __device__ Label label(long long position) const { return labels ? labels[rank(position)] : 0; }
     __device__ bool takes_part(long long position) const { return keys[order[rank(position)]] != NOT_RANKED; }
     __device__ Box box(long long position) const {
-        return box_of(boxes, order[rank(position)], dtype, label(position));
+        return box_of(boxes, order[rank(position)], boxes_dtype, label(position));
     }
     // Whether the batch that begins at `begin` continues a class, and the box is one of it.
     __device__ bool meets_earlier(long long position, long long begin) const {
@@ -201,7 +222,9 @@ struct Table {
         return heads + ((key ^ key >> 32) & (slots - 1));
     }
 
-    __device__ unsigned char& pair(long long a, long long c) const { return occupied[((Word)a * 67 + c) & 4095]; }
+    __device__ unsigned char& pair(long long a, long long c) const {
+        return occupied[((Word)a * 67 + c) % CVOPS_SIZE_BUCKET_PAIRS];
+    }
 
     __device__ void insert(Box box, const Role& role, long long position, const Grid& grid) const {
         double x, y;

@@ -1,11 +1,12 @@
-// What every kernel file starts with: the loader puts this text before it, because CuPy's cache would not notice a change
-// of an included file.
+// What every kernel file begins with. The loader puts the text of an included file in the place of the line that
+// includes it, because CuPy's cache would not notice a change of that file. What begins with CVOPS_ comes from
+// _constants.py.
 //
 // CuPy compiles with -ftz=true, which flushes subnormal floats in +, -, *, /, min, max and comparisons, intrinsics such
 // as __fmul_rn included; and the compiler may fuse a * b + c. Either can flip a decision (a box kept or not). So what
 // decides something is computed on `Real`, whose operators are single PTX instructions without .ftz, rounded once each:
-// exactly what IEEE 754 and the CPU backend do. The second half of each #ifdef is for the tests, which compile this same
-// text for the host.
+// exactly what IEEE 754 and the CPU backend do. The second half of each #ifdef is for the tests, which compile this
+// same text for the host.
 
 // 16-bit numbers are only stored.
 struct Float16 {
@@ -33,11 +34,11 @@ using T = Working<Element>::Type;
 #define SHARED(TYPE, name) __shared__ TYPE name
 #define PAUSE() __nanosleep(20)
 
-#define BINARY(name, instruction, type, letter)                                                           \
-    __device__ __forceinline__ type name(type a, type b) {                                                \
-        type c;                                                                                           \
-        asm(instruction " %0, %1, %2;" : "=" letter(c) : letter(a), letter(b));                           \
-        return c;                                                                                         \
+#define BINARY(name, instruction, type, letter)                                 \
+    __device__ __forceinline__ type name(type a, type b) {                      \
+        type c;                                                                 \
+        asm(instruction " %0, %1, %2;" : "=" letter(c) : letter(a), letter(b)); \
+        return c;                                                               \
     }
 BINARY(add, "add.rn.f32", float, "f")
 BINARY(add, "add.rn.f64", double, "d")
@@ -53,17 +54,17 @@ BINARY(maximum_of, "max.f32", float, "f")
 BINARY(maximum_of, "max.f64", double, "d")
 #undef BINARY
 
-#define UNARY(name, instruction, type, letter)                           \
-    __device__ __forceinline__ type name(type a) {                       \
-        type b;                                                          \
-        asm(instruction " %0, %1;" : "=" letter(b) : letter(a));         \
-        return b;                                                        \
+#define UNARY(name, instruction, type, letter)                   \
+    __device__ __forceinline__ type name(type a) {               \
+        type b;                                                  \
+        asm(instruction " %0, %1;" : "=" letter(b) : letter(a)); \
+        return b;                                                \
     }
-#define INTEGER(type, instruction, letter)                              \
-    __device__ __forceinline__ long long integer_of(type a) {           \
-        long long b;                                                     \
-        asm(instruction " %0, %1;" : "=l"(b) : letter(a));              \
-        return b;                                                        \
+#define INTEGER(type, instruction, letter)                    \
+    __device__ __forceinline__ long long integer_of(type a) { \
+        long long b;                                          \
+        asm(instruction " %0, %1;" : "=l"(b) : letter(a));    \
+        return b;                                             \
     }
 INTEGER(float, "cvt.rzi.s64.f32", "f")
 INTEGER(double, "cvt.rzi.s64.f64", "d")
@@ -84,6 +85,14 @@ __device__ __forceinline__ double fused(double a, double b, double c) {
     double d;
     asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(d) : "d"(a), "d"(b), "d"(c));
     return d;
+}
+
+// What nobody writes while the kernel runs: such reads need not wait for writes to other memory.
+__device__ __forceinline__ Float16 read_only(const Float16* from) { return {__ldg(&from->bits)}; }
+__device__ __forceinline__ BFloat16 read_only(const BFloat16* from) { return {__ldg(&from->bits)}; }
+template <class Type>
+__device__ __forceinline__ Type read_only(const Type* from) {
+    return __ldg(from);
 }
 
 __device__ __forceinline__ bool less(float a, float b) {
@@ -120,12 +129,12 @@ __device__ __forceinline__ unsigned long long bits_of(double a) { return __doubl
 
 #else
 
-#define BINARY(name, expression)                              \
+#define BINARY(name, expression)                               \
     inline float name(float a, float b) { return expression; } \
     inline double name(double a, double b) { return expression; }
 BINARY(add, a + b)
 BINARY(subtract, a - b)
-BINARY(multiply, a * b)
+BINARY(multiply, a* b)
 BINARY(divide, a / b)
 BINARY(minimum_of, b < a || a != a ? b : a)
 BINARY(maximum_of, b > a || a != a ? b : a)
@@ -137,6 +146,10 @@ inline float ceiling_of(float a) { return std::ceil(a); }
 inline double ceiling_of(double a) { return std::ceil(a); }
 inline float fused(float a, float b, float c) { return a * b + c; }
 inline double fused(double a, double b, double c) { return a * b + c; }
+template <class Type>
+Type read_only(const Type* from) {
+    return *from;
+}
 inline bool less(double a, double b) { return a < b; }
 inline bool is_nan(double a) { return a != a; }
 template <class From, class To>

@@ -17,11 +17,18 @@
 // [1] Z. Li et al., "Light-Head R-CNN: In Defense of Two-Stage Object Detector", arXiv:1711.07264.
 // [2] J. Dai et al., "R-FCN: Object Detection via Region-based Fully Convolutional Networks", NIPS 2016.
 
-// As in _ps_roi.py, like ROIS and SUMS.
-constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most
-constexpr int TOGETHER = 4;                                      // channels of a block
-constexpr unsigned ALL = 0xFFFFFFFF;                             // lanes
-constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;                   // at once on a multiprocessor: so many registers
+#include "roi.cuh"
+
+constexpr int THREADS = CVOPS_THREADS, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most
+constexpr int TOGETHER = CVOPS_CHANNELS;                                   // channels of a block
+constexpr unsigned ALL = 0xFFFFFFFF;                                       // lanes
+// Blocks at once on a multiprocessor, for which there are registers; with more, some would be spilled.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int BLOCKS = sizeof(T) == 4 ? 2 : 1;
+#else
+constexpr int BLOCKS = sizeof(T) == 4 ? 3 : 1;
+#endif
+constexpr int CELL_BLOCKS = sizeof(T) == 4 ? 2 : 1;  // of ps_roi_pool
 
 // Calls take(cell, weight) for each tap of one of some bins along an axis, cells ascending.
 template <bool SAMPLES, class Take>
@@ -47,73 +54,73 @@ struct Place {
 __device__ Place place_of(long long block, long long channels, long long rows, long long columns) {
     long long bins = rows * columns, groups = (channels + TOGETHER - 1) / TOGETHER, bin = block % bins;
     long long first = block / bins % groups * TOGETHER, image = block / bins / groups;
-    return {(int)image, (int)(bin / columns), (int)(bin % columns), (int)first,
-            (int)min((long long)TOGETHER, channels - first), (image * channels + first) * bins + bin};
+    return {(int)image,
+            (int)(bin / columns),
+            (int)(bin % columns),
+            (int)first,
+            (int)min((long long)TOGETHER, channels - first),
+            (image * channels + first) * bins + bin};
 }
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-constexpr int ROIS = 1024;  // of a block at most
+constexpr int ROIS = CVOPS_ROIS;  // of a block at most
+
+struct PsRoi {
+    const Element* maps;
+    const void* boxes;
+    long long boxes_dtype, size, images, channels, height, width, rows, columns;
+    double scale;
+    long long ratio;
+    Element* pooled;
+};
 
 template <bool SAMPLES>
-__device__ __forceinline__ void pool(const Element* maps, const void* boxes, long long boxes_dtype, long long size,
-                                     long long images, long long channels, long long height, long long width,
-                                     long long rows, long long columns, double scale, long long ratio,
-                                     Element* pooled) {
-    long long parts = (size + ROIS - 1) / ROIS, pixels = height * width, bins = rows * columns;
-    Place place = place_of(blockIdx.x / parts, channels, rows, columns);
-    const Element* source = maps + place.plane * pixels;
+__device__ __forceinline__ void pool(const PsRoi& args) {
+    long long parts = (args.size + ROIS - 1) / ROIS, pixels = args.height * args.width, bins = args.rows * args.columns;
+    Place place = place_of(blockIdx.x / parts, args.channels, args.rows, args.columns);
+    const Element* source = args.maps + place.plane * pixels;
     long long apart = bins * pixels;
-    long long begin = blockIdx.x % parts * ROIS, end = min(begin + ROIS, size);
+    long long begin = blockIdx.x % parts * ROIS, end = min(begin + ROIS, args.size);
     for (long long k = begin + threadIdx.x; k < end; k += blockDim.x) {
-        Row roi = row_of(boxes, k, boxes_dtype);
-        long long image = roi.index(images);
+        Row roi = row_of(args.boxes, k, args.boxes_dtype);
+        long long image = roi.index(args.images);
         // A RoI of no image is left to the first one.
         if (image != place.image && (image >= 0 || place.image > 0)) continue;
         Layout layout = SAMPLES ? ALIGN_CENTRES : AVERAGE;
-        Axis y = axis_of(roi.y1, roi.y2, real(scale), layout, rows, ratio);
-        Axis x = axis_of(roi.x1, roi.x2, real(scale), layout, columns, ratio);
+        Axis y = axis_of(roi.y1, roi.y2, real(args.scale), layout, args.rows, args.ratio);
+        Axis x = axis_of(roi.x1, roi.x2, real(args.scale), layout, args.columns, args.ratio);
         bool placed = image >= 0 && y.samples >= 0 && x.samples >= 0;
         Real sums[TOGETHER] = {};
         if (placed)
-            each_tap<SAMPLES>(y, rows, place.row, height, [&](int row, Real weight_y) {
+            each_tap<SAMPLES>(y, args.rows, place.row, args.height, [&](int row, Real weight_y) {
                 Real of_row[TOGETHER] = {};
-                const Element* line = source + row * width;
-                each_tap<SAMPLES>(x, columns, place.column, width, [&](int column, Real weight_x) {
+                const Element* line = source + row * args.width;
+                each_tap<SAMPLES>(x, args.columns, place.column, args.width, [&](int column, Real weight_x) {
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c)
-                        if (c < place.count)
-                            of_row[c] = fused(weight_x, widen(line[c * apart + column]), of_row[c]);
+                        if (c < place.count) of_row[c] = fused(weight_x, widen(line[c * apart + column]), of_row[c]);
                 });
 #pragma unroll
                 for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight_y, of_row[c], sums[c]);
             });
-        Element* result = pooled + ((k * channels + place.first) * rows + place.row) * columns + place.column;
+        Element* result =
+            args.pooled + ((k * args.channels + place.first) * args.rows + place.row) * args.columns + place.column;
 #pragma unroll
         for (int c = 0; c < TOGETHER; ++c)
             if (c < place.count) result[c * bins] = narrow(placed ? sums[c] : Real{0} / Real{0});
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-ps_roi_align(const Element* maps, const void* boxes, long long boxes_dtype, long long size, long long images,
-             long long channels, long long height, long long width, long long rows, long long columns, double scale,
-             long long ratio, Element* pooled) {
-    pool<true>(maps, boxes, boxes_dtype, size, images, channels, height, width, rows, columns, scale, ratio, pooled);
-}
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ps_roi_align(const PsRoi args) { pool<true>(args); }
 
-extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : 1)  // with 3, sm_120 spills registers
-ps_roi_pool(const Element* maps, const void* boxes, long long boxes_dtype, long long size, long long images,
-            long long channels, long long height, long long width, long long rows, long long columns, double scale,
-            long long ratio, Element* pooled) {
-    pool<false>(maps, boxes, boxes_dtype, size, images, channels, height, width, rows, columns, scale, ratio, pooled);
-}
+extern "C" __global__ void __launch_bounds__(THREADS, CELL_BLOCKS) ps_roi_pool(const PsRoi args) { pool<false>(args); }
 
 // --------------------------------------------------------------------------------------------------------- gradient
 
-constexpr int SUMS = sizeof(T) == 4 ? 10240 : 4608;  // of a block
-constexpr int MEMBERS = 64;                          // RoIs at a time
-constexpr int TAPS = 8;                              // of a RoI along each axis at a time
+constexpr int SUMS = CVOPS_SUMS;  // of a block
+constexpr int MEMBERS = 64;       // RoIs at a time
+constexpr int TAPS = 8;           // of a RoI along each axis at a time
 
 struct Sums {
     T of[SUMS];
@@ -140,26 +147,34 @@ __device__ __forceinline__ int first_of(const Taps& taps, int member, int piece,
     return (x ? piece % across : piece / across) * TAPS;
 }
 
+struct PsRoiGradients {
+    const Element* grad;
+    const void* boxes;
+    long long boxes_dtype, size, images, channels, height, width, rows, columns;
+    double scale;
+    long long ratio, tile_height, tile_width;
+    Element* gradients;
+};
+
 template <bool SAMPLES>
-__device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, const Element* grad, const void* boxes,
-                                       long long boxes_dtype, long long size, long long images, long long channels,
-                                       long long height, long long width, long long rows, long long columns,
-                                       double scale, long long ratio, long long tile_height, long long tile_width,
-                                       Element* gradients) {
-    long long down = (height + tile_height - 1) / tile_height, across = (width + tile_width - 1) / tile_width;
-    long long tile = blockIdx.x % (down * across), bins = rows * columns;
-    Place place = place_of(blockIdx.x / (down * across), channels, rows, columns);
-    long long top = tile / across * tile_height, left = tile % across * tile_width;
-    int tall = (int)min(tile_height, height - top), wide = (int)min(tile_width, width - left), pixels = tall * wide;
+__device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, const PsRoiGradients& args) {
+    long long down = (args.height + args.tile_height - 1) / args.tile_height,
+              across = (args.width + args.tile_width - 1) / args.tile_width;
+    long long tile = blockIdx.x % (down * across), bins = args.rows * args.columns;
+    Place place = place_of(blockIdx.x / (down * across), args.channels, args.rows, args.columns);
+    long long top = tile / across * args.tile_height, left = tile % across * args.tile_width;
+    int tall = (int)min(args.tile_height, args.height - top), wide = (int)min(args.tile_width, args.width - left),
+        pixels = tall * wide;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     // The rows of the warp.
     int begin = tall * warp / WARPS, end = tall * (warp + 1) / WARPS;
     for (int c = 0; c < place.count; ++c)
         for (int i = begin * wide + lane; i < end * wide; i += WARP) sums.of[c * pixels + i] = 0;
 
-    for (long long next = 0; next < size; next += THREADS) {
-        bool member = next + threadIdx.x < size &&
-                      Row{load(boxes, 5 * (next + threadIdx.x), boxes_dtype)}.index(images) == place.image;
+    for (long long next = 0; next < args.size; next += THREADS) {
+        bool member =
+            next + threadIdx.x < args.size &&
+            Row{load(args.boxes, 5 * (next + threadIdx.x), args.boxes_dtype)}.index(args.images) == place.image;
         unsigned votes = __ballot_sync(ALL, member);
         if (lane == 0) list.counts[warp] = __popc(votes);
         __syncthreads();  // all have counted, and the last RoIs are done
@@ -178,10 +193,10 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                     int i = threadIdx.x % MEMBERS, number = 0;
                     bool is_x = threadIdx.x / MEMBERS;
                     int skipped = piece ? first_of(taps, i, piece, is_x) : 0;
-                    Row roi = row_of(boxes, next + list.rois[from + i], boxes_dtype);
+                    Row roi = row_of(args.boxes, next + list.rois[from + i], args.boxes_dtype);
                     Layout layout = SAMPLES ? ALIGN_CENTRES : AVERAGE;
-                    Axis axis = axis_of(is_x ? roi.x1 : roi.y1, is_x ? roi.x2 : roi.y2, real(scale), layout,
-                                        is_x ? columns : rows, ratio);
+                    Axis axis = axis_of(is_x ? roi.x1 : roi.y1, is_x ? roi.x2 : roi.y2, real(args.scale), layout,
+                                        is_x ? args.columns : args.rows, args.ratio);
                     int low = is_x ? (int)left : (int)top, length = is_x ? wide : tall;
                     auto keep = [&](int cell, Real weight) {
                         int inside = cell - low, slot = number - skipped;
@@ -192,8 +207,8 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                         taps.weights[is_x][slot][i] = weight.value;
                     };
                     if (axis.samples > 0)
-                        each_tap<SAMPLES>(axis, is_x ? columns : rows, is_x ? place.column : place.row,
-                                          is_x ? width : height, keep);
+                        each_tap<SAMPLES>(axis, is_x ? args.columns : args.rows, is_x ? place.column : place.row,
+                                          is_x ? args.width : args.height, keep);
                     if (piece == 0) taps.numbers[is_x][i] = number;
                 }
                 __syncthreads();  // the taps are there
@@ -213,8 +228,9 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                     Real values[TOGETHER] = {};
                     if (reaches) {
                         long long k = next + list.rois[from + own];
-                        const Element* of_bin = grad + ((k * channels + place.first) * rows + place.row) * columns +
-                                                place.column;
+                        const Element* of_bin =
+                            args.grad + ((k * args.channels + place.first) * args.rows + place.row) * args.columns +
+                            place.column;
 #pragma unroll
                         for (int c = 0; c < TOGETHER; ++c)
                             if (c < place.count) values[c] = widen(of_bin[c * bins]);
@@ -243,31 +259,22 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
         }
     }
     for (int c = 0; c < place.count; ++c) {
-        Element* result = gradients + (place.plane + c * bins) * height * width + left;
+        Element* result = args.gradients + (place.plane + c * bins) * args.height * args.width + left;
         for (int i = begin * wide + lane; i < end * wide; i += WARP)
-            result[(top + i / wide) * width + i % wide] = narrow({sums.of[c * pixels + i]});
+            result[(top + i / wide) * args.width + i % wide] = narrow({sums.of[c * pixels + i]});
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-ps_roi_align_gradients(const Element* grad, const void* boxes, long long boxes_dtype, long long size, long long images,
-                       long long channels, long long height, long long width, long long rows, long long columns,
-                       double scale, long long ratio, long long tile_height, long long tile_width,
-                       Element* gradients) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ps_roi_align_gradients(const PsRoiGradients args) {
     SHARED(Sums, sums);
     SHARED(Found, list);
     SHARED(Taps, taps);
-    spread<true>(sums, list, taps, grad, boxes, boxes_dtype, size, images, channels, height, width, rows, columns,
-                 scale, ratio, tile_height, tile_width, gradients);
+    spread<true>(sums, list, taps, args);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-ps_roi_pool_gradients(const Element* grad, const void* boxes, long long boxes_dtype, long long size, long long images,
-                      long long channels, long long height, long long width, long long rows, long long columns,
-                      double scale, long long ratio, long long tile_height, long long tile_width, Element* gradients) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ps_roi_pool_gradients(const PsRoiGradients args) {
     SHARED(Sums, sums);
     SHARED(Found, list);
     SHARED(Taps, taps);
-    spread<false>(sums, list, taps, grad, boxes, boxes_dtype, size, images, channels, height, width, rows, columns,
-                  scale, ratio, tile_height, tile_width, gradients);
+    spread<false>(sums, list, taps, args);
 }

@@ -1,8 +1,12 @@
-// What the RoI operators share: where the bins of a RoI lie. The loader puts this text between numeric.cuh and theirs.
+// What the RoI operators share: where the bins of a RoI lie.
 //
-// Everything here decides which elements are read, so it is computed on `Real`, in the order in which the CPU backend does.
+// Everything here decides which elements are read, so it is computed on `Real`, in the order in which the CPU backend
+// does.
 
-// How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True and ps_roi_align; ps_roi_pool; roi_pool.
+#include "numeric.cuh"
+
+// How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True and ps_roi_align; ps_roi_pool;
+// roi_pool.
 enum Layout { ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM };
 
 // The bins of a RoI along one axis: where the first starts, the size of each, and how many samples or cells each has.
@@ -69,14 +73,14 @@ __device__ __forceinline__ Row row_of(const void* boxes, long long k, long long 
 }
 
 // Calls take(cell, weight) once for each cell that the samples of a bin touch along one axis, cells ascending; of the
-// samples in ascending order it is given those from `begin` to `end`. Sums are in double: there may be 65 536 samples on
-// one cell. Cells of samples are near enough to the origin for int.
+// samples in ascending order it is given those from `begin` to `end`. Sums are in double: there may be 65 536 samples
+// on one cell. Cells of samples are near enough to the origin for int.
 template <class Take>
 __device__ void take_taps(const Axis& axis, long long bin, long long length, int begin, int end, Take take) {
     Real half = {(T)0.5}, samples = {(T)axis.samples}, base = axis.start + Real{(T)bin} * axis.step;
     int last = axis.step < Real{0} ? (int)axis.samples - 1 : 0;  // of an inverted RoI, the sample that comes first
-    int cell = -2;             // that of the last sample
-    double near = 0, far = 0;  // what it and the next one weigh so far
+    int cell = -2;                                               // that of the last sample
+    double near = 0, far = 0;                                    // what it and the next one weigh so far
     for (int i = begin; i <= end; ++i) {
         int low = -2;  // behind the last sample, to take what is left
         Real fraction = {0};
@@ -92,8 +96,10 @@ __device__ void take_taps(const Axis& axis, long long bin, long long length, int
             if (cell >= 0) {
                 take(cell, real(near) / samples);
                 near = 0;
-                if (low == cell + 1) near = far;
-                else if (cell + 1 < length) take(cell + 1, real(far) / samples);
+                if (low == cell + 1)
+                    near = far;
+                else if (cell + 1 < length)
+                    take(cell + 1, real(far) / samples);
                 far = 0;
             }
             cell = low;

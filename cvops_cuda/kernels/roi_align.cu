@@ -1,5 +1,5 @@
-// RoIAlign [1]: each bin of a RoI is the mean of bilinear samples of a map; and its gradient. For a pyramid of maps a RoI
-// is pooled from the one that suits its area, which is found here: one launch does all of them.
+// RoIAlign [1]: each bin of a RoI is the mean of bilinear samples of a map; and its gradient. For a pyramid of maps a
+// RoI is pooled from the one that suits its area, which is found here: one launch does all of them.
 //
 // boxes (K, 5); maps (images, channels, height, width), contiguous or channels-last; pooled and grad (K, channels,
 // rows, columns) and gradients (images, channels, height, width), contiguous. A launch knows LEVELS maps; of more, each
@@ -20,25 +20,19 @@
 //
 // [1] K. He et al., "Mask R-CNN", ICCV 2017.
 
-constexpr int LEVELS = 4;
+#include "roi.cuh"
+
+constexpr int LEVELS = CVOPS_LEVELS;
 constexpr int WARP = 32;
 constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
-
-// Parameters of a kernel, one for each level; their names; and an array of them.
-#define OF_LEVELS(type, name) type name##0, type name##1, type name##2, type name##3
-#define NAMES(name) name##0, name##1, name##2, name##3
-#define LISTED(name) {NAMES(name)}
 
 // ----------------------------------------------------------------------------------------------------------- places
 
 // Of the maps that a launch knows, from the finest: their sizes and scales, the area from which on a RoI is pooled from
 // each of them, and the one from which on another launch does it. An area that is NaN counts as 0, and a limit that is
 // NaN is never reached.
-struct Sizes {
-    long long heights[LEVELS], widths[LEVELS];
-};
 struct Pyramid {
-    Sizes sizes;
+    long long heights[LEVELS], widths[LEVELS];
     double scales[LEVELS], limits[LEVELS], end;
 };
 
@@ -83,8 +77,8 @@ __device__ __forceinline__ Type pick(const Type (&values)[LEVELS], int level) {
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-constexpr int POOL_THREADS = 128, POOL_WARPS = POOL_THREADS / WARP;  // of a block; as in _roi.py
-constexpr int TOGETHER = 4;  // channels of a thread at a time
+constexpr int POOL_THREADS = CVOPS_POOL_THREADS, POOL_WARPS = POOL_THREADS / WARP;  // of a block
+constexpr int TOGETHER = 4;                                                         // channels of a thread at a time
 constexpr int RUN = 16;      // channels of a warp, one after the other
 constexpr int UNROLLED = 4;  // reads of a channel on their way at once
 constexpr int TAPS = 256;    // in shared memory, for each axis
@@ -159,8 +153,10 @@ __device__ __forceinline__ void add_cells(Real (&sums)[TOGETHER], Real weight, c
 
 __device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
                                            int channels, const Tap* taps, int count) {
-    if (channels >= TOGETHER) add_cells<true>(sums, weight, column, plane, channels, taps, count);
-    else add_cells<false>(sums, weight, column, plane, channels, taps, count);
+    if (channels >= TOGETHER)
+        add_cells<true>(sums, weight, column, plane, channels, taps, count);
+    else
+        add_cells<false>(sums, weight, column, plane, channels, taps, count);
 }
 
 // The sums over the lanes of a bin. Of four neighbours, each ends up with one channel.
@@ -173,8 +169,8 @@ __device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lan
     return sum;
 }
 
-// What a block does. One thread works it out, into shared memory: registers are needed for what is read. It holds offsets
-// instead of pointers, because a compiler does not know where pointers from memory lead.
+// What a block does. One thread works it out, into shared memory: registers are needed for what is read. It holds
+// offsets instead of pointers, because a compiler does not know where pointers from memory lead.
 struct Plan {
     Taps y, x;
     long long source, plane;  // of the first channel of the block in its map, and from one channel to the next
@@ -184,33 +180,32 @@ struct Plan {
     int lanes;                // of a bin, a power of two
 };
 
-#define POOL_PARAMETERS                                                                                            \
-    OF_LEVELS(const Element*, map), OF_LEVELS(long long, height), OF_LEVELS(long long, width),                     \
-        OF_LEVELS(double, scale), OF_LEVELS(double, limit), double limit_of_all, const void *boxes,                \
-        long long boxes_dtype, long long images, long long channels, long long rows, long long columns,            \
-        long long ratio, long long aligned, long long share, Element *pooled
-#define POOL_ARGUMENTS                                                                                             \
-    NAMES(map), NAMES(height), NAMES(width), NAMES(scale), NAMES(limit), limit_of_all, boxes, boxes_dtype, images, \
-        channels, rows, columns, ratio, aligned, share, pooled
+struct RoiAlign {
+    const Element* maps[LEVELS];
+    Pyramid pyramid;
+    const void* boxes;
+    long long boxes_dtype, images, channels, rows, columns, ratio, aligned, share;
+    Element* pooled;
+};
 
 // For a block that pools its share of the channels of a RoI, and so many bins at a time.
-__device__ void prepare(Plan& plan, bool channels_last, int bins_at_once, POOL_PARAMETERS) {
-    unsigned blocks = (unsigned)((channels + share - 1) / share);
-    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * share;
-    Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
-    Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
-    plan.result = (k * channels + first) * rows * columns;
-    plan.count = (int)min(share, channels - first);
+__device__ void prepare(Plan& plan, bool channels_last, int bins_at_once, const RoiAlign& args) {
+    unsigned blocks = (unsigned)((args.channels + args.share - 1) / args.share);
+    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * args.share;
+    Place place = place_of(row_of(args.boxes, k, args.boxes_dtype), args.pyramid, args.images, args.rows, args.columns,
+                           args.ratio, args.aligned);
+    plan.result = (k * args.channels + first) * args.rows * args.columns;
+    plan.count = (int)min(args.share, args.channels - first);
     plan.level = place.level;
     plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
     if (place.level < 0 || plan.nowhere) return;
-    long long height = pick(pyramid.sizes.heights, place.level), width = pick(pyramid.sizes.widths, place.level);
-    long long pixel = channels_last ? channels : 1;
+    long long height = pick(args.pyramid.heights, place.level), width = pick(args.pyramid.widths, place.level);
+    long long pixel = channels_last ? args.channels : 1;
     plan.plane = channels_last ? 1 : height * width;
-    plan.source = place.image * channels * height * width + first * plan.plane;
-    lay_out(plan.y, place.y, rows, height, width * pixel);
-    lay_out(plan.x, place.x, columns, width, pixel);
-    plan.x.bins = (int)min((long long)min(plan.x.bins, bins_at_once), columns);
+    plan.source = place.image * args.channels * height * width + first * plan.plane;
+    lay_out(plan.y, place.y, args.rows, height, width * pixel);
+    lay_out(plan.x, place.x, args.columns, width, pixel);
+    plan.x.bins = (int)min((long long)min(plan.x.bins, bins_at_once), args.columns);
     plan.y.bins = min(plan.y.bins, bins_at_once / plan.x.bins);
     // Windows are of one bin, of which each warp keeps the sums of some channels.
     if (plan.y.windows > 1 || plan.x.windows > 1) plan.y.bins = plan.x.bins = 1;
@@ -236,25 +231,23 @@ __device__ void fill_both(Plan& plan, unsigned row, unsigned column, int down, i
 }
 
 // For contiguous maps.
-extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5)
-roi_align(POOL_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5) roi_align(const RoiAlign args) {
     SHARED(Plan, plan);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) prepare(plan, false, 1 << 30, POOL_ARGUMENTS);
+    if (threadIdx.x == 0) prepare(plan, false, 1 << 30, args);
     __syncthreads();  // the plan is there
-    Element* result = pooled + plan.result;
-    if (is_settled(plan, result, rows * columns)) return;
-    const Element* const maps[LEVELS] = LISTED(map);
-    const Element* map = pick(maps, plan.level) + plan.source;
+    Element* result = args.pooled + plan.result;
+    if (is_settled(plan, result, args.rows * args.columns)) return;
+    const Element* map = pick(args.maps, plan.level) + plan.source;
     int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
     // A warp does a run of channels of some bins; with windows just one, because it keeps their sums.
     int run = windows > 1 ? TOGETHER : RUN, channels_at_once = windows > 1 ? TOGETHER * POOL_WARPS : plan.count;
 
-    for (unsigned row = 0; row < rows; row += plan.y.bins)
-        for (unsigned column = 0; column < columns; column += plan.x.bins)
+    for (unsigned row = 0; row < args.rows; row += plan.y.bins)
+        for (unsigned column = 0; column < args.columns; column += plan.x.bins)
             for (int start = 0; start < plan.count; start += channels_at_once) {
-                int down = (int)min((long long)plan.y.bins, rows - row);
-                int across = (int)min((long long)plan.x.bins, columns - column);
+                int down = (int)min((long long)plan.y.bins, args.rows - row);
+                int across = (int)min((long long)plan.x.bins, args.columns - column);
                 int steps = (down * across * lanes + WARP - 1) / WARP;
                 int items = (min(channels_at_once, plan.count - start) + run - 1) / run * steps;
                 Real sums[TOGETHER];
@@ -279,7 +272,7 @@ roi_align(POOL_PARAMETERS) {
                             Real sum = sum_of_bin(sums, lanes);
                             long long own = channel + lane % lanes;
                             if (there && own < min(channel + TOGETHER, end))
-                                result[(own * rows + row + p) * columns + column + q] = narrow(sum);
+                                result[(own * args.rows + row + p) * args.columns + column + q] = narrow(sum);
                         }
                     }
                 }
@@ -288,31 +281,31 @@ roi_align(POOL_PARAMETERS) {
 
 // For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so
 // that they are written in runs.
-constexpr int LAST_CHANNELS = TOGETHER * WARP;  // the share of a block; as in _roi.py
-constexpr int TURNED = 32;                      // bins at a time
+constexpr int LAST_CHANNELS = CVOPS_LAST_CHANNELS;  // of a block at most
+constexpr int TURNED = 32;                          // bins at a time
+
+static_assert(LAST_CHANNELS == TOGETHER * WARP, "a lane takes TOGETHER channels");
 
 struct Turned {
     Real of[TURNED][LAST_CHANNELS + 1];
 };
 
-extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5)
-roi_align_last(POOL_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5) roi_align_last(const RoiAlign args) {
     SHARED(Plan, plan);
     SHARED(Turned, turned);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) prepare(plan, true, TURNED, POOL_ARGUMENTS);
+    if (threadIdx.x == 0) prepare(plan, true, TURNED, args);
     __syncthreads();  // the plan is there
-    Element* result = pooled + plan.result;
-    if (is_settled(plan, result, rows * columns)) return;
-    const Element* const maps[LEVELS] = LISTED(map);
-    const Element* map = pick(maps, plan.level) + plan.source;
+    Element* result = args.pooled + plan.result;
+    if (is_settled(plan, result, args.rows * args.columns)) return;
+    const Element* map = pick(args.maps, plan.level) + plan.source;
     int windows = plan.y.windows * plan.x.windows;
     int left = (plan.count - lane + WARP - 1) / WARP;  // channels of the lane
 
-    for (unsigned row = 0; row < rows; row += plan.y.bins)
-        for (unsigned column = 0; column < columns; column += plan.x.bins) {
-            int down = (int)min((long long)plan.y.bins, rows - row);
-            int across = (int)min((long long)plan.x.bins, columns - column);
+    for (unsigned row = 0; row < args.rows; row += plan.y.bins)
+        for (unsigned column = 0; column < args.columns; column += plan.x.bins) {
+            int down = (int)min((long long)plan.y.bins, args.rows - row);
+            int across = (int)min((long long)plan.x.bins, args.columns - column);
             Real sums[TOGETHER];
             for (int window = 0; window < windows; ++window) {
                 __syncthreads();  // the last taps are used up, and the last results written
@@ -333,7 +326,7 @@ roi_align_last(POOL_PARAMETERS) {
             __syncthreads();  // the results are there
             for (int i = threadIdx.x; i < plan.count * down * across; i += POOL_THREADS) {
                 int channel = i / (down * across), bin = i % (down * across);
-                result[(channel * rows + row + bin / across) * columns + column + bin % across] =
+                result[(channel * args.rows + row + bin / across) * args.columns + column + bin % across] =
                     narrow(turned.of[bin][channel]);
             }
         }
@@ -341,7 +334,7 @@ roi_align_last(POOL_PARAMETERS) {
 
 // --------------------------------------------------------------------------------------------------------- gradient
 
-constexpr int TILE = 16, GRADIENTS = 16;  // pixels along each side of a block, and its channels; as in _roi.py
+constexpr int TILE = CVOPS_TILE, GRADIENTS = CVOPS_GRADIENTS;  // pixels along each side of a block; its channels
 constexpr int THREADS = TILE * TILE, WARPS = THREADS / WARP;
 constexpr int BINS = 16;    // along each axis at a time
 constexpr int FOUND = 512;  // RoIs in the list of a block
@@ -364,12 +357,14 @@ struct Chunk {
     long long least, greatest;
 };
 
-// What `roi_align_places` finds out for so many RoIs; as in _roi.py.
+// What `roi_align_places` finds out for so many RoIs.
 struct Workspace {
     Footprint* footprints;
     Frame* frames;
     Chunk* chunks;
 };
+static_assert(sizeof(Footprint) + sizeof(Frame) == CVOPS_ROI_BYTES && sizeof(Chunk) == CVOPS_CHUNK_BYTES,
+              "the launcher allocates so many");
 __device__ Workspace workspace_at(void* memory, long long size) {
     Footprint* footprints = (Footprint*)memory;
     Frame* frames = (Frame*)(footprints + size);
@@ -397,23 +392,26 @@ struct Chunks {
     Chunk of[WARPS];
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-roi_align_places(OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_LEVELS(double, scale),
-                 OF_LEVELS(double, limit), double limit_of_all, const void* boxes, long long boxes_dtype,
-                 long long size, long long images, long long rows, long long columns, long long ratio,
-                 long long aligned, void* memory) {
+struct RoiAlignPlaces {
+    Pyramid pyramid;
+    const void* boxes;
+    long long boxes_dtype, size, images, rows, columns, ratio, aligned;
+    void* workspace;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) roi_align_places(const RoiAlignPlaces args) {
     SHARED(Chunks, chunks);
-    Pyramid pyramid = {{LISTED(height), LISTED(width)}, LISTED(scale), LISTED(limit), limit_of_all};
-    Workspace workspace = workspace_at(memory, size);
+    Workspace workspace = workspace_at(args.workspace, args.size);
     long long k = (long long)blockIdx.x * THREADS + threadIdx.x;
     Chunk chunk = {1ll << 62, -1};
-    if (k < size) {
-        Place place = place_of(row_of(boxes, k, boxes_dtype), pyramid, images, rows, columns, ratio, aligned);
+    if (k < args.size) {
+        Place place = place_of(row_of(args.boxes, k, args.boxes_dtype), args.pyramid, args.images, args.rows,
+                               args.columns, args.ratio, args.aligned);
         Footprint footprint = {-1, 0, 0, 0, 0};
         bool touches = place.level >= 0 && place.image >= 0;
-        touches = touches && find_tiles(place.y, rows, pick(pyramid.sizes.heights, place.level), footprint.top,
+        touches = touches && find_tiles(place.y, args.rows, pick(args.pyramid.heights, place.level), footprint.top,
                                         footprint.bottom);
-        touches = touches && find_tiles(place.x, columns, pick(pyramid.sizes.widths, place.level), footprint.left,
+        touches = touches && find_tiles(place.x, args.columns, pick(args.pyramid.widths, place.level), footprint.left,
                                         footprint.right);
         if (touches) {
             footprint.map = place.image * LEVELS + place.level;
@@ -423,8 +421,8 @@ roi_align_places(OF_LEVELS(long long, height), OF_LEVELS(long long, width), OF_L
         workspace.frames[k] = {place.y, place.x};
     }
     for (int distance = WARP / 2; distance > 0; distance /= 2)
-        chunk = joined(chunk, {__shfl_xor_sync(ALL, chunk.least, distance),
-                               __shfl_xor_sync(ALL, chunk.greatest, distance)});
+        chunk = joined(chunk,
+                       {__shfl_xor_sync(ALL, chunk.least, distance), __shfl_xor_sync(ALL, chunk.greatest, distance)});
     if (threadIdx.x % WARP == 0) chunks.of[threadIdx.x / WARP] = chunk;
     __syncthreads();  // all warps have told
     if (threadIdx.x > 0) return;
@@ -503,59 +501,67 @@ struct Tile {
     int level, count;                                      // count of channels
 };
 
+struct RoiAlignGradients {
+    const Element* grad;
+    void* workspace;
+    long long size, images, channels, rows, columns;
+    Pyramid pyramid;
+    Element* gradients[LEVELS];
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
-roi_align_gradients(const Element* grad, void* memory, long long size, long long images, long long channels,
-                    long long rows, long long columns, OF_LEVELS(long long, height),
-                    OF_LEVELS(long long, width), OF_LEVELS(Element*, gradient)) {
+    roi_align_gradients(const RoiAlignGradients args) {
     static_assert(TILE == BINS && 2 * BINS == WARP, "half a warp for each axis");
     SHARED(Shares, shares);
     SHARED(Found, list);
     SHARED(Tile, tile);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) {
-        long long heights[LEVELS] = LISTED(height), widths[LEVELS] = LISTED(width);
         // The coarsest map first: most RoIs reach its few tiles.
-        unsigned block = blockIdx.x, groups = (unsigned)((channels + GRADIENTS - 1) / GRADIENTS), tiles = 0, across = 0;
+        unsigned block = blockIdx.x, groups = (unsigned)((args.channels + GRADIENTS - 1) / GRADIENTS), tiles = 0,
+                 across = 0;
         int level = -1;
 #pragma unroll
         for (int i = LEVELS - 1; i >= 0; --i) {
             if (level >= 0) continue;
-            across = (unsigned)((widths[i] + TILE - 1) / TILE);
-            tiles = (unsigned)((heights[i] + TILE - 1) / TILE) * across;
-            unsigned blocks = (unsigned)images * groups * tiles;
-            if (block < blocks) level = i;
-            else block -= blocks;
+            across = (unsigned)((args.pyramid.widths[i] + TILE - 1) / TILE);
+            tiles = (unsigned)((args.pyramid.heights[i] + TILE - 1) / TILE) * across;
+            unsigned blocks = (unsigned)args.images * groups * tiles;
+            if (block < blocks)
+                level = i;
+            else
+                block -= blocks;
         }
-        tile.height = pick(heights, level), tile.width = pick(widths, level);
+        tile.height = pick(args.pyramid.heights, level), tile.width = pick(args.pyramid.widths, level);
         unsigned row = block % tiles / across, column = block % tiles % across;
         tile.top = row * (long long)TILE, tile.left = column * (long long)TILE;
         tile.row = (int)min((long long)row, FARTHEST), tile.column = (int)min((long long)column, FARTHEST);
         tile.first = block / tiles % groups * (long long)GRADIENTS;
-        tile.count = (int)min((long long)GRADIENTS, channels - tile.first);
+        tile.count = (int)min((long long)GRADIENTS, args.channels - tile.first);
         long long image = block / tiles / groups;
         tile.map = image * LEVELS + level;
-        tile.bins = rows * columns;
-        tile.level = level, tile.result = (image * channels + tile.first) * tile.height * tile.width;
+        tile.bins = args.rows * args.columns;
+        tile.level = level, tile.result = (image * args.channels + tile.first) * tile.height * tile.width;
     }
     __syncthreads();  // the tile is known
 
-    Workspace workspace = workspace_at(memory, size);
+    Workspace workspace = workspace_at(args.workspace, args.size);
     Real sums[GRADIENTS] = {};
     int round = 0;
-    for (unsigned next = 0; next < size;) {
+    for (unsigned next = 0; next < args.size;) {
         int found = 0;
-        for (; next < size && found + THREADS <= FOUND; next += THREADS) {
+        for (; next < args.size && found + THREADS <= FOUND; next += THREADS) {
             Chunk chunk = workspace.chunks[next / THREADS];
             if (tile.map < chunk.least || tile.map > chunk.greatest) continue;
             unsigned k = next + threadIdx.x;
             bool reaches = false;
-            if (k < size) {
+            if (k < args.size) {
                 Footprint print = workspace.footprints[k];
                 reaches = print.map == tile.map && print.top <= tile.row && print.bottom >= tile.row &&
                           print.left <= tile.column && print.right >= tile.column;
             }
             unsigned votes = __ballot_sync(ALL, reaches);
-            int(&counts)[WARPS] = list.counts[round];
+            int (&counts)[WARPS] = list.counts[round];
             if (lane == 0) counts[warp] = __popc(votes);
             __syncthreads();  // all have counted
             round ^= 1;
@@ -575,15 +581,17 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
                     Share& share = shares.of[warp];
                     long long k = list.rois[begin + warp];
                     const Frame& frame = workspace.frames[k];
-                    Range y = bins_between(frame.y, rows, tile.top), x = bins_between(frame.x, columns, tile.left);
+                    Range y = bins_between(frame.y, args.rows, tile.top),
+                          x = bins_between(frame.x, args.columns, tile.left);
                     int pieces_x = (x.end - x.begin + BINS - 1) / BINS;
                     int pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
                     if (lane == 0) share.pieces = pieces;
                     if (piece < pieces) {
                         int row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
-                        if (lane == 0) share.offset = (k * channels + tile.first) * tile.bins + row * columns + column;
+                        if (lane == 0)
+                            share.offset = (k * args.channels + tile.first) * tile.bins + row * args.columns + column;
                         bool of_row = lane < BINS;
-                        weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? rows : columns,
+                        weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? args.rows : args.columns,
                               of_row ? row : column, of_row ? y.end : x.end, of_row ? tile.height : tile.width,
                               of_row ? tile.top : tile.left);
                     }
@@ -594,16 +602,17 @@ roi_align_gradients(const Element* grad, void* memory, long long size, long long
                     const Share& share = shares.of[i];
                     more |= piece + 1 < share.pieces;
                     if (piece >= share.pieces) continue;
-                    if (tile.count == GRADIENTS) add<true>(sums, share, grad, columns, tile.bins, GRADIENTS);
-                    else add<false>(sums, share, grad, columns, tile.bins, tile.count);
+                    if (tile.count == GRADIENTS)
+                        add<true>(sums, share, args.grad, args.columns, tile.bins, GRADIENTS);
+                    else
+                        add<false>(sums, share, args.grad, args.columns, tile.bins, tile.count);
                 }
             }
         }
     }
     long long y = tile.top + threadIdx.x / TILE, x = tile.left + threadIdx.x % TILE;
     if (y >= tile.height || x >= tile.width) return;
-    Element* const gradients[LEVELS] = LISTED(gradient);
-    Element* result = pick(gradients, tile.level) + tile.result + y * tile.width + x;
+    Element* result = pick(args.gradients, tile.level) + tile.result + y * tile.width + x;
 #pragma unroll
     for (int c = 0; c < GRADIENTS; ++c) {
         if (c < tile.count) *result = narrow(sums[c]);

@@ -15,15 +15,17 @@
 //
 // [1] R. Girshick, "Fast R-CNN", ICCV 2015.
 
+#include "roi.cuh"
+
 constexpr int WARP = 32;
 constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-constexpr int THREADS = 448;                         // of a block at most; as in _roi_pool.py
-constexpr int TOGETHER = sizeof(T) == 4 ? 4 : 2;     // channels of a thread at a time
-constexpr int LANES = 8;                             // of a bin at most
-constexpr int BLOCKS = sizeof(T) == 4 ? 2 : 1;       // at once on a multiprocessor, for which there are registers
+constexpr int THREADS = CVOPS_THREADS;          // of a block at most
+constexpr int TOGETHER = CVOPS_CHANNELS;        // channels of a thread at a time
+constexpr int LANES = 8;                        // of a bin at most
+constexpr int BLOCKS = sizeof(T) == 4 ? 2 : 1;  // at once on a multiprocessor, for which there are registers
 
 struct Frame {
     Axis axes[2];  // y, x
@@ -36,18 +38,26 @@ __device__ __forceinline__ bool wins(Real a, int i, Real b, int j) {
     return a > b || (!(a < b) && i < j);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long long boxes_dtype, long long size,
-         long long images, long long channels, long long height, long long width, long long rows, long long columns,
-         double scale, long long run, Element* __restrict__ pooled, int* __restrict__ argmax) {
+struct RoiPool {
+    const Element* maps;
+    const void* boxes;
+    long long boxes_dtype, size, images, channels, height, width, rows, columns;
+    double scale;
+    long long run;
+    Element* pooled;
+    int* argmax;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) roi_pool(const RoiPool args) {
     SHARED(Frame, frame);
-    long long k = blockIdx.x % size, first = blockIdx.x / size * run, bins = rows * columns, pixels = height * width;
+    long long k = blockIdx.x % args.size, first = blockIdx.x / args.size * args.run, bins = args.rows * args.columns,
+              pixels = args.height * args.width;
     if (threadIdx.x < 2) {
-        Row row = row_of(boxes, k, boxes_dtype);
+        Row row = row_of(args.boxes, k, args.boxes_dtype);
         bool y = threadIdx.x == 0;
-        frame.axes[threadIdx.x] = axis_of(y ? row.y1 : row.x1, y ? row.y2 : row.x2, real(scale), MAXIMUM,
-                                          y ? rows : columns, 0);
-        if (y) frame.image = row.index(images);
+        frame.axes[threadIdx.x] = axis_of(y ? row.y1 : row.x1, y ? row.y2 : row.x2, real(args.scale), MAXIMUM,
+                                          y ? args.rows : args.columns, 0);
+        if (y) frame.image = row.index(args.images);
     }
     __syncthreads();  // the frame is there
     Axis y = frame.axes[0], x = frame.axes[1];
@@ -55,10 +65,10 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
     int lanes = 1;
     while (placed && lanes < LANES && !(x.step < Real{(T)(2 * lanes)})) lanes *= 2;
     int lane = threadIdx.x % lanes, slots = blockDim.x / lanes, slot = threadIdx.x / lanes;
-    int count = (int)min(run, channels - first);
-    const Element* map = maps + (placed ? (frame.image * channels + first) * pixels : 0);
-    Element* values = pooled + (k * channels + first) * bins;
-    int* places = argmax + (argmax ? (k * channels + first) * bins : 0);
+    int count = (int)min(args.run, args.channels - first);
+    const Element* map = args.maps + (placed ? (frame.image * args.channels + first) * pixels : 0);
+    Element* values = args.pooled + (k * args.channels + first) * bins;
+    int* places = args.argmax + (args.argmax ? (k * args.channels + first) * bins : 0);
 
     for (long long begin = 0; begin < bins; begin += slots) {
         int some = (int)min((long long)slots, bins - begin), group = slot / some;
@@ -66,12 +76,13 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
         long long bin = begin + slot % some;
         int top = 0, bottom = 0, left = 0, right = 0;  // of the bin; corners are near enough to the origin
         if (placed) {
-            Window down = window_of(y, bin / columns, height), across = window_of(x, bin % columns, width);
+            Window down = window_of(y, bin / args.columns, args.height),
+                   across = window_of(x, bin % args.columns, args.width);
             top = (int)down.begin, bottom = (int)down.end, left = (int)across.begin, right = (int)across.end;
         }
         bool empty = top >= bottom || left >= right, reads = group < at_once && !empty;
-        long long at_first = top * width + left + lane;
-        long long to_next_row = width - max(right - left - lane + lanes - 1, 0) / lanes * lanes;
+        long long at_first = top * args.width + left + lane;
+        long long to_next_row = args.width - max(right - left - lane + lanes - 1, 0) / lanes * lanes;
         for (int channel = group; channel - group < count; channel += at_once * TOGETHER) {
             Real best[TOGETHER];
             int place[TOGETHER];
@@ -88,10 +99,10 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
                     Real seen[TOGETHER];
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c) {
-                        seen[c] = widen(*planes[c]);
+                        seen[c] = widen(read_only(planes[c]));
                         planes[c] += lanes;
                     }
-                    int at = (int)((unsigned)row * (unsigned)width + column);
+                    int at = (int)((unsigned)row * (unsigned)args.width + column);
 #pragma unroll
                     for (int c = 0; c < TOGETHER; ++c) {
                         bool better = seen[c] > best[c] | (is_nan(seen[c]) & !is_nan(best[c]));
@@ -121,7 +132,7 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
                 int one = channel + c * at_once;
                 if (group >= at_once || one >= count || lane != c % lanes) continue;
                 values[one * bins + bin] = narrow(!placed ? Real{0} / Real{0} : empty ? Real{0} : best[c]);
-                if (argmax) places[one * bins + bin] = empty ? -1 : place[c];
+                if (args.argmax) places[one * bins + bin] = empty ? -1 : place[c];
             }
         }
     }
@@ -129,9 +140,9 @@ roi_pool(const Element* __restrict__ maps, const void* __restrict__ boxes, long 
 
 // --------------------------------------------------------------------------------------------------------- gradient
 
-constexpr int SUMS = sizeof(T) == 4 ? 11760 : 5880;  // of a block; as in _roi_pool.py, like the next one
-constexpr int WARPS = 8;                             // of a block at most
-constexpr int AHEAD = 4;                             // reads of a lane on their way at once
+constexpr int SUMS = CVOPS_SUMS;    // of a block
+constexpr int WARPS = CVOPS_WARPS;  // of a block at most
+constexpr int AHEAD = 4;            // reads of a lane on their way at once
 
 struct Sums {
     T of[SUMS];
@@ -152,15 +163,20 @@ struct Extents {
     Extent of[WARPS];
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP)
-roi_pool_extents(const int* __restrict__ argmax, long long length, long long pixels, Extent* extents) {
+struct RoiPoolExtents {
+    const int* argmax;
+    long long length, pixels;
+    Extent* extents;
+};
+
+extern "C" __global__ void __launch_bounds__(WARPS* WARP) roi_pool_extents(const RoiPoolExtents args) {
     SHARED(Extents, warps);
     Extent extent = {0x7FFFFFFF, -1};
-    const int* places = argmax + blockIdx.x * length;
+    const int* places = args.argmax + blockIdx.x * args.length;
 #pragma unroll 4
-    for (long long i = threadIdx.x; i < length; i += WARPS * WARP) {
-        int place = places[i];
-        if (place < 0 || place >= pixels) continue;
+    for (long long i = threadIdx.x; i < args.length; i += WARPS * WARP) {
+        int place = read_only(places + i);
+        if (place < 0 || place >= args.pixels) continue;
         extent.first = min(extent.first, place), extent.last = max(extent.last, place);
     }
     for (int distance = WARP / 2; distance > 0; distance /= 2) {
@@ -173,7 +189,7 @@ roi_pool_extents(const int* __restrict__ argmax, long long length, long long pix
     for (int w = 1; w < WARPS; ++w) {
         extent.first = min(extent.first, warps.of[w].first), extent.last = max(extent.last, warps.of[w].last);
     }
-    extents[blockIdx.x] = extent;
+    args.extents[blockIdx.x] = extent;
 }
 
 // Add some gradients of each lane to their targets, those of one target in the order of the lanes; -1 is none.
@@ -207,26 +223,31 @@ __device__ __forceinline__ void add(T* sums, const int (&targets)[AHEAD], Real (
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP)
-roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ argmax, const void* __restrict__ boxes,
-                   long long boxes_dtype, long long size, long long images, long long channels, long long pixels,
-                   long long bins, long long tile, const Extent* __restrict__ extents,
-                   Element* __restrict__ gradients) {
+struct RoiPoolGradients {
+    const Element* grad;
+    const int* argmax;
+    const void* boxes;
+    long long boxes_dtype, size, images, channels, pixels, bins, tile;
+    const Extent* extents;
+    Element* gradients;
+};
+
+extern "C" __global__ void __launch_bounds__(WARPS* WARP) roi_pool_gradients(const RoiPoolGradients args) {
     SHARED(Sums, sums);
     SHARED(Found, list);
-    long long tiles = (pixels + tile - 1) / tile, begin = blockIdx.x % tiles * tile;
-    long long channel = blockIdx.x / tiles % channels, image = blockIdx.x / tiles / channels;
+    long long tiles = (args.pixels + args.tile - 1) / args.tile, begin = blockIdx.x % tiles * args.tile;
+    long long channel = blockIdx.x / tiles % args.channels, image = blockIdx.x / tiles / args.channels;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    int length = (int)min(tile, pixels - begin);
-    T* own = sums.of + warp * tile;
+    int length = (int)min(args.tile, args.pixels - begin);
+    T* own = sums.of + warp * args.tile;
     for (int i = lane; i < length; i += WARP) own[i] = 0;
     unsigned span = begin >> 31 ? 0 : length;  // of the tile, as far as an argmax reaches
-    int rois_of_step = (int)(WARP / bins), bins_of_step = (int)(WARP % bins);
+    int rois_of_step = (int)(WARP / args.bins), bins_of_step = (int)(WARP % args.bins);
 
-    for (long long next = 0; next < size; next += blockDim.x) {
+    for (long long next = 0; next < args.size; next += blockDim.x) {
         long long k = next + threadIdx.x;
-        bool member = k < size && Row{load(boxes, 5 * k, boxes_dtype)}.index(images) == image;
-        if (member && extents) member = extents[k].first < begin + length && extents[k].last >= begin;
+        bool member = k < args.size && Row{load(args.boxes, 5 * k, args.boxes_dtype)}.index(args.images) == image;
+        if (member && args.extents) member = args.extents[k].first < begin + length && args.extents[k].last >= begin;
         unsigned votes = __ballot_sync(ALL, member);
         if (lane == 0) list.counts[warp] = __popc(votes);
         __syncthreads();  // all have counted, and the last RoIs are done
@@ -235,13 +256,13 @@ roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ arg
             if (i < warp) at += list.counts[i];
             found += list.counts[i];
         }
-        if (member) list.begins[at] = (k * channels + channel) * bins;
+        if (member) list.begins[at] = (k * args.channels + channel) * args.bins;
         __syncthreads();  // the list is there
 
         // The bins of all RoIs of the warp, one after another.
         int roi = found * warp / warps, end = found * (warp + 1) / warps;
-        long long left = (end - roi) * bins, bin = lane % bins;
-        roi += (int)(lane / bins);
+        long long left = (end - roi) * args.bins, bin = lane % args.bins;
+        roi += (int)(lane / args.bins);
         for (; left > 0; left -= AHEAD * WARP) {
             long long places[AHEAD];
             int targets[AHEAD];
@@ -250,15 +271,16 @@ roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ arg
             for (int i = 0; i < AHEAD; ++i) {
                 places[i] = roi < end ? list.begins[roi] + bin : -1;
                 roi += rois_of_step, bin += bins_of_step;
-                if (bin >= bins) bin -= bins, ++roi;
+                if (bin >= args.bins) bin -= args.bins, ++roi;
             }
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) {
-                unsigned target = places[i] < 0 ? span : (unsigned)argmax[places[i]] - (unsigned)begin;
+                unsigned target = places[i] < 0 ? span : (unsigned)read_only(args.argmax + places[i]) - (unsigned)begin;
                 targets[i] = target < span ? (int)target : -1;
             }
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i) values[i] = targets[i] < 0 ? Real{0} : widen(grad[places[i]]);
+            for (int i = 0; i < AHEAD; ++i)
+                values[i] = targets[i] < 0 ? Real{0} : widen(read_only(args.grad + places[i]));
             bool some = false;
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) some |= targets[i] >= 0;
@@ -266,10 +288,10 @@ roi_pool_gradients(const Element* __restrict__ grad, const int* __restrict__ arg
         }
     }
     __syncthreads();  // all sums are there
-    Element* result = gradients + (image * channels + channel) * pixels + begin;
+    Element* result = args.gradients + (image * args.channels + channel) * args.pixels + begin;
     for (int i = threadIdx.x; i < length; i += blockDim.x) {
         Real sum = {sums.of[i]};
-        for (int w = 1; w < warps; ++w) sum = sum + Real{sums.of[w * tile + i]};
+        for (int w = 1; w < warps; ++w) sum = sum + Real{sums.of[w * args.tile + i]};
         result[i] = narrow(sum);
     }
 }

@@ -18,7 +18,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import typing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,7 @@ COMPILE = [
 ]
 
 xp = np
-Array = np.ndarray
+Array = Any  # in records: a pointer
 _GUARD = 256
 
 ignore_fp_errors = functools.partial(np.errstate, all="ignore")
@@ -103,6 +105,15 @@ def empty(shape, dtype):
     return memory[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
 
 
+def allocate(*arrays, zeroed=0):
+    made = [empty((length,), dtype) for length, dtype in arrays]
+    if zeroed:
+        launches.append("zeros")
+    for array in made[:zeroed]:
+        array[...] = 0
+    return made
+
+
 def zeros(shape, dtype):
     launches.append("zeros")
     array = empty(shape, dtype)
@@ -158,7 +169,7 @@ def order_of_keys(keys):
 def matmul(a, b, out, accumulate):
     """By the numbers that cuBLAS would get, on columns as it has them; and they must be what was meant."""
     launches.append("matmul")
-    call = importlib.import_module(f"{PACKAGE}._products").product(a, b, out)
+    call = module("_products").product(a, b, out)
     assert a.dtype == b.dtype
     working = np.float64 if a.dtype == np.float64 else np.float32
     assert out.dtype in (a.dtype, working)
@@ -191,17 +202,17 @@ def _by_columns(array, operand, size, batch):
     return matrices if operand.as_it_is else matrices.swapaxes(1, 2)
 
 
-def launch(file, kernel, dtype, blocks, threads, *arguments):
+def launch(file, kernel, dtype, blocks, threads, record):
     launches.append(kernel)
     assert 0 < blocks < 2**31
     assert 0 < threads <= 1024
-    arrays = [value for value in arguments if isinstance(value, np.ndarray)]
+    arrays = list(_arrays(record))
     for i, j in itertools.permutations(range(len(arrays)), 2):
         shared = arrays[i].flags.writeable and np.may_share_memory(arrays[i], arrays[j])
         assert not shared, f"{kernel}: arrays {i} and {j} share memory"
     before = [array.copy() for array in arrays]
     for seed in seeds:
-        after = _run(library(file, dtype), kernel, blocks, threads, seed, arguments, before)
+        after = _run(library(file, dtype), kernel, blocks, threads, seed, record, arrays, before)
         if seed != seeds[0]:
             for array, result in zip(arrays, after, strict=True):
                 assert array.tobytes() == result.tobytes(), f"{kernel}: the schedule decides the result"
@@ -210,35 +221,34 @@ def launch(file, kernel, dtype, blocks, threads, *arguments):
                 array[...] = result
 
 
+def _arrays(record):
+    """The arrays in a record and in those within it."""
+    for value in record:
+        if isinstance(value, tuple):
+            yield from _arrays(value)
+        elif not isinstance(value, int | float | bytes | None):
+            yield value
+
+
 def sources():
     """The module `_sources` of the package."""
-    load()
-    return importlib.import_module(f"{PACKAGE}._sources")
+    return module("_sources")
 
 
-def _run(loaded, kernel, blocks, threads, seed, arguments, before):
+def _run(loaded, kernel, blocks, threads, seed, record, arrays, before):
     """Run once on copies of the arrays between guard zones, and return the copies."""
-    kinds, values, guarded, copies = "", [], [], iter(before)
-    for value in arguments:
-        if value is None or isinstance(value, np.ndarray):
-            address = None
-            if value is not None:
-                assert value.flags.c_contiguous, f"{kernel}: an array that is not contiguous"
-                copied = next(copies)
-                memory = np.full(copied.nbytes + 2 * _GUARD, 0xFF, np.uint8)
-                inside = memory[_GUARD : _GUARD + copied.nbytes].view(copied.dtype).reshape(copied.shape)
-                inside[...] = copied
-                guarded.append((memory, inside, value))
-                address = memory.ctypes.data + _GUARD
-            kinds += "p"
-            values.append(ctypes.c_void_p(address))
-        else:
-            kinds += "l" if isinstance(value, int) else "d"
-            values.append(ctypes.c_longlong(value) if isinstance(value, int) else ctypes.c_double(value))
-    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    guarded, addresses = [], {}
+    for array, copied in zip(arrays, before, strict=True):
+        assert array.flags.c_contiguous, f"{kernel}: an array that is not contiguous"
+        memory = np.full(copied.nbytes + 2 * _GUARD, 0xFF, np.uint8)
+        inside = memory[_GUARD : _GUARD + copied.nbytes].view(copied.dtype).reshape(copied.shape)
+        inside[...] = copied
+        guarded.append((memory, inside, array))
+        addresses[id(array)] = memory.ctypes.data + _GUARD
+    packed = module("_records").pack(record, lambda array: addresses[id(array)])
     function = getattr(loaded, f"run_{kernel}")
-    function.restype = ctypes.c_char_p
-    problem = function(kinds.encode(), pointers, blocks, threads, seed)
+    function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_uint] * 3]
+    problem = function(packed, len(packed), blocks, threads, seed)
     assert not problem, f"{kernel}: {problem.decode()}"
     for number, (memory, inside, value) in enumerate(guarded):
         assert (memory[:_GUARD] == 0xFF).all(), f"{kernel}: array {number} is written before its start"
@@ -251,23 +261,76 @@ def _run(loaded, kernel, blocks, threads, seed, arguments, before):
 @functools.cache
 def library(file, dtype):
     """The kernels of `kernels/<file>.cu` compiled for the host."""
-    return build(sources().source(file), dtype)
+    return build(sources().source(file), sources().options(file, dtype), module(f"_{file}"))
+
+
+_KERNEL = re.compile(
+    r'^extern "C" __global__ void __launch_bounds__\(.*\)(?: *//.*)?\s+(\w+)\(const (\w+) ', re.MULTILINE
+)
 
 
 def kernels(source):
-    """Names of the kernels in a text: each begins a line of its own."""
-    return re.findall(r'^extern "C" __global__ void .*\n(\w+)\(', source, re.MULTILINE)
+    """The kernels in a text, by name, each with the struct that it takes."""
+    return dict(_KERNEL.findall(source))
 
 
-def build(source, dtype):
-    """A text of kernels compiled for the host, in a folder that lasts as long as the process."""
+def build(source, options, launchers):
+    """A text of kernels compiled for the host, in a folder that lasts as long as the process.
+
+    The structs that they take are compared with the records of the same names in the module of their launchers.
+    """
     stem = Path(tempfile.mkdtemp(prefix="cvops-emulation-")) / "kernels"
     atexit.register(shutil.rmtree, stem.parent, ignore_errors=True)
+    records = {}
+    for name in kernels(source).values():
+        _add_record(records, getattr(launchers, name))
     lines = ['#include "emulator.hpp"', source, *(f"KERNEL({name})" for name in kernels(source))]
+    for name, fields in records.items():
+        lines.append(f"LAYOUT({name}, {', '.join(f'FIELD({name}, {field})' for field, *_ in fields[:-1])})")
     stem.with_suffix(".cpp").write_text("\n".join(lines))
-    command = [*COMPILE, "-shared", "-fPIC", f"-DELEMENT={sources().ELEMENTS[dtype]}", f"-I{Path(__file__).parent}"]
-    subprocess.run([*command, "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")], check=True)
-    return ctypes.CDLL(str(stem.with_suffix(".so")))
+    command = [
+        *COMPILE,
+        *options,
+        f"-I{Path(__file__).parent}",
+        "-o",
+        stem.with_suffix(".so"),
+        stem.with_suffix(".cpp"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(stem.with_suffix(".so")))
+    for name, fields in records.items():
+        layout = (_Field * len(fields)).in_dll(loaded, f"layout_{name}")
+        got = [(field.name.decode(), field.offset, field.size, field.kind.decode()) for field in layout]
+        assert got == fields, f"{name} of the launcher is not as the struct of the kernels"
+    return loaded
+
+
+class _Field(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("offset", ctypes.c_size_t), ("size", ctypes.c_size_t), ("kind", ctypes.c_char)
+    )  # fmt: skip
+
+
+def _add_record(records, record):
+    """(name, offset, size, kind) of each field of a record and of those within it, as `Field` in emulator.hpp."""
+    fields, offset = [], 0
+    for name, annotation in typing.get_type_hints(record).items():
+        single, *others = typing.get_args(annotation) or [annotation]
+        assert all(other is single for other in others), f"{record.__name__}.{name}: an array of different things"
+        size, kind = 8, {int: "l", float: "d", Any: "p"}.get(single, "s")
+        if kind == "s":
+            _add_record(records, single)
+            size = records[single.__name__][-1][2]
+        fields.append((name, offset, size * (1 + len(others)), kind))
+        offset += fields[-1][2]
+    records[record.__name__] = [*fields, ("", 0, offset, "s")]
+
+
+def module(name):
+    """A module of the package."""
+    load()
+    return importlib.import_module(f"{PACKAGE}.{name}")
 
 
 def load():

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -242,22 +243,30 @@ inline void schedule(unsigned seed) {
     }
 }
 
+// A field of a struct that a kernel takes: p for pointers, l for long long, d for double, s for another struct.
+struct Field {
+    const char* name;
+    size_t offset, size;
+    char kind;
+};
+
 template <class Type>
-constexpr char letter() {
-    static_assert(std::is_pointer_v<Type> || std::is_same_v<Type, long long> || std::is_same_v<Type, double>,
-                  "kernels take pointers, long long and double");
-    return std::is_pointer_v<Type> ? 'p' : std::is_same_v<Type, double> ? 'd' : 'l';
+constexpr char kind_of() {
+    using Single = std::remove_all_extents_t<Type>;
+    static_assert(std::is_pointer_v<Single> || std::is_same_v<Single, long long> || std::is_same_v<Single, double> ||
+                      std::is_class_v<Single>,
+                  "kernels take pointers, long long, double, and structs of these");
+    return std::is_pointer_v<Single> ? 'p' : std::is_same_v<Single, double> ? 'd' : std::is_class_v<Single> ? 's' : 'l';
 }
 
-template <class... Types, size_t... I>
-const char* run(void (*kernel)(Types...), const char* kinds, void** arguments, unsigned blocks, unsigned threads,
-                unsigned seed, std::index_sequence<I...>) {
-    const char expected[] = {letter<Types>()..., 0};
-    if (std::string(expected) != kinds) {
-        error = std::string("arguments of kinds ") + kinds + " given to a kernel that takes " + expected;
-        return error.c_str();
-    }
-    std::function<void()> call = [&] { kernel(*static_cast<Types*>(arguments[I])...); };
+template <class Arguments>
+const char* run(void (*kernel)(Arguments), const void* bytes, size_t size, unsigned blocks, unsigned threads,
+                unsigned seed) {
+    static_assert(std::is_trivially_copyable_v<Arguments>);
+    if (size != sizeof(Arguments)) return "the launcher's record has another size than the struct";
+    Arguments arguments;
+    std::memcpy(&arguments, bytes, size);
+    std::function<void()> call = [&] { kernel(arguments); };
     body = &call;
     block_size = {threads, 1, 1};
     grid_size = {blocks, 1, 1};
@@ -265,20 +274,20 @@ const char* run(void (*kernel)(Types...), const char* kinds, void** arguments, u
     return error.c_str();
 }
 
-template <class... Types>
-const char* run(void (*kernel)(Types...), const char* kinds, void** arguments, unsigned blocks, unsigned threads,
-                unsigned seed) {
-    return run(kernel, kinds, arguments, blocks, threads, seed, std::index_sequence_for<Types...>());
-}
-
 }  // namespace emulation
 
 // Makes a kernel callable: returns what went wrong, or an empty text.
-#define KERNEL(name)                                                                                              \
-    extern "C" const char* run_##name(const char* kinds, void** arguments, unsigned blocks, unsigned threads,     \
-                                      unsigned seed) {                                                            \
-        return emulation::run(name, kinds, arguments, blocks, threads, seed);                                     \
+#define KERNEL(name)                                                                                            \
+    extern "C" const char* run_##name(const void* bytes, size_t size, unsigned blocks, unsigned threads,        \
+                                      unsigned seed) {                                                          \
+        return emulation::run(name, bytes, size, blocks, threads, seed);                                        \
     }
+
+// Tells of the fields that FIELD lists how a struct lays them out; the last entry is of the whole struct.
+#define FIELD(Struct, name) \
+    {#name, offsetof(Struct, name), sizeof(Struct::name), emulation::kind_of<decltype(Struct::name)>()}
+#define LAYOUT(Struct, ...) \
+    extern "C" const emulation::Field layout_##Struct[] = {__VA_ARGS__, {"", 0, sizeof(Struct), 's'}};
 
 #define SHARED(TYPE, name) TYPE& name = emulation::shared<TYPE>(__COUNTER__)
 #define PAUSE() emulation::pause()

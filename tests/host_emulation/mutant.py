@@ -106,8 +106,8 @@ WORKLOADS = {
 
 
 def main(file, number):
-    package = device.load()
-    broken = device.build(without(device.sources().source(file), number), "f")
+    package, sources = device.load(), device.sources()
+    broken = device.build(without(sources.source(file), number), sources.options(file, "f"), device.module(f"_{file}"))
     device.library = lambda file, dtype: broken
     device.seeds[:] = 1, 2, 3, 4, 5
     WORKLOADS[file](package)

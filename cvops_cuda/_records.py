@@ -1,0 +1,62 @@
+"""Structs that kernels take by value; on this side of the launch they are named tuples. No GPU needed to import it.
+
+Each kernel takes one. A field is an int (`long long`), a float (`double`), an array (a pointer; None is null), a tuple
+of as many of one of these (an array of C), or another record. All of these are 8 bytes or multiples of them, so that
+nothing is padded; the emulation compares names, offsets and kinds with the struct of the same name in the kernel file.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import typing
+from collections.abc import Callable
+from typing import Any
+
+_CODES = {int: "q", float: "d"}
+
+
+class Layout:
+    """How a record lies in memory, by the annotations of its fields."""
+
+    def __init__(self, kinds: list[Any]) -> None:
+        self._struct = struct.Struct("=" + "".join(map(_code, kinds)))
+        self._pointers = [i for i, kind in enumerate(kinds) if _code(kind) == "Q"]
+        self._parts = [(i, _layout_of(kind)) for i, kind in enumerate(kinds) if _code(kind)[-1] == "s"]
+        self.size = self._struct.size
+
+    def pack(self, record: Any, address: Callable[[Any], int]) -> bytes:
+        """The bytes of a record; `address` is asked where arrays lie. A record within it may be packed already."""
+        values = list(record)
+        for i in self._pointers:
+            array = values[i]
+            values[i] = 0 if array is None else address(array)
+        for i, layout in self._parts:
+            if values[i].__class__ is not bytes:
+                values[i] = layout.pack(values[i], address)
+        return self._struct.pack(*values)
+
+
+@functools.cache
+def layout(record: type) -> Layout:
+    """The layout of a class of named tuples."""
+    return Layout(list(typing.get_type_hints(record).values()))
+
+
+def pack(record: Any, address: Callable[[Any], int] | None = None) -> bytes:
+    """The bytes of a record, by itself; without `address` it has no arrays."""
+    return layout(record.__class__).pack(record, address or _none_there)
+
+
+def _none_there(array: Any) -> int:
+    raise TypeError(f"a {type(array).__name__} where a record has no arrays")
+
+
+def _code(kind: Any) -> str:
+    if typing.get_args(kind) or hasattr(kind, "_fields"):
+        return f"{_layout_of(kind).size}s"
+    return _CODES.get(kind, "Q")
+
+
+def _layout_of(kind: Any) -> Layout:
+    return Layout(list(members)) if (members := typing.get_args(kind)) else layout(kind)

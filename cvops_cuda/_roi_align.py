@@ -1,0 +1,191 @@
+"""roi_align, of one map or of a pyramid of maps, and its gradient. Nothing waits for the device, nothing is zeroed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cvops._checks import working_dtype
+
+from ._constants import ROI_ALIGN
+from ._device import Array, contiguous, converted, dtype_code, empty, launch
+from ._records import pack
+from ._roi_inputs import in_working_precision
+
+Shape = tuple[int, int, int, int]
+
+_MANY_BLOCKS = 2000  # are enough to keep a large GPU busy
+
+
+class Pyramid(NamedTuple):
+    heights: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+    scales: tuple[float, float, float, float]
+    limits: tuple[float, float, float, float]
+    end: float
+
+
+class RoiAlign(NamedTuple):
+    maps: tuple[Array, Array, Array, Array]
+    pyramid: Pyramid
+    boxes: Array
+    boxes_dtype: int
+    images: int
+    channels: int
+    rows: int
+    columns: int
+    ratio: int
+    aligned: int
+    share: int
+    pooled: Array
+
+
+class RoiAlignPlaces(NamedTuple):
+    pyramid: Pyramid
+    boxes: Array
+    boxes_dtype: int
+    size: int
+    images: int
+    rows: int
+    columns: int
+    ratio: int
+    aligned: int
+    workspace: Array
+
+
+class RoiAlignGradients(NamedTuple):
+    grad: Array
+    workspace: Array
+    size: int
+    images: int
+    channels: int
+    rows: int
+    columns: int
+    pyramid: Pyramid
+    gradients: tuple[Array, Array, Array, Array]
+
+
+def roi_align(
+    features: Array,
+    rois: Array,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Array:
+    return multiscale_roi_align([features], rois, output_size, [spatial_scale], [], sampling_ratio, aligned)
+
+
+def roi_align_backward(
+    grad: Array, rois: Array, input_shape: Shape, spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Array:
+    return multiscale_roi_align_backward(grad, rois, [input_shape], [spatial_scale], [], sampling_ratio, aligned)[0]
+
+
+def multiscale_roi_align(
+    features: Sequence[Array],
+    rois: Array,
+    output_size: tuple[int, int],
+    spatial_scales: Sequence[float],
+    area_limits: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Array:
+    """roi_align of each RoI on the map of the index that tells how many of the increasing limits its area reaches.
+
+    One launch for every four maps; no workspace. Maps are read where they lie if all are contiguous, or all
+    channels-last; others are copied.
+    """
+    maps, kernel = _read_where_they_lie(features, rois)
+    rois, storage = contiguous(rois), maps[0].dtype
+    images, channels, *_ = features[0].shape
+    pooled = empty((len(rois), channels, *output_size), storage)
+    if pooled.size:
+        # More channels share the taps of a RoI, fewer make more blocks.
+        share = 64 if len(rois) * channels >= 64 * _MANY_BLOCKS else 16
+        if kernel == "roi_align_last":
+            share = ROI_ALIGN.LAST_CHANNELS
+        blocks = len(rois) * math.ceil(channels / share)
+        sizes = tuple(array.shape[2:] for array in features)
+        for some, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
+            record = RoiAlign(
+                _filled_up(maps[some]), pyramid, rois, dtype_code(rois), images, channels, *output_size,
+                sampling_ratio, int(aligned), share, pooled,
+            )  # fmt: skip
+            launch("roi_align", kernel, storage.char, blocks, ROI_ALIGN.POOL_THREADS, record)
+    return converted(pooled, features[0].dtype)
+
+
+def multiscale_roi_align_backward(
+    grad: Array,
+    rois: Array,
+    input_shapes: Sequence[Shape],
+    spatial_scales: Sequence[float],
+    area_limits: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Array]:
+    """Two launches for every four maps, one if there are no RoIs. Workspace: 48 bytes for each RoI, 64 in float64."""
+    values, rois = in_working_precision(grad, rois)
+    size, (images, channels, *_), storage = len(rois), input_shapes[0], values.dtype
+    rows, columns = grad.shape[2:]
+    if images * channels == 0:
+        return [empty(shape, grad.dtype) for shape in input_shapes]
+    gradients = [empty(shape, storage) for shape in input_shapes]
+    threads = ROI_ALIGN.TILE**2
+    chunks = math.ceil(size / threads)
+    room = size * ROI_ALIGN.ROI_BYTES[8 if storage.char == "d" else 4] + chunks * ROI_ALIGN.CHUNK_BYTES
+    workspace = empty((room,), "uint8")
+    sizes = tuple(tuple(shape[2:]) for shape in input_shapes)
+    for some, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
+        if size:
+            places = RoiAlignPlaces(
+                pyramid, rois, dtype_code(rois), size, images, rows, columns, sampling_ratio, int(aligned), workspace
+            )
+            launch("roi_align", "roi_align_places", storage.char, chunks, threads, places)
+        tiles = sum(math.prod(math.ceil(length / ROI_ALIGN.TILE) for length in lengths) for lengths in sizes[some])
+        record = RoiAlignGradients(
+            values, workspace, size, images, channels, rows, columns, pyramid, _filled_up(gradients[some])
+        )
+        blocks = images * math.ceil(channels / ROI_ALIGN.GRADIENTS) * tiles
+        launch("roi_align", "roi_align_gradients", storage.char, blocks, threads, record)
+    return [converted(gradient, grad.dtype) for gradient in gradients]
+
+
+def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[Array], str]:
+    """The maps, all of one layout and in working precision, and the kernel for it."""
+    maps, kernel = list(features), "roi_align"
+    if not all(array.flags.c_contiguous for array in features):
+        transposed = [array.transpose(0, 2, 3, 1) for array in features]
+        if all(array.flags.c_contiguous for array in transposed):
+            maps, kernel = transposed, "roi_align_last"
+    if working_dtype(rois, *maps) == "d":
+        maps = [converted(array, "d") for array in maps]
+    return [contiguous(array) for array in maps], kernel
+
+
+@functools.lru_cache(64)
+def _launches(
+    sizes: tuple[tuple[int, int], ...], scales: tuple[float, ...], area_limits: tuple[float, ...]
+) -> list[tuple[slice, Any]]:
+    """The levels that each launch does: which they are, and as `Pyramid`, packed.
+
+    A RoI is of the last level whose limit its area reaches; NaN is never reached.
+    """
+    launches = []
+    limits = [0.0, *area_limits, *[math.nan] * ROI_ALIGN.LEVELS]
+    for first in range(0, len(sizes), ROI_ALIGN.LEVELS):
+        some = slice(first, first + ROI_ALIGN.LEVELS)
+        missing = max(first + ROI_ALIGN.LEVELS - len(sizes), 0)
+        heights, widths = zip(*sizes[some], *[(0, 0)] * missing, strict=True)
+        some_scales: Any = *scales[some], *[1.0] * missing
+        some_limits: Any = tuple(limits[some])
+        pyramid = Pyramid(heights, widths, some_scales, some_limits, limits[some.stop])
+        launches.append((some, pack(pyramid)))
+    return launches
+
+
+def _filled_up(maps: list[Array]) -> tuple[Any, ...]:
+    return (*maps, *[None] * (ROI_ALIGN.LEVELS - len(maps)))
