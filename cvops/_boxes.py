@@ -454,8 +454,15 @@ def _clipped(native: Any, size: Any, backend: Any) -> Any:
     xp = backend.xp
     height, width = image_limits(size, int(np.iinfo(native.dtype).max) if native.dtype.char in INTEGERS else None)
     with np.errstate(all="ignore"):
-        limits = xp.asarray(np.asarray([width, height, width, height]).astype(native.dtype))
-        return backend.copy(xp.minimum(xp.maximum(native, native.dtype.type(0)), limits))
+        limits = np.asarray([width, height, width, height]).astype(native.dtype)
+        bounded = xp.maximum(native, native.dtype.type(0))
+        if backend.current_gpu() is None:
+            return backend.copy(xp.minimum(bounded, limits))
+        # To a GPU go scalars, as arguments of kernels: a CUDA graph would upload an array again from where it was.
+        clipped = backend.empty(native.shape, native.dtype)
+        for column, limit in enumerate(limits[:2]):
+            clipped[..., column::2] = xp.minimum(bounded[..., column::2], limit)
+        return clipped
 
 
 def _boxes_of(masks: Any, backend: Any) -> Any:

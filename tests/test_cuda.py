@@ -109,6 +109,11 @@ def padded_calls(emulated):
         yield partial(getattr(cvops, name), few, few)
     yield partial(cvops.box_area, few)
     yield partial(cvops.box_convert, few, "xyxy", "cxcywh")
+    yield partial(cvops.clip_boxes_to_image, few, (300, 400))
+    yield partial(cvops.scale_boxes, few, (300, 400), (150, 200), letterbox=True)
+    yield partial(cvops.decode_boxes, few, few)
+    yield partial(cvops.encode_boxes, few, few)
+    yield partial(cvops.masks_to_boxes, emulated(MAPS[0] > 1))
     yield partial(cvops.decode_boxes, few, few)
     yield partial(cvops.encode_boxes, few, few)
     yield partial(cvops.scale_boxes, few, (64, 64), (30, 40), letterbox=True)
@@ -156,6 +161,8 @@ def test_what_cannot_be_captured(emulated):
     for call in (
         lambda: cvops.nms(boxes, scores, 0.5),
         lambda: cvops.FeaturePyramidNetwork([2], 2)({"a": maps}),
+        lambda: cvops.remove_small_boxes(boxes, 9),
+        lambda: device.load().xp.asarray([1.0, 2.0]),
         lambda: cvops.nms(Foreign(boxes.values), Foreign(scores.values), 0.5, padded=True),
     ):
         with device.capture(), pytest.raises(AssertionError, match="while a graph is captured"):

@@ -40,7 +40,6 @@ COMPILE = [
     "-w",
 ]
 
-xp = np
 Array = Any  # in records: a pointer
 _GUARD = 256
 
@@ -66,6 +65,25 @@ def capture():
 def _wait(what):
     launches.append(what)
     assert not capturing, f"{what} while a graph is captured"
+
+
+class _Namespace:
+    """NumPy for the arrays of the GPU, but for what is uploaded to it or waits for it."""
+
+    def __getattr__(self, name):
+        function = getattr(np, name)
+        if name not in ("array", "asarray", "nonzero", "flatnonzero", "argwhere", "unique"):
+            return function
+
+        @functools.wraps(function)
+        def waiting(*arguments, **options):
+            _wait("upload" if name in ("array", "asarray") else name)
+            return function(*arguments, **options)
+
+        return waiting
+
+
+xp = _Namespace()
 
 
 @contextlib.contextmanager
