@@ -123,7 +123,7 @@ def test_every_shipped_file(name, tmp_path):
         assert (panel != input_picture(file)).any()
 
 
-@pytest.mark.parametrize(("iou", "stored"), [("0.6", "keep_060"), ("0.7", "keep_070")])
+@pytest.mark.parametrize(("iou", "stored"), [("0.6", "keep_060"), pytest.param("0.7", "keep_070", marks=pytest.mark.slow)])
 def test_iou(iou, stored, tmp_path):
     file = load("picodet_layout_zoo")
     result = detect(tmp_path, DATA / "picodet_layout_zoo.npz", "--iou", iou)
@@ -215,6 +215,7 @@ def test_boxes_that_cannot_be_seen_are_listed_but_not_drawn(tmp_path):
     assert all((panel == 255).all() for panel in panels(tmp_path / "detections.png", (80, 100)))
 
 
+@pytest.mark.slow
 def test_no_candidates(tmp_path):
     file = small_file()
     empty = {name: file[name][:0] for name in ("boxes", "scores", "labels")}
@@ -274,7 +275,9 @@ def flipped(content):
     return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[: len(c) // 2], lambda c: c[:-10], flipped])
+@pytest.mark.parametrize(
+    "damage", few([lambda c: b"", lambda c: c[: len(c) // 2], lambda c: c[:-10], flipped], every=4)
+)
 def test_refused_damaged_file(damage, tmp_path):
     (tmp_path / "file.npz").write_bytes(damage((DATA / "ssd_coco_chelsea.npz").read_bytes()))
     assert_refused(detect(tmp_path, "file.npz"), "file.npz: not an .npz file of plain arrays, or a damaged one")
@@ -317,7 +320,7 @@ def test_refused_array(name, value, message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["small.npz"]
 
 
-@pytest.mark.parametrize("name", ["boxes", "scores", "labels", "class_names", "image_hw"])
+@pytest.mark.parametrize("name", few(["boxes", "scores", "labels", "class_names", "image_hw"], every=5))
 def test_refused_missing_array(name, tmp_path):
     file = small_file()
     del file[name]
@@ -350,7 +353,7 @@ def test_help_needs_no_framework(example, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", few(EXAMPLES, every=4))
 def test_a_missing_framework_is_reported_in_one_line(example, tmp_path):
     packages = {
         "jax_grad.py": "jax",
@@ -366,7 +369,7 @@ def test_a_missing_framework_is_reported_in_one_line(example, tmp_path):
         assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", few(EXAMPLES, every=4))
 def test_unknown_options_are_refused_in_one_line(example, tmp_path):
     result = run_without_frameworks(tmp_path, ROOT / "examples" / example, "--colour")
     assert (result.returncode, result.stdout) == (2, "")

@@ -277,6 +277,7 @@ def test_writers_at_once_leave_whole_entries(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_fill_the_cache_at_once(tmp_path):
     code = """
     import numpy as np, cvops
@@ -323,7 +324,7 @@ CHANGES_OF_NUMBA = {
 }
 
 
-@pytest.mark.parametrize("change", few(CHANGES_OF_NUMBA, 3))
+@pytest.mark.parametrize("change", few(CHANGES_OF_NUMBA, 4))
 def test_where_numba_is_not_as_known_its_own_cache_serves(tmp_path, change):
     edit, suffix = CHANGES_OF_NUMBA[change]
     code = f"""

@@ -62,6 +62,7 @@ def test_out(tmp_path):
     assert picture(tmp_path / "maps.JPG")[0] == "JPEG"
 
 
+@pytest.mark.slow
 def test_maps_of_another_file(tmp_path):
     file = real_maps()
     np.savez(tmp_path / "other.npz", **{**file, "rois": file["rois"][:3]})
@@ -89,6 +90,7 @@ def expected_levels(rois):
     return [f"p{level:.0f}" for level in np.clip(np.floor(4 + np.log2(np.sqrt(area) / 224) + 1e-6), 3, 5)]
 
 
+@pytest.mark.slow
 def test_each_box_is_drawn_on_its_level_and_in_its_colour(tmp_path):
     """Without the boxes of a level, nothing on the page has the colour of that level."""
     file = real_maps()

@@ -145,7 +145,7 @@ print("alive")
 """
 
 
-@pytest.mark.parametrize("what", few(["idxs", "boxes of nms", "scores", "argmax", "boxes of RoIs", "offset"], 3))
+@pytest.mark.parametrize("what", few(["idxs", "boxes of nms", "scores", "argmax", "boxes of RoIs", "offset"], 6))
 def test_hammer(what):
     command = [sys.executable, "-X", "faulthandler", "-c", HAMMER, what]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

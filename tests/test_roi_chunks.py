@@ -59,7 +59,7 @@ def same_bits(got, want):
         np.testing.assert_array_equal(np.signbit(one[one == 0]), np.signbit(other[other == 0]))
 
 
-@pytest.mark.parametrize("case", few(itertools.product(MAPS, DTYPES, BINS), 7), ids=" of ".join)
+@pytest.mark.parametrize("case", few(itertools.product(MAPS, DTYPES, BINS), 13), ids=" of ".join)
 def test_bits_do_not_depend_on_chunks(case, threads, monkeypatch):
     """Nor on threads, in chunks; and a contiguous map has the bits of one that is copied in parts."""
     shape, dtypes, bins = case

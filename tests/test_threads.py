@@ -157,7 +157,8 @@ def test_many_python_threads_at_once():
     """)
 
 
-def test_first_calls_of_many_python_threads_at_once(tmp_path):
+@pytest.mark.parametrize("cache", ["of the suite", pytest.param("empty", marks=pytest.mark.slow)])
+def test_first_calls_of_many_python_threads_at_once(tmp_path, cache):
     code = """
     import numpy as np, threading, cvops
     boxes, scores = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], np.float32), np.ones(2, np.float32)
@@ -169,7 +170,7 @@ def test_first_calls_of_many_python_threads_at_once(tmp_path):
     for thread in threads: thread.join()
     assert answers == [[0]] * 6, answers
     """
-    run(code, work="", NUMBA_CACHE_DIR=str(tmp_path))
+    run(code, work="", **({"NUMBA_CACHE_DIR": str(tmp_path)} if cache == "empty" else {}))
 
 
 @needs_fork
@@ -604,8 +605,8 @@ def check(at_least):
 
 
 @needs_fork
-@pytest.mark.parametrize("end", [True, False])
-@pytest.mark.parametrize("way", ["signal", "hook", "finaliser"])
+@pytest.mark.parametrize("end", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", [pytest.param("signal", marks=pytest.mark.slow), "hook", "finaliser"])
 def test_forks_within_a_fork(way, end):
     """Everywhere in it: no lock stays held, no worker is at work when a fork happens, and all get the answer."""
     code = {
@@ -774,6 +775,7 @@ def test_a_call_within_a_worker_stays_there(threads):
     assert all(seen)
 
 
+@pytest.mark.slow
 def test_calls_beside_changes_of_the_number_of_threads():
     code = """
     sys.setswitchinterval(1e-5)
@@ -972,7 +974,7 @@ if len(os.sched_getaffinity(0)) < len(allowed) or not {bound}:
 
 
 @places_threads
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_openmp_confines_no_worker(first):
     """libgomp binds the main thread when it is loaded."""
     libgomp = ctypes.util.find_library("gomp")

@@ -47,6 +47,7 @@ def test_default_run(default):
     assert len(np.unique(default.reshape(-1, 3), axis=0)) > 1000  # a photograph is on it
 
 
+@pytest.mark.slow
 def test_the_default_is_the_shipped_pyramid(default, tmp_path):
     np.testing.assert_array_equal(written(tmp_path / "run", PYRAMID), default)
 
