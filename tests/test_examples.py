@@ -123,7 +123,9 @@ def test_every_shipped_file(name, tmp_path):
         assert (panel != input_picture(file)).any()
 
 
-@pytest.mark.parametrize(("iou", "stored"), [("0.6", "keep_060"), pytest.param("0.7", "keep_070", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("iou", "stored"), [("0.6", "keep_060"), pytest.param("0.7", "keep_070", marks=pytest.mark.slow)]
+)
 def test_iou(iou, stored, tmp_path):
     file = load("picodet_layout_zoo")
     result = detect(tmp_path, DATA / "picodet_layout_zoo.npz", "--iou", iou)
