@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from . import _arrays
 from ._arrays import backend_of, to_caller
 from ._checks import (
     as_sampling_ratio,
@@ -97,6 +98,12 @@ def roi_align(
     array([[[[14., 16.],
              [26., 28.]]]], dtype=float32)
     """
+    if _arrays.cpu is not None:
+        few: ArrayT | None = _arrays.cpu.lean_roi_align(
+            input, boxes, output_size, spatial_scale, sampling_ratio, aligned
+        )
+        if few is not None:
+            return few
     with backend_of(input=input, **named_boxes(boxes)) as backend:
         features, rois = _features_and_rois(input, boxes, backend)
         size, samples = pair(output_size, "output_size"), as_sampling_ratio(sampling_ratio, "sampling_ratio")
@@ -228,6 +235,10 @@ def roi_pool(
     array([[[[14., 16.],
              [26., 28.]]]], dtype=float32)
     """
+    if _arrays.cpu is not None and return_argmax is False:
+        few = _arrays.cpu.lean_roi_pool(input, boxes, output_size, spatial_scale)
+        if few is not None:
+            return few
     with backend_of(input=input, **named_boxes(boxes)) as backend:
         features, rois = _features_and_rois(input, boxes, backend)
         size, scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")

@@ -56,8 +56,14 @@ def _roi_calls(dtype: str, asarray: Any, forward: Callable[..., Any]) -> None:
 def _roi_align_calls(dtype: str, asarray: Any) -> None:
     images, boxes = _images_and_rois(dtype, asarray)
     channels_last = asarray(np.zeros((1, 4, 4, 16), dtype).transpose(0, 3, 1, 2))
-    for maps in (images, channels_last):
+    for maps in (channels_last, images):  # CPU: several dispatches, one
         _roi.roi_align(maps, boxes, 2)
+
+
+def _roi_pool_calls(dtype: str, asarray: Any) -> None:
+    images, boxes = _images_and_rois(dtype, asarray)
+    _roi.roi_pool(images, boxes, 2, return_argmax=True)
+    _roi.roi_pool(images, boxes, 2)
 
 
 def _roi_backward_calls(dtype: str, asarray: Any, backward: Callable[..., Any], channels: int = 16) -> None:
@@ -112,7 +118,7 @@ CALLS: dict[str, Callable[[str, Any], None]] = {
     "decode_boxes": _decode_boxes_calls,
     "roi_align": _roi_align_calls,
     "roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.roi_align_backward),
-    "roi_pool": functools.partial(_roi_calls, forward=_roi.roi_pool),
+    "roi_pool": _roi_pool_calls,
     "roi_pool_backward": _roi_pool_backward_calls,
     "ps_roi_align": functools.partial(_roi_calls, forward=_roi.ps_roi_align),
     "ps_roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.ps_roi_align_backward, channels=4),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import cvops
-from cvops._cpu import _roi
+from cvops._cpu import _roi, _roi_few
 from tests import compare
 from tests import reference_roi as reference
 from tests import strategies_roi as strategies
 from tests.strategies import few
 
-BOUNDS = ("_PLACED", "_CHUNK_BYTES", "_PART_BYTES", "_BLOCK_BYTES")
+BOUNDS = ("_PLACED", "CHUNK_BYTES", "_PART_BYTES", "_BLOCK_BYTES")
 # RoIs put in order at a time, bytes of a chunk, of a part and of blocks. Far apart, close by, and one RoI at a time.
 SMALL = {"places": (7, 1 << 20, 1 << 20, 1 << 20), "chunks": (32, 20_000, 6_000, 50_000), "single": (1, 1, 1, 1)}
 MAPS = {"few channels": (2, 3, 12, 9), "overlapping blocks": (2, 21, 9, 14), "one image": (1, 40, 16, 11)}
@@ -64,6 +64,7 @@ def test_bits_do_not_depend_on_chunks(case, threads, monkeypatch):
     """Nor on threads, in chunks; and a contiguous map has the bits of one that is copied in parts."""
     shape, dtypes, bins = case
     whole = {name: call() for name, call in calls(MAPS[shape], dtypes, BINS[bins], "contiguous").items()}
+    monkeypatch.setattr(_roi_few, "_MOST_VALUES", -1)  # small calls go the general way too
     for layout in ("contiguous", "reversed"):
         for small in SMALL.values():
             for name, value in zip(BOUNDS, small, strict=True):
@@ -76,6 +77,7 @@ def test_bits_do_not_depend_on_chunks(case, threads, monkeypatch):
 
 def test_chunks_against_the_reference(monkeypatch):
     """A small case, so that the bits above are not merely those of one mistake made twice."""
+    monkeypatch.setattr(_roi_few, "_MOST_VALUES", -1)
     for name, value in zip(BOUNDS, SMALL["chunks"], strict=True):
         monkeypatch.setattr(_roi, name, value)
     shape = (2, 21, 9, 14)
@@ -89,6 +91,7 @@ def test_chunks_against_the_reference(monkeypatch):
 @pytest.mark.parametrize("operator", ["roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"])
 def test_a_bad_image_index_in_a_late_chunk(operator, monkeypatch):
     """It is found before any work, and named."""
+    monkeypatch.setattr(_roi_few, "_MOST_VALUES", -1)
     for name, value in zip(BOUNDS, SMALL["single"], strict=True):
         monkeypatch.setattr(_roi, name, value)
     boxes = np.zeros((9, 5), np.float32)

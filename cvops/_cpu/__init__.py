@@ -32,6 +32,8 @@ from ._roi import (
     roi_pool,
     roi_pool_backward,
 )
+from ._roi_few import lean_roi_align as lean_roi_align
+from ._roi_few import lean_roi_pool as lean_roi_pool
 
 __all__ = [
     "asarray",

@@ -21,6 +21,7 @@ import numpy as np
 
 from . import _roi_kernels, _roi_tables, _threads, _xywh
 from ._memory import Array, contiguous, empty
+from ._roi_kernels import FEW_CHANNELS
 from ._roi_tables import ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM
 from ._simd import WIDTH
 
@@ -30,12 +31,11 @@ Chunk = Sequence[Array]
 # From the bytes that each RoI takes beyond its table to all chunks, one after another.
 Chunks = Callable[[int], Iterator[Chunk]]
 
-_FEW_CHANNELS = 4  # fewer are faster pixel by pixel
 _PLANE_PIXELS = 1 << 16  # of the planes that an item of `maxima_backward` is about
 # RoIs that are put in order at a time.
 _PLACED = 1 << 19
 # Bytes of the table of a chunk and of what is copied for its RoIs, unless one RoI takes more.
-_CHUNK_BYTES = 10 << 20
+CHUNK_BYTES = 10 << 20
 # Bytes of a part of the maps or of their gradients, unless the channels that are done at once take more.
 _PART_BYTES = 12 << 20
 # Bytes of the blocks of all threads, unless one takes more.
@@ -125,7 +125,7 @@ def roi_pool(
     rois = _in_working_precision(rois, features)
     _xywh.check(rois, 1)
     storage, (_, channels, *sides), bins = _storage(features), features.shape, math.prod(output_size)
-    direct, whole = channels < _FEW_CHANNELS, _lies_flat(features, storage)
+    direct, whole = channels < FEW_CHANNELS, _lies_flat(features, storage)
     shape = (len(rois), channels, *output_size)
     pooled, argmax = empty(shape, features.dtype.char), empty(shape if return_argmax else (0,), "i")
     tiles = 0 if direct else _tiles(features.shape)
@@ -169,7 +169,7 @@ def roi_pool_backward(grad: Array, rois: Array, argmax: Array, input_shape: Shap
     storage, (images, channels, *sides), bins = _storage(grad), input_shape, math.prod(grad.shape[2:])
     whole = grad.dtype.char == storage and grad.flags.c_contiguous and argmax.flags.c_contiguous
     value_bytes = bins * (grad.itemsize + np.dtype(storage).itemsize + 4)  # of a channel of a RoI
-    most = _PLACED if whole else min(_PLACED, _CHUNK_BYTES // (min(channels, WIDTH) * value_bytes + 1) + 1)
+    most = _PLACED if whole else min(_PLACED, CHUNK_BYTES // (min(channels, WIDTH) * value_bytes + 1) + 1)
     result = empty(input_shape, grad.dtype.char)
 
     def chunks(roi_bytes: int) -> Iterator[Chunk]:
@@ -292,7 +292,7 @@ def _chunks(table: Callable[..., Any], rois: Array, images: int, roi_bytes: int)
     """What `table` makes of all RoIs, chunk after chunk; at least one."""
     order, starts, done = _NO_PLACES, _NO_PLACES, 0
     while True:
-        bad, order, starts, chunk = table(done, _PLACED, order, starts, _CHUNK_BYTES, roi_bytes)
+        bad, order, starts, chunk = table(done, _PLACED, order, starts, CHUNK_BYTES, roi_bytes)
         _check_images(bad, rois, images)
         yield chunk
         done += len(chunk[0])
@@ -474,11 +474,11 @@ def _parts(maps: Array, groups: int, bytes_of_output: int, dtype: str | None) ->
     images, channels, *sides = maps.shape
     outputs = channels // groups
     if dtype is None:
-        most_of_maps, most = images * outputs, (_CHUNK_BYTES + _PART_BYTES) // max(bytes_of_output, 1)
+        most_of_maps, most = images * outputs, (CHUNK_BYTES + _PART_BYTES) // max(bytes_of_output, 1)
     else:
         bytes_of_channel = math.prod(sides) * groups * np.dtype(dtype).itemsize
         most_of_maps = min(_PART_BYTES, maps.nbytes // 4) // bytes_of_channel
-        most = min(most_of_maps, _CHUNK_BYTES // max(bytes_of_output, 1))
+        most = min(most_of_maps, CHUNK_BYTES // max(bytes_of_output, 1))
     least = 1 if _has_few(channels, groups) else WIDTH
     step = max(min(max(most // least, 1) * least, outputs), 1)
     image_step = max(most_of_maps // outputs, 1) if step == outputs else 1
@@ -545,7 +545,7 @@ def _blocks(images: int, channels: int, groups: int) -> int:
 
 def _has_few(channels: int, groups: int) -> bool:
     """Whether going pixel by pixel beats blocks because too few channels go together: lanes would be empty."""
-    return channels // groups < (WIDTH if groups > 1 else _FEW_CHANNELS)
+    return channels // groups < (WIDTH if groups > 1 else FEW_CHANNELS)
 
 
 def _reads_directly(features: Sequence[Array], rois: int, groups: int) -> bool:

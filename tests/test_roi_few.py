@@ -1,0 +1,130 @@
+"""Small calls of roi_align and roi_pool, which one dispatch takes: the bits of the general way, or left to it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+import cvops
+from cvops._cpu import _roi_few, lean_roi_align, lean_roi_pool
+from tests import strategies_roi as strategies
+
+SHAPES = [(1, 1, 50, 50), (1, 50, 20, 30), (2, 3, 20, 30), (2, 4, 5, 6), (3, 17, 13, 9), (1, 64, 1, 1), (1, 2, 1, 40)]
+
+
+def in_general(monkeypatch, operator, *arguments):
+    with monkeypatch.context() as patch:
+        patch.setattr(_roi_few, "_MOST_VALUES", -1)
+        return operator(*arguments)
+
+
+def same(got, want):
+    assert got is not None
+    assert (got.shape, got.dtype, got.strides) == (want.shape, want.dtype, want.strides)
+    assert got.tobytes() == want.tobytes()
+    assert got.flags.writeable
+    assert got.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_bits_of_the_general_way(shape, count, monkeypatch):
+    maps, scale = strategies.normal(shape, "f4"), 0.25
+    maps[..., -1, -1], maps[0, 0, 0, 0] = np.nan, -np.inf
+    every = strategies.rois("all", 60, shape, scale, "f4")
+    for begin in range(0, 60, count):
+        boxes = every[begin : begin + count].copy()
+        for size in (7, (3, 5), 1):
+            want = in_general(monkeypatch, cvops.roi_pool, maps, boxes, size, scale)
+            same(lean_roi_pool(maps, boxes, size, scale), want)
+            for ratio in (-1, 0, 3):
+                for aligned in (False, True):
+                    want = in_general(monkeypatch, cvops.roi_align, maps, boxes, size, scale, ratio, aligned)
+                    same(lean_roi_align(maps, boxes, size, scale, ratio, aligned), want)
+
+
+def test_readonly_arrays_are_taken_too():
+    maps, boxes = np.ones((1, 1, 4, 4), np.float32), np.array([[0, 0, 0, 3, 3]], np.float32)
+    maps.flags.writeable = boxes.flags.writeable = False
+    assert lean_roi_align(maps, boxes, 2, 1.0, 2, True) is not None
+    assert lean_roi_pool(maps, boxes, 2, 1.0) is not None
+
+
+MAPS, BOXES = np.ones((1, 2, 4, 4), np.float32), np.array([[0, 0, 0, 3, 3]], np.float32)
+UNALIGNED = np.frombuffer(bytes(MAPS.nbytes + 1), np.uint8)[1:].view(np.float32).reshape(MAPS.shape)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": MAPS.astype("f8")},
+        {"input": MAPS.astype("f2")},
+        {"input": MAPS.astype(">f4")},
+        {"input": np.ones((1, 4, 4, 2), np.float32).transpose(0, 3, 1, 2)},
+        {"input": MAPS[..., ::-1]},
+        {"input": UNALIGNED},
+        {"input": MAPS[0]},
+        {"input": MAPS[:0]},
+        {"input": MAPS.tolist()},
+        {"input": np.ma.masked_array(MAPS)},
+        {"input": np.ones((1, 3000, 4, 4), np.float32), "output_size": 7},
+        {"boxes": [BOXES[:, 1:]]},
+        {"boxes": BOXES.astype("f8")},
+        {"boxes": BOXES[:, 1:]},
+        {"boxes": BOXES[0]},
+        {"boxes": BOXES[:0]},
+        {"boxes": np.repeat(BOXES, 4, 0)[::2]},
+        {"boxes": BOXES + 1},  # no such image
+        {"boxes": np.repeat(np.array([[0, 3, 3, 1, 1]], np.float32), 8, 0)},  # looks like xywh
+        {"output_size": 0},
+        {"output_size": -1},
+        {"output_size": (2,)},
+        {"output_size": [2, 2]},
+        {"output_size": (2, 2.0)},
+        {"output_size": True},
+        {"output_size": 1 << 40},
+        {"output_size": np.int64(2)},
+        {"spatial_scale": 0.0},
+        {"spatial_scale": -1.0},
+        {"spatial_scale": float("nan")},
+        {"spatial_scale": float("inf")},
+        {"spatial_scale": 1},
+    ],
+    ids=lambda change: " ".join(change),
+)
+def test_every_other_call_goes_the_general_way(change):
+    arguments = {"input": MAPS, "boxes": BOXES, "output_size": 2, "spatial_scale": 1.0}
+    assert lean_roi_pool(**arguments) is not None
+    assert lean_roi_align(**arguments, sampling_ratio=2, aligned=True) is not None
+    assert lean_roi_pool(**arguments | change) is None
+    assert lean_roi_align(**arguments | change, sampling_ratio=2, aligned=True) is None
+
+
+@pytest.mark.parametrize("change", [{"sampling_ratio": 1 << 20}, {"sampling_ratio": True}, {"aligned": 1}])
+def test_other_samples_go_the_general_way(change):
+    arguments = {"input": MAPS, "boxes": BOXES, "output_size": 2, "spatial_scale": 1.0}
+    assert lean_roi_align(**arguments | {"sampling_ratio": 2, "aligned": True} | change) is None
+
+
+def test_rois_that_are_no_one_chunk_go_the_general_way():
+    """Their table takes more than 10 MB: samples of bins that are as large as the map."""
+    maps = np.ones((1, 1, 2, 40_000), np.float32)
+    boxes = np.repeat(np.array([[0, 0, 0, 40_000, 2]], np.float32), 40, 0)
+    assert lean_roi_align(maps, boxes, 1, 1.0, 0, False) is None
+    assert lean_roi_pool(maps, boxes, 1, 1.0) is not None
+
+
+def test_the_public_functions_take_it(monkeypatch):
+    cvops.roi_pool(MAPS, BOXES, 1, 1.0)
+    calls = []
+    for name in ("lean_roi_align", "lean_roi_pool"):
+        whole = getattr(sys.modules["cvops._cpu"], name)
+        monkeypatch.setattr(
+            f"cvops._cpu.{name}", lambda *args, whole=whole, name=name: calls.append(name) or whole(*args)
+        )
+    cvops.roi_align(MAPS, BOXES, 2, 1.0)
+    cvops.roi_pool(MAPS, BOXES, 2, 1.0)
+    cvops.roi_pool(MAPS, BOXES, 2, 1.0, return_argmax=True)
+    assert calls == ["lean_roi_align", "lean_roi_pool"]
