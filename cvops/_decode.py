@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from ._arrays import backend_of, to_caller
-from ._checks import FLOATS, check_batched_boxes, check_dtype, image_size, kind, number, positive, shown, working_dtype
+from ._checks import (
+    BOX_DTYPES,
+    FLOATS,
+    check_batched_boxes,
+    check_dtype,
+    image_size,
+    kind,
+    number,
+    positive,
+    shown,
+    working_dtype,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -533,14 +544,15 @@ def check_broadcast(one: Sequence[int], one_name: str, other: Sequence[int], oth
 
 def check_points(points: Any, distances: Any) -> None:
     """Raise unless both have a shape and a dtype that `distance_to_boxes` takes."""
-    from ._checks import BOX_DTYPES
-
     check_batched_boxes(distances, "distances")
-    length = distances.shape[-2] if distances.ndim > 1 else None
-    if points.ndim != 2 or points.shape[1] != 2 or length != len(points):
-        text = f"`points` must have shape (L, 2) and `distances` (..., L, 4), got {points.shape} and {distances.shape}"
-        raise ValueError(text)
+    check_shapes_of_distances(points.shape, distances.shape)
     check_dtype(points, "points", BOX_DTYPES)
+
+
+def check_shapes_of_distances(points: tuple[int, ...], distances: tuple[int, ...]) -> None:
+    """Raise ValueError unless there are distances (..., L, 4) for points (L, 2)."""
+    if len(points) != 2 or points[1] != 2 or distances[-2:-1] != points[:1]:
+        raise ValueError(f"`points` must have shape (L, 2) and `distances` (..., L, 4), got {points} and {distances}")
 
 
 def check_weights(weights: Any) -> tuple[float, ...]:

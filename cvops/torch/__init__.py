@@ -37,6 +37,7 @@ from ._boxes import (
     masks_to_boxes,
     remove_small_boxes,
 )
+from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
 from ._losses import (
     complete_box_iou_loss,
     distance_box_iou_loss,
@@ -85,9 +86,12 @@ __all__ = [
     "clip_boxes_to_image",
     "complete_box_iou",
     "complete_box_iou_loss",
+    "decode_boxes",
     "deform_conv2d",
     "distance_box_iou",
     "distance_box_iou_loss",
+    "distance_to_boxes",
+    "encode_boxes",
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "masks_to_boxes",
@@ -99,6 +103,7 @@ __all__ = [
     "replace_torchvision",
     "roi_align",
     "roi_pool",
+    "scale_boxes",
     "sigmoid_focal_loss",
 ]
 

@@ -1,0 +1,82 @@
+"""The decoders of `cvops.torch`: answers of the reference, derivatives, torch.compile and torch.func."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import cvops
+from tests import compare
+from tests import reference_decode as reference
+from tests.test_decode import REFUSED, some
+
+ANCHORS, DELTAS = some(7)
+CALLS = {
+    "decode_boxes": ((DELTAS, ANCHORS, (10, 10, 5, 5)), {"clip": 0.125}),
+    "encode_boxes": ((ANCHORS, some(7, seed=1)[0]), {}),
+    "distance_to_boxes": ((ANCHORS[:, :2], DELTAS), {}),
+    "scale_boxes": ((ANCHORS, (640, 640), (480, 853)), {"letterbox": True}),
+}
+every_function = pytest.mark.parametrize("name", CALLS)
+
+
+def arrays_of(name):
+    return [arg for arg in CALLS[name][0] if isinstance(arg, np.ndarray)]
+
+
+def function_of_tensors(torch_ops, name):
+    """The function of its tensors alone."""
+    (args, options), count = CALLS[name], len(arrays_of(name))
+    return lambda *tensors: getattr(torch_ops, name)(*tensors, *args[count:], **options)
+
+
+@every_function
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int32", "uint8"])
+def test_answers_of_the_reference(torch_ops, torch, name, dtype):
+    values = [abs(value).astype(dtype) for value in arrays_of(name)]
+    args, options = CALLS[name]
+    want = getattr(reference, name)(*values, *args[len(values) :], **options)
+    got = function_of_tensors(torch_ops, name)(*map(torch.from_numpy, values))
+    compare.close(got, want, torch.from_numpy(values[0]))
+
+
+@every_function
+def test_bfloat16(torch_ops, torch, name):
+    tensors = [torch.from_numpy(value).bfloat16() for value in arrays_of(name)]
+    got, want = (function_of_tensors(torch_ops, name)(*some) for some in (tensors, [t.float() for t in tensors]))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want.bfloat16())
+
+
+@every_function
+def test_derivatives(torch_ops, torch, name):
+    tensors = [torch.from_numpy(value).double().requires_grad_() for value in arrays_of(name)]
+    torch.autograd.gradcheck(function_of_tensors(torch_ops, name), tensors, check_forward_ad=True)
+    torch.autograd.gradgradcheck(function_of_tensors(torch_ops, name), tensors)
+
+
+@every_function
+def test_transforms_and_compile(torch_ops, torch, name):
+    function, values = function_of_tensors(torch_ops, name), [torch.from_numpy(value) for value in arrays_of(name)]
+    want = function(*values)
+    batches = [torch.stack([value, value.flip(0)]) for value in values]
+    torch.testing.assert_close(torch.func.vmap(function)(*batches)[0], want)
+    torch.testing.assert_close(
+        torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")(*values), want
+    )
+
+
+SHAPES_AND_NUMBERS = [
+    row for row in REFUSED if row[0] in CALLS and all(isinstance(arg, np.ndarray) for arg in row[1][:1])
+]
+
+
+@pytest.mark.parametrize(("name", "args", "options", "error", "text"), SHAPES_AND_NUMBERS)
+def test_refused_as_in_cvops(torch_ops, torch, name, args, options, error, text):
+    args = [torch.from_numpy(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+    with pytest.raises(error) as plain:
+        getattr(cvops, name)(*args, **options)
+    with pytest.raises(error) as raised:
+        getattr(torch_ops, name)(*args, **options)
+    expected = str(plain.value).replace("must be an array", "must be a tensor")
+    assert str(raised.value).partition(", ")[0].partition(":")[0] == expected.partition(", ")[0].partition(":")[0]
