@@ -20,13 +20,14 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     options = parse_options()
-    environment.restart_with_kept_memory()
+    environment.restart(options.avx2)
     peers.set_threads(options.threads)
     surroundings = environment.describe()
     if ON_GPU in options.suites:
         surroundings |= gpu.describe()
-    settings = {"threads": options.threads, "repeats": options.repeats}
-    print(f"{surroundings['cpu']}, {surroundings['cpus']} CPUs, threads: {options.threads}, repeats: {options.repeats}")
+    settings = {"threads": options.threads, "repeats": options.repeats, "statistic": "lower quartiles"}
+    machine = f"{surroundings['cpu']}, {surroundings['cpus']} CPUs, for {surroundings['target']}"
+    print(f"{machine}, threads: {options.threads}, repeats: {options.repeats}")
     print(", ".join(f"{package} {version}" for package, version in surroundings["versions"].items()))
     for suite in options.suites:
         rows = import_module(f"benchmarks.{suite}").rows(options.quick)
@@ -60,7 +61,8 @@ def parse_options() -> argparse.Namespace:
     add("--threads", type=positive, help="threads of every side (default: those that cvops uses by default)")
     add("--repeats", type=positive, help="timings of every side in a row of a table (default: 21; with --quick 3)")
     add("--quick", action="store_true", help="only small inputs, and no results unless --out is given")
-    add("--out", type=Path, help="folder for the results, JSON and PNG (default: benchmarks/results)")
+    add("--avx2", action="store_true", help="let cvops and NumPy compute as on a processor without AVX-512")
+    add("--out", type=Path, help="folder for the results, JSON and PNG (default: benchmarks/results, or avx2 in it)")
     options = parser.parse_args()
     if unknown := set(options.suites) - {*SUITES, ON_GPU}:
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
@@ -69,7 +71,7 @@ def parse_options() -> argparse.Namespace:
     options.suites = options.suites or SUITES
     options.threads = options.threads or cvops.get_num_threads()
     options.repeats = options.repeats or (3 if options.quick else 21)
-    options.out = options.out or (None if options.quick else RESULTS)
+    options.out = options.out or (None if options.quick else RESULTS / "avx2" if options.avx2 else RESULTS)
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,3 +111,41 @@ def deformed(images: int, channels: int, height: int, width: int, outputs: int, 
 
 def _corners(top_left: Array, bottom_right: Array) -> Array:
     return np.concatenate([top_left, bottom_right], 1).astype(np.float32)
+
+
+class Case(NamedTuple):
+    """Maps of one shape and RoIs on them."""
+
+    shape: tuple[int, int, int, int]
+    rois: int
+    bins: int
+    scale: float
+    samples: int = 0  # along each axis of a bin; 0: as many as fit
+
+    def __str__(self) -> str:
+        return f"{self.shape[1:]}, {self.rois} RoI{'s' if self.rois > 1 else ''}, {self.bins} x {self.bins}"
+
+    @property
+    def inputs(self) -> str:
+        """How maps and boxes are made."""
+        return f"uniform maps {self.shape}, rois({self.rois}, seed=0), scale {self.scale:g}, sampling {self.samples}"
+
+    def maps(self) -> Array:
+        """Make the maps."""
+        return uniform(self.shape)
+
+    def boxes(self) -> Array:
+        """Make the RoIs (K, 5)."""
+        return rois(self.rois, *self.shape[2:], self.scale, self.shape[0])
+
+
+CASES = [
+    Case((1, 256, 200, 304), 512, 7, 1 / 4, 2),
+    Case((1, 256, 50, 76), 512, 7, 1 / 16),
+    Case((1, 1024, 38, 50), 300, 14, 1 / 16),
+]
+ONE = Case((1, 256, 200, 304), 1, 7, 1 / 4, 2)
+TINY = Case((1, 1, 50, 50), 1, 7, 1 / 4)
+POSITION_SENSITIVE = Case((1, 1029, 38, 63), 300, 7, 1 / 16)
+SMALL = [Case((1, 32, 50, 76), 64, 7, 1 / 16, 2)]
+SMALL_POSITION_SENSITIVE = Case((1, 98, 38, 63), 64, 7, 1 / 16)

@@ -65,7 +65,7 @@ def peak_megabytes_of_roi_align() -> float:
 
     import cvops
 
-    from .roi import CASES
+    from .data import CASES
 
     maps, boxes, case = CASES[0].maps(), CASES[0].boxes(), CASES[0]
     cvops.roi_align(maps, boxes[:8], case.bins, case.scale, case.samples)

@@ -23,12 +23,22 @@ import numpy as np
 
 import cvops
 
-from .data import Array, clustered, deformed, pyramid_boxes, uniform
+from .data import (
+    CASES,
+    POSITION_SENSITIVE,
+    SMALL,
+    SMALL_POSITION_SENSITIVE,
+    Array,
+    Case,
+    clustered,
+    deformed,
+    pyramid_boxes,
+    uniform,
+)
 from .deform_conv import SHAPES
 from .deform_conv import name as name_of_shape
 from .harness import Call, Row, all_close_to_largest, same_indices
 from .pyramid import CHANNELS
-from .roi import CASES, POSITION_SENSITIVE, SMALL, SMALL_POSITION_SENSITIVE, Case
 
 TINY = Case((1, 8, 50, 50), 4, 7, 1 / 4, 2)  # where the host decides
 NMS_SIZES = [10, 100, 1_000, 10_000, 100_000]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from statistics import median
 from timeit import timeit
 from typing import Any
 
@@ -27,6 +26,10 @@ LEAST_REPEATS = 3
 # before has stopped spinning (OpenBLAS and ONNX Runtime: about 20 ms), and this side's threads are awake, each on its
 # own core, which takes the scheduler milliseconds after a rest.
 WARM_UP_SECONDS = 0.1
+# Calls of less than this are timed cold as well: in a program they do not follow each other, and find neither their
+# code and data in the caches nor their branches in the processor's predictors, which learn small inputs by heart.
+COLD_BELOW_SECONDS = 1e-4
+COLD_CALLS_PER_REPEAT = 15
 
 
 def wall_seconds(call: Call, number: int) -> float:
@@ -127,14 +130,17 @@ def run(rows: Iterable[Row | Figure], repeats: int) -> Iterator[dict[str, Any]]:
 def measured(row: Row, repeats: int) -> dict[str, Any]:
     remarks, left_out = compare_answers(row)
     sides = {side: call for side, call in row.sides.items() if side not in left_out}
-    times, ratios = paired_times(sides, repeats, row.clock)
+    times = times_in_rotation(sides, repeats, row.clock)
+    hot = {side: lower_quartile(of_side) for side, of_side in times.items()}
+    first = next(iter(sides))
+    is_short = row.clock is wall_seconds and hot[first] < COLD_BELOW_SECONDS
     return {
         "table": row.table,
         "name": row.name,
         "inputs": row.inputs,
         "size": row.size,
-        "milliseconds": {side: 1e3 * median(of_side) for side, of_side in times.items()},
-        "ratios": {side: median(of_side) for side, of_side in ratios.items()},
+        **in_milliseconds(hot, first),
+        "cold": in_milliseconds(cold_times(sides, repeats * COLD_CALLS_PER_REPEAT), first) if is_short else None,
         "repeats": {side: len(of_side) for side, of_side in times.items()},
         "remarks": remarks,
         "left_out": row.left_out | left_out,
@@ -155,10 +161,23 @@ def compare_answers(row: Row) -> tuple[dict[str, str], dict[str, str]]:
     return {side: remark for side, remark in remarks.items() if remark}, left_out
 
 
-def paired_times(
+def in_milliseconds(seconds: dict[str, float], first: str) -> dict[str, dict[str, float]]:
+    """Times of the sides, and the ratios of all but the first side to that."""
+    return {
+        "milliseconds": {side: 1e3 * of_side for side, of_side in seconds.items()},
+        "ratios": {side: of_side / seconds[first] for side, of_side in seconds.items() if side != first},
+    }
+
+
+def lower_quartile(times: list[float]) -> float:
+    """What disturbs a machine only ever adds time, so the lower ones are closer to the work."""
+    return sorted(times)[(len(times) - 1) // 4]
+
+
+def times_in_rotation(
     sides: dict[str, Call], repeats: int, clock: Callable[[Call, int], float]
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of one call, side by side: (side -> times, side -> their ratios to the first side, pair by pair).
+) -> dict[str, list[float]]:
+    """Seconds of one call, side by side.
 
     Each repetition times every side once, beginning with another one each time, so that what disturbs the machine for
     a while disturbs all of them.
@@ -176,10 +195,27 @@ def paired_times(
                 clock(sides[side], warm_up_calls[side])
                 times[side].append(clock(sides[side], calls[side]) / calls[side])
         order = order[1:] + order[:1]
-    first, *others = sides
-    # A side of fewer repeats took part in the first ones: the pairs end there.
-    ratios = {side: [t / t_first for t, t_first in zip(times[side], times[first], strict=False)] for side in others}
-    return times, ratios
+    return times
+
+
+def cold_times(sides: dict[str, Call], repeats: int) -> dict[str, float]:
+    """Seconds of a call of each side that follows other work."""
+    numbers = np.random.default_rng(0).random(20_000)
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    order = list(sides)
+    for _ in range(repeats):
+        for side in order:
+            other_work(numbers)
+            times[side].append(wall_seconds(sides[side], 1))
+        order = order[1:] + order[:1]
+    return {side: lower_quartile(of_side) for side, of_side in times.items()}
+
+
+def other_work(numbers: Array) -> None:
+    """What programs do between two calls, for under a millisecond: branches, allocations, more than a near cache."""
+    np.sort(numbers, kind="stable")
+    words = {str(i): i for i in range(1000)}
+    sum(words[word] for word in sorted(words))
 
 
 def calls_per_timing(call: Call, clock: Callable[[Call, int], float]) -> tuple[int, float]:
@@ -197,8 +233,10 @@ def print_record(record: dict[str, Any], columns: list[str]) -> None:
     if "value" in record:
         print(f"{record['name']:36}{three_digits(record['value']):>20} {record['unit']}", flush=True)
         return
-    cells = [cell(record["milliseconds"].get(side), record["ratios"].get(side)) for side in columns]
-    print(f"{record['name']:36}" + "".join(f"{text:>20}" for text in cells), flush=True)
+    for name, of_row in ((record["name"], record), ("    cold", record["cold"])):
+        if of_row:
+            cells = [cell(of_row["milliseconds"].get(side), of_row["ratios"].get(side)) for side in columns]
+            print(f"{name:36}" + "".join(f"{text:>20}" for text in cells), flush=True)
     for side, remark in (record["remarks"] | record["left_out"]).items():
         print(f"    {side}: {remark}")
 

@@ -22,7 +22,8 @@ INTRODUCTION = """\
 Made by `python -m benchmarks.markdown` from the files in [benchmarks/results](../benchmarks/results), which
 `python -m benchmarks` writes; [benchmarks/README.md](../benchmarks/README.md) says how it measures. The sides are timed
 in turns in one process, with equal numbers of threads, after their answers are compared. Under a peer stands how many
-times as long it takes as cvops: **less than 1 x means that the peer is faster**.
+times as long it takes as cvops: **less than 1 x means that the peer is faster**. A row named "cold" is the same call
+where each follows other work, as in a program; the others follow each other.
 
 ![Time of nms and batched_nms against the number of boxes, a line for each library](../benchmarks/results/nms.png)
 """
@@ -93,8 +94,11 @@ HIGHLIGHTS = [
 
 def read_results() -> dict[str, dict[str, Any]]:
     """The results by suite, in the order of the page."""
-    files = sorted(RESULTS.glob("*.json"), key=lambda file: [*ORDER, file.stem].index(file.stem))
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    suites: dict[str, dict[str, Any]] = {}
+    for folder, heading in ((RESULTS, "{}"), (RESULTS / "avx2", "{}, without AVX-512")):
+        files = sorted(folder.glob("*.json"), key=lambda file: [*ORDER, file.stem].index(file.stem))
+        suites |= {heading.format(file.stem): json.loads(file.read_text()) for file in files}
+    return suites
 
 
 def page(suites: dict[str, dict[str, Any]]) -> str:
@@ -112,10 +116,8 @@ def surroundings(results: dict[str, Any]) -> str:
     machine = [environment["gpu"]] if "gpu" in environment else []
     machine += [f"{environment['cpu']}, {environment['cpus']} CPUs"]
     versions = ", ".join(f"{package} {version}" for package, version in environment["versions"].items())
-    return (
-        f"{environment['date']}, {', '.join(machine)}, {settings['threads']} threads, medians of {settings['repeats']}"
-        f" repeats. Versions: {versions}."
-    )
+    how = f"{settings.get('statistic', 'medians')} of {settings['repeats']} repeats"
+    return f"{environment['date']}, {', '.join(machine)}, {settings['threads']} threads, {how}. Versions: {versions}."
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -141,12 +143,13 @@ def figure(row: dict[str, Any]) -> str:
 
 
 def comparison(title: str, rows: list[dict[str, Any]]) -> str:
-    """A table with a column for each peer, and below it why some were not timed."""
+    """A table with a column for each peer, short calls cold as well, and below it why some were not timed."""
     peers = list(dict.fromkeys(side for row in rows for side in row["milliseconds"] if side != "cvops"))
+    lines = [(name, of_line) for row in rows for name, of_line in ((row["name"], row), cold(row)) if of_line]
     cells = [
-        [row["name"], three_digits(row["milliseconds"]["cvops"])]
-        + [times(row["ratios"][peer]) if peer in row["ratios"] else "-" for peer in peers]
-        for row in rows
+        [name, three_digits(of_line["milliseconds"]["cvops"])]
+        + [times(of_line["ratios"][peer]) if peer in of_line["ratios"] else "-" for peer in peers]
+        for name, of_line in lines
     ]
     text = table([title, "cvops, ms", *peers], cells)
     left_out = [
@@ -155,6 +158,11 @@ def comparison(title: str, rows: list[dict[str, Any]]) -> str:
         for reason, of_reason in groupby(row["left_out"].items(), lambda item: item[1])
     ]
     return f"{text}\n\nNot timed: {'; '.join(left_out)}." if left_out else text
+
+
+def cold(row: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """The name and the times of a row's cold calls, which only short ones have."""
+    return f"{row['name']}, cold", row.get("cold")
 
 
 def highlights(suites: dict[str, dict[str, Any]]) -> str:

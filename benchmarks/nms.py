@@ -18,10 +18,13 @@ from .data import clustered, hostile, uniform_scores
 from .fresh import in_fresh_process
 from .harness import Figure, Row, same_indices
 
-SIZES = [10, 100, 1_000, 5_000, 20_000, 100_000, 1_000_000]
+SIZES = [10, 100, 300, 1_000, 5_000, 20_000, 100_000, 1_000_000]
 BATCHED_SIZES = [1_000, 5_000, 20_000, 100_000]
 # These look at all pairs, so that a million boxes take them from one minute to many.
-LARGEST = {"torchvision": 100_000, "ONNX Runtime": 100_000, "OpenCV": 100_000}
+LARGEST = {
+    "torchvision": 100_000, "ONNX Runtime": 100_000, "OpenVINO": 100_000, "OpenCV": 100_000, "powerboxes": 100_000,
+    "ensemble-boxes": 100_000, "SAHI": 20_000,
+}  # fmt: skip
 HOSTILE_THRESHOLDS = [0.1, 0.3, 0.7, 0.9, 0.95]
 DETECTIONS = Path(__file__).parent.parent / "examples" / "data"
 

@@ -25,8 +25,12 @@ Maker = Callable[..., Call]
 PACKAGES = {
     "torchvision": ["torchvision"],
     "ONNX Runtime": ["onnxruntime", "onnx"],
+    "OpenVINO": ["openvino"],
     "OpenCV": ["cv2"],
+    "powerboxes": ["powerboxes"],
     "lsnms": ["lsnms"],
+    "ensemble-boxes": ["ensemble_boxes"],
+    "SAHI": ["sahi"],
 }
 
 
@@ -40,7 +44,10 @@ def sides(makers: Mapping[str, Maker], *inputs: Any, but: Collection[str] = ()) 
 
 
 def set_threads(count: int) -> None:
-    """Let cvops, the peers and NumPy's BLAS use `count` threads each. lsnms has only one."""
+    """Let cvops, the peers and NumPy's BLAS use `count` threads each.
+
+    powerboxes, lsnms, ensemble-boxes and SAHI have only one.
+    """
     cvops.set_num_threads(count)
     if installed("torchvision"):
         import torch
@@ -106,9 +113,7 @@ def _onnxruntime_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
 
 
 def _onnxruntime_batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float) -> Call:
-    scores_by_class = np.zeros((idxs.max() + 1, len(scores)), np.float32)
-    scores_by_class[idxs, np.arange(len(scores))] = scores
-    run = _onnxruntime_selection(boxes, scores_by_class, iou_threshold)
+    run = _onnxruntime_selection(boxes, _by_class(scores, idxs), iou_threshold)
 
     def call() -> Array:
         selected = run()[0][:, 2]  # class after class
@@ -116,6 +121,13 @@ def _onnxruntime_batched_nms(boxes: Array, scores: Array, idxs: Array, iou_thres
         return ranked
 
     return call
+
+
+def _by_class(scores: Array, idxs: Array) -> Array:
+    """A row of scores for each class, 0 where a box is not of it."""
+    scores_by_class = np.zeros((idxs.max() + 1, len(scores)), np.float32)
+    scores_by_class[idxs, np.arange(len(scores))] = scores
+    return scores_by_class
 
 
 def _onnxruntime_selection(boxes: Array, scores_by_class: Array, iou_threshold: float) -> Call:
@@ -127,6 +139,34 @@ def _onnxruntime_selection(boxes: Array, scores_by_class: Array, iou_threshold: 
         iou_threshold=np.array([iou_threshold], np.float32),
         score_threshold=np.array([0], np.float32),  # drops the classes that a box is not of
     )
+
+
+def _openvino_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
+    return _openvino_selection(boxes, scores[None], iou_threshold)
+
+
+def _openvino_batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float) -> Call:
+    return _openvino_selection(boxes, _by_class(scores, idxs), iou_threshold)
+
+
+def _openvino_selection(boxes: Array, scores_by_class: Array, iou_threshold: float) -> Call:
+    import openvino
+
+    inputs = boxes[None], scores_by_class[None]
+    nodes = [openvino.opset9.parameter(list(array.shape), array.dtype.type) for array in inputs]
+    threshold, least_score = np.float32(iou_threshold), np.float32(0)
+    node = openvino.opset9.non_max_suppression(*nodes, np.int64(len(boxes)), threshold, least_score)
+    model = openvino.Model([node.output(0)], nodes)
+    options = {"INFERENCE_NUM_THREADS": cvops.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    for i, array in enumerate(inputs):
+        request.set_input_tensor(i, openvino.Tensor(np.ascontiguousarray(array), shared_memory=True))
+
+    def call() -> Any:
+        request.infer()
+        return request.get_output_tensor(0).data[:, 2].copy()
+
+    return call
 
 
 def _opencv_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
@@ -160,15 +200,38 @@ def _lsnms_batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: 
     return partial(lsnms.nms, boxes, scores, iou_threshold, class_ids=idxs)
 
 
+def _powerboxes_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
+    import powerboxes
+
+    return partial(powerboxes.nms, boxes.astype(np.float64), scores.astype(np.float64), iou_threshold, 0.0)
+
+
+def _ensemble_boxes_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
+    from ensemble_boxes.ensemble_boxes_nms import nms_float_fast  # what its nms calls for each class, without copies
+
+    return partial(nms_float_fast, boxes, scores, iou_threshold)
+
+
+def _sahi_nms(boxes: Array, scores: Array, iou_threshold: float) -> Call:
+    from sahi.postprocess.combine import nms
+
+    return partial(nms, np.column_stack([boxes, scores, np.zeros_like(scores)]), "IOU", iou_threshold)
+
+
 NMS: dict[str, Maker] = {
     "torchvision": partial(with_torchvision, "nms"),
     "ONNX Runtime": _onnxruntime_nms,
+    "OpenVINO": _openvino_nms,
     "OpenCV": _opencv_nms,
+    "powerboxes": _powerboxes_nms,
     "lsnms": _lsnms_nms,
+    "ensemble-boxes": _ensemble_boxes_nms,
+    "SAHI": _sahi_nms,
 }
 BATCHED_NMS: dict[str, Maker] = {
     "torchvision": partial(with_torchvision, "batched_nms"),
     "ONNX Runtime": _onnxruntime_batched_nms,
+    "OpenVINO": _openvino_batched_nms,
     "OpenCV": _opencv_batched_nms,
     "lsnms": _lsnms_batched_nms,
 }

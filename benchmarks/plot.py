@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 # From the palette of Okabe and Ito, and grey: colour-blind readers tell them apart too.
-COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#7F7F7F", "#E69F00"]
+COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#7F7F7F", "#E69F00", "#56B4E9", "#8C564B", "#B8A000"]
 INK, FAINT = "#444444", "#E4E4E4"
 
 

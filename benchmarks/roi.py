@@ -6,56 +6,29 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import cvops
 
 from . import peers
-from .data import Array, pyramid_boxes, rois, uniform
+from .data import (
+    CASES,
+    ONE,
+    POSITION_SENSITIVE,
+    SMALL,
+    SMALL_POSITION_SENSITIVE,
+    TINY,
+    Array,
+    Case,
+    pyramid_boxes,
+    uniform,
+)
 from .fresh import in_fresh_process
 from .harness import Call, Figure, Row, all_close, all_close_to_largest
 
 PYRAMID = Path(__file__).parent.parent / "examples" / "data" / "nanodet_fpn_astronaut_small.npz"
-
-
-class Case(NamedTuple):
-    """Maps of one shape and RoIs on them."""
-
-    shape: tuple[int, int, int, int]
-    rois: int
-    bins: int
-    scale: float
-    samples: int = 0  # along each axis of a bin; 0: as many as fit
-
-    def __str__(self) -> str:
-        return f"{self.shape[1:]}, {self.rois} RoI{'s' if self.rois > 1 else ''}, {self.bins} x {self.bins}"
-
-    @property
-    def inputs(self) -> str:
-        """How maps and boxes are made."""
-        return f"uniform maps {self.shape}, rois({self.rois}, seed=0), scale {self.scale:g}, sampling {self.samples}"
-
-    def maps(self) -> Array:
-        """Make the maps."""
-        return uniform(self.shape)
-
-    def boxes(self) -> Array:
-        """Make the RoIs (K, 5)."""
-        return rois(self.rois, *self.shape[2:], self.scale, self.shape[0])
-
-
-CASES = [
-    Case((1, 256, 200, 304), 512, 7, 1 / 4, 2),
-    Case((1, 256, 50, 76), 512, 7, 1 / 16),
-    Case((1, 1024, 38, 50), 300, 14, 1 / 16),
-]
-ONE = Case((1, 256, 200, 304), 1, 7, 1 / 4, 2)
-TINY = Case((1, 1, 50, 50), 1, 7, 1 / 4)
-POSITION_SENSITIVE = Case((1, 1029, 38, 63), 300, 7, 1 / 16)
-SMALL = [Case((1, 32, 50, 76), 64, 7, 1 / 16, 2)]
-SMALL_POSITION_SENSITIVE = Case((1, 98, 38, 63), 64, 7, 1 / 16)
 
 
 def rows(quick: bool) -> Iterator[Row | Figure]:

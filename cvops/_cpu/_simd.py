@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.codegen import get_host_cpu_features
@@ -23,7 +24,8 @@ from ._jit import intrinsic, jit
 WIDTH = 16
 # `multiply` keeps six rows of sums and one of factors in registers: rows of four where there are 32 registers (of 64
 # bytes with AVX-512), of two where there are 16 (of 32 bytes).
-ROW_BYTES = 256 if "+avx512f" in get_host_cpu_features() else 64
+_FEATURES = get_host_cpu_features() if numba.config.CPU_FEATURES is None else numba.config.CPU_FEATURES
+ROW_BYTES = 256 if "+avx512f" in _FEATURES else 64
 
 
 class Lanes(types.Type):
