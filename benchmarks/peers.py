@@ -160,7 +160,7 @@ def _openvino_selection(boxes: Array, scores_by_class: Array, iou_threshold: flo
     options = {"INFERENCE_NUM_THREADS": cvops.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
     for i, array in enumerate(inputs):
-        request.set_input_tensor(i, openvino.Tensor(np.ascontiguousarray(array), shared_memory=True))
+        request.set_input_tensor(i, openvino.Tensor(array))
 
     def call() -> Any:
         request.infer()
