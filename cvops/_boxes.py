@@ -359,10 +359,12 @@ def remove_small_boxes(boxes: Array, min_size: Number) -> Any:
     with backend_of(boxes=boxes) as backend:
         native = backend.asarray(boxes, "boxes")
         check_boxes(native, "boxes")
-        native = native.astype(working_dtype(native))
+        # On the CPU a block of boxes at a time, as `box_convert`.
+        step = _BLOCK if backend.current_gpu() is None else max(len(native), 1)
         with backend.ignore_fp_errors():
-            big = (native[:, 2] - native[:, 0] >= min_size) & (native[:, 3] - native[:, 1] >= min_size)
-        return to_caller(backend.copy(backend.xp.flatnonzero(big).astype("int64")), boxes)
+            big = [_are_big(native[begin : begin + step], min_size) for begin in range(0, max(len(native), 1), step)]
+        keep = backend.xp.flatnonzero(big[0] if len(big) == 1 else backend.xp.concatenate(big))
+        return to_caller(backend.copy(keep.astype("int64", copy=False)), boxes)
 
 
 @overload
@@ -455,14 +457,21 @@ def _clipped(native: Any, size: Any, backend: Any) -> Any:
     height, width = image_limits(size, int(np.iinfo(native.dtype).max) if native.dtype.char in INTEGERS else None)
     with np.errstate(all="ignore"):
         limits = np.asarray([width, height, width, height]).astype(native.dtype)
-        bounded = xp.maximum(native, native.dtype.type(0))
-        if backend.current_gpu() is None:
-            return backend.copy(xp.minimum(bounded, limits))
-        # To a GPU go scalars, as arguments of kernels: a CUDA graph would upload an array again from where it was.
         clipped = backend.empty(native.shape, native.dtype)
+        if backend.current_gpu() is None:
+            xp.maximum(native, native.dtype.type(0), out=clipped)
+            return xp.minimum(clipped, limits, out=clipped)
+        bounded = xp.maximum(native, native.dtype.type(0))
+        # To a GPU go scalars, as arguments of kernels: a CUDA graph would upload an array again from where it was.
         for column, limit in enumerate(limits[:2]):
             clipped[..., column::2] = xp.minimum(bounded[..., column::2], limit)
         return clipped
+
+
+def _are_big(boxes: Any, min_size: float) -> Any:
+    """Whether each box has no side below `min_size`."""
+    boxes = boxes.astype(working_dtype(boxes), copy=False)
+    return (boxes[:, 2] - boxes[:, 0] >= min_size) & (boxes[:, 3] - boxes[:, 1] >= min_size)
 
 
 def _boxes_of(masks: Any, backend: Any) -> Any:

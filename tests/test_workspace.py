@@ -117,7 +117,16 @@ def convolutions(size):
     convolution("1x1, strided", 64, size, size, 1, 1, False, layout=lambda map: map[..., ::-1])
 
 
-{"convolutions": convolutions, "many_rois": many_rois, "sixteen_bits": sixteen_bits}[sys.argv[1]](int(sys.argv[2]))
+def many_boxes(count):
+    for dtype in ("f4", "f2", "i4"):
+        boxes = np.tile(np.array([[-4, 0, 64, 64], [1, 2, 3, 4]], dtype), (count // 2, 1))
+        measure(f"clip_boxes_to_image {dtype}", (boxes[:1], (32, 32)), cvops.clip_boxes_to_image, boxes, (32, 32))
+        measure(f"remove_small_boxes {dtype}", (boxes[:1], 3), cvops.remove_small_boxes, boxes, 3)
+        measure(f"box_convert {dtype}", (boxes[:1], "xyxy", "xywh"), cvops.box_convert, boxes, "xyxy", "xywh")
+
+
+cases = {"convolutions": convolutions, "many_boxes": many_boxes, "many_rois": many_rois, "sixteen_bits": sixteen_bits}
+cases[sys.argv[1]](int(sys.argv[2]))
 """
 
 
@@ -133,6 +142,12 @@ def peaks(case, count):
 def test_very_many_rois(count):
     own = peaks("many_rois", count)
     assert len(own) == 13
+    assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
+
+
+def test_very_many_boxes():
+    own = peaks("many_boxes", 5_000_000)
+    assert len(own) == 9
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
 
 
