@@ -15,8 +15,8 @@ import numpy as np
 from . import _boxes, _decode, _deform_conv, _multiclass, _nms, _pyramid, _roi
 
 _IMAGES = 1, 16, 4, 4  # shape
-# Lengths and thresholds: on the CPU one dispatch, a grid, hashed buckets; on CUDA one block, a batch, two of them.
-_NMS_CALLS = (8, 0.5), (512, 0.5), (8192, 0.2), (20000, 0.5)
+# Lengths and thresholds. CPU: one dispatch, a grid, batches, hashed buckets; CUDA: one block, a batch, two of them.
+_NMS_CALLS = (8, 0.5), (512, 0.5), (2048, 0.0), (8192, 0.2), (20000, 0.5)
 
 
 def _nms_calls(dtype: str, asarray: Any) -> None:

@@ -12,6 +12,7 @@ from benchmarks import data
 from tests import reference, strategies
 
 _nms = pytest.importorskip("cvops._cpu._nms")
+_batches = pytest.importorskip("cvops._cpu._nms_batches")
 _few = pytest.importorskip("cvops._cpu._nms_few")
 _grid = pytest.importorskip("cvops._cpu._nms_grid")
 
@@ -121,6 +122,50 @@ def test_every_budget_gives_the_same(monkeypatch, work):
     with np.errstate(all="ignore"):
         got = cvops.nms(boxes, scores, 0.5)
     np.testing.assert_array_equal(got, reference.nms_of_many(boxes, scores, 0.5))
+
+
+# --------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threshold", [0.0, 0.02, 0.0999])
+@pytest.mark.parametrize("size", [1, 16, 1023, 1024, 1025, 5000])
+def test_batches_keep_what_the_reference_keeps(size, threshold, dtype):
+    """Boxes on a lattice, of which most touch their neighbours, some overlap them, and some are no boxes at all."""
+    random = np.random.default_rng(size)
+    corner = 20.0 * np.stack(np.divmod(random.permutation(size), 70), 1)
+    boxes = np.concatenate([corner, corner + random.choice([19, 20, 20.5, 26], (size, 1))], 1).astype(dtype)
+    boxes[::97] = math.nan
+    boxes[5::97] = boxes[5::97][:, [2, 3, 0, 1]]
+    boxes[7::197, 2:] += 300
+    want = reference.nms_of_many(boxes, falling(size, dtype), threshold)
+    for limit in (size, size // 3, 0):
+        kept = np.empty(size, bool)
+        _batches.search_in_batches(boxes, threshold, limit, kept)
+        np.testing.assert_array_equal(np.flatnonzero(kept), want[:limit])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05])
+@pytest.mark.parametrize("name", strategies.many(1))
+def test_batches_of_hostile_boxes(name, threshold):
+    boxes = strategies.many(3000)[name]
+    kept = np.empty(3000, bool)
+    with np.errstate(all="ignore"):
+        _batches.search_in_batches(boxes, threshold, 3000, kept)
+    np.testing.assert_array_equal(
+        np.flatnonzero(kept), reference.nms_of_many(boxes, falling(3000, boxes.dtype), threshold)
+    )
+
+
+def test_batches_are_the_same_for_every_number_of_threads(threads):
+    corner = 20.0 * np.stack(np.divmod(np.random.default_rng(0).permutation(9000), 95), 1)
+    boxes, scores = np.concatenate([corner, corner + 20.5], 1).astype("f"), data.uniform_scores(9000)
+    want = reference.nms_of_many(boxes, scores, 0.01)
+    assert len(want) > 2000
+    for count in (1, 2, 3):
+        threads(count)
+        np.testing.assert_array_equal(cvops.nms(boxes, scores, 0.01), want)
+        np.testing.assert_array_equal(cvops.batched_nms(boxes, scores, np.zeros(9000, int), 0.01), want)
 
 
 # ------------------------------------------------------------------------------------------------------ lean calls

@@ -2,7 +2,9 @@
 
 Small calls take one dispatch (`_nms_few`). Three searches for a suppressor give the same answer, and each leaves to the
 next what it is slow at: `_nms_all` looks at every kept box, `_nms_grid` in one cell of a grid, which suits boxes of
-like sizes, and `_nms_hash` in a few buckets by size and place, which suits all boxes.
+like sizes, and `_nms_hash` in a few buckets by size and place, which suits all boxes. Where thresholds are too low for
+that, `_nms_batches` looks at every kept box with all threads. Below thresholds that geometry can use,
+`_nms_batches` looks at every kept box with all threads.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import math
 import numpy as np
 
 from .._checks import working_dtype
-from . import _nms_all, _nms_few, _nms_grid, _nms_hash, _threads, _xywh
+from . import _nms_all, _nms_batches, _nms_few, _nms_grid, _nms_hash, _threads, _xywh
 from ._memory import Array, contiguous, copy, empty
 from ._rank import group, rank, rank_float64
 
 # For thresholds from here on, looking only near is faster than looking at all boxes once many are kept; measured.
 _NEAR_THRESHOLD = 0.1
+# Below it, so many are kept before comparing in batches pays.
+_FEW_KEPT_IN_ONE_THREAD = 1024
 
 
 def nms(
@@ -122,13 +126,18 @@ def _suppress(ranked: Array, starts: Array, iou_threshold: float, limit: int) ->
     if iou_threshold >= 1:  # no IoU is above 1
         kept[:] = True
         return kept
-    few = len(ranked) if iou_threshold < _NEAR_THRESHOLD else _nms_few.FEW_KEPT
+    few = _FEW_KEPT_IN_ONE_THREAD if iou_threshold < _NEAR_THRESHOLD else _nms_few.FEW_KEPT
     segments = np.arange(len(starts) - 1)
     finished = np.empty(len(segments), np.bool_)
     nanoseconds = len(ranked) * min(5 + len(ranked) / len(segments) / 50, 100)
     common = ranked, starts, iou_threshold, limit
     _threads.run(_nms_all.search_all_range, len(segments), *common, few, kept, finished, nanoseconds=nanoseconds)
     segments = segments[~finished]
+    if iou_threshold < _NEAR_THRESHOLD:
+        for s in segments:
+            segment = slice(starts[s], starts[s + 1])
+            _nms_batches.search_in_batches(ranked[segment], iou_threshold, limit, kept[segment])
+        return kept
     if len(segments) > 0 and iou_threshold >= _nms_grid.LEAST_THRESHOLD:
         finished = np.empty(len(segments), np.bool_)
         _threads.run(
