@@ -262,6 +262,7 @@ def registered_calls(torch):
     levels = [maps, t(MAP[:, :, ::2, ::2]).requires_grad_()]
     options = ([1.0, 0.5], 2, False, 8, 0)
     boxes, ones = (t(BOXES), t(BOXES[3:9])), t(np.ones((2, 6, 9, 10), np.float32))
+    head = t(BOXES.reshape(2, 12, 4)), t(SCORES.reshape(2, 12, 1).repeat(3, 2))
     return {
         "nms": (t(BOXES), t(SCORES), 0.3),
         "nms_padded": (t(BOXES), t(SCORES), 0.3),
@@ -279,6 +280,8 @@ def registered_calls(torch):
         "multiscale_roi_align_backward": (grad, rois, 2, [9, 5], [10, 5], *options),
         "deform_conv2d": (*tensors, *steps, mask),
         "deform_conv2d_backward": (ones, *(x.detach() for x in tensors), *steps, mask.detach(), [True] * 5),
+        "multiclass_nms": (*head, 0.3, head[1][0, 0], head[1][:, :, 0], 3),
+        "multiclass_nms_padded": (*head, 0.3, None, None, 3),
         "box_iou": boxes,
         "generalized_box_iou": boxes,
         "distance_box_iou": boxes,

@@ -56,6 +56,7 @@ from ._modules import (
     RoIAlign,
     RoIPool,
 )
+from ._multiclass import multiclass_nms
 from ._ops import (
     batched_nms,
     deform_conv2d,
@@ -95,6 +96,7 @@ __all__ = [
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "masks_to_boxes",
+    "multiclass_nms",
     "multiscale_roi_align",
     "nms",
     "ps_roi_align",

@@ -1,0 +1,171 @@
+"""From the decoded output of a head to detections, as tensors. TorchScript does not know it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+import cvops
+
+from .._checks import one_of, rounded
+from .._multiclass import METRICS, PaddedSelection, Selection
+from . import _checks
+from ._checks import flag, number
+from ._library import _ragged, _register, _require, as_tensor, to_native
+
+if TYPE_CHECKING:
+    from .._multiclass import Metric
+    from ._types import Integer, Number
+
+
+def _kernel(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    floors: Tensor | None,
+    objectness: Tensor | None,
+    max_output: int | None,
+    *,
+    score_threshold: float | None = None,
+    metric: int = 0,
+    **options: Any,
+) -> Any:
+    """Floors are a `score_threshold` for each class, and metrics have numbers."""
+    # As the dtype of the scores has the thresholds; `to_native` may leave nothing of that dtype.
+    code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
+    threshold: Any = score_threshold
+    if floors is not None:
+        threshold = to_native(floors.to(scores.dtype) if floors.is_floating_point() else floors)
+    elif threshold is not None and code is not None:
+        threshold = rounded(threshold, code)
+    if objectness is not None:
+        options["objectness"] = to_native(objectness)
+    options |= {"score_threshold": threshold, "max_output": max_output, "metric": METRICS[metric]}
+    return tuple(map(as_tensor, cvops.multiclass_nms(to_native(boxes), to_native(scores), iou_threshold, **options)))
+
+
+def _fake(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> tuple[Tensor, ...]:
+    _require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
+    size = torch.library.get_ctx().new_dynamic_size()
+    return tuple(boxes.new_empty(size, dtype=torch.int64) for _ in range(3))
+
+
+def _fake_padded(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, floors: Any, objectness: Any, max_output: Any, **options: Any
+) -> tuple[Tensor, ...]:
+    _require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
+    images = scores.shape[0]
+    shapes = (images, max_output), (images, max_output), (images,)
+    return tuple(boxes.new_empty(shape, dtype=torch.int64) for shape in shapes)
+
+
+def _padded_kernel(*args: Any, **options: Any) -> Any:
+    return _kernel(*args, **options, padded=True)
+
+
+_ARRAYS = "Tensor boxes, Tensor scores, float iou_threshold, Tensor? floors, Tensor? objectness"
+_OPTIONS = (
+    "*, float? score_threshold=None, SymInt? max_candidates=None, SymInt? max_per_class=None, bool multi_label=True,"
+    " bool class_agnostic=False, int metric=0) -> (Tensor, Tensor, Tensor)"
+)
+_register(f"multiclass_nms({_ARRAYS}, SymInt? max_output, {_OPTIONS}", _kernel, _fake, vmap=_ragged("multiclass_nms"))
+_register(f"multiclass_nms_padded({_ARRAYS}, SymInt max_output, {_OPTIONS}", _padded_kernel, _fake_padded)
+
+
+# fmt: off
+@overload
+def multiclass_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., max_output: Integer | None = ...,
+    multi_label: bool = ..., class_agnostic: bool = ..., objectness: Tensor | None = ..., metric: Metric = ...,
+    padded: Literal[False] = ...,
+) -> Selection[Tensor]: ...
+@overload
+def multiclass_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., max_output: Integer,
+    multi_label: bool = ..., class_agnostic: bool = ..., objectness: Tensor | None = ..., metric: Metric = ...,
+    padded: Literal[True],
+) -> PaddedSelection[Tensor]: ...
+# fmt: on
+def multiclass_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: Number,
+    *,
+    score_threshold: Number | None = None,
+    max_candidates: Integer | None = None,
+    max_per_class: Integer | None = None,
+    max_output: Integer | None = None,
+    multi_label: bool = True,
+    class_agnostic: bool = False,
+    objectness: Tensor | None = None,
+    metric: Metric = "iou",
+    padded: bool = False,
+) -> Any:
+    """Detections from the boxes and class scores of a batch of images: `cvops.multiclass_nms` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (N, L, 4) or (N, L, C, 4), float or integer
+        Corners ``x1, y1, x2, y2``.
+    scores : tensor of shape (N, L, C), float
+        Of each box and class, of any strides.
+    iou_threshold, max_candidates, max_per_class, max_output, multi_label, class_agnostic, metric, padded
+        As in `cvops.multiclass_nms`.
+    score_threshold : float or tensor of shape (C,), optional
+        As in `cvops.multiclass_nms`.
+    objectness : tensor of shape (N, L), float, optional
+        As in `cvops.multiclass_nms`.
+
+    Returns
+    -------
+    selection : Selection(image, box, label) or PaddedSelection(box, label, count) of tensors, int64
+        As in `cvops.multiclass_nms`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.multiclass_nms`.
+    NotImplementedError
+        For CUDA tensors; and under torch.func.vmap without `padded`: the lengths would differ.
+
+    Notes
+    -----
+    To torch.compile and torch.export the number of detections is an unbacked size. Indices have no gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]]])
+    >>> scores = torch.tensor([[[0.8, 0.1], [0.9, 0.1], [0.1, 0.7]]])
+    >>> ops.multiclass_nms(boxes, scores, 0.5, score_threshold=0.25).box
+    tensor([1, 2])
+    """
+    _checks.check_tensors(boxes=boxes, scores=scores)
+    if objectness is not None:
+        _checks.check_tensors(objectness=objectness)
+
+    def limit(value: Any, name: str) -> Any:
+        return None if value is None else _checks.count(value, name, maximum=2**48)
+
+    floors = score_threshold if isinstance(score_threshold, Tensor) and score_threshold.dim() else None
+    floor = None if floors is not None or score_threshold is None else number(score_threshold, "score_threshold")
+    size = limit(max_output, "max_output")
+    given = boxes, scores, number(iou_threshold, "iou_threshold", 0.0, 1.0), floors, objectness, size
+    options: dict[str, Any] = {
+        "score_threshold": floor,
+        "max_candidates": limit(max_candidates, "max_candidates"),
+        "max_per_class": limit(max_per_class, "max_per_class"),
+        "multi_label": flag(multi_label, "multi_label"),
+        "class_agnostic": flag(class_agnostic, "class_agnostic"),
+        "metric": METRICS.index(one_of(metric, "metric", METRICS)),
+    }
+    if not flag(padded, "padded"):
+        return Selection(*torch.ops.cvops.multiclass_nms(*given, **options))
+    if size is None:
+        raise ValueError("`max_output` must be an integer where `padded` is True, got None")
+    return PaddedSelection(*torch.ops.cvops.multiclass_nms_padded(*given, **options))
