@@ -79,7 +79,7 @@ class Table(NamedTuple):
     heads: Array
     before: Array
     occupied: Array
-    slots: int
+    capacity: int
 
 
 class NmsRank(NamedTuple):
@@ -289,18 +289,18 @@ def _in_batches(
         members = order_of_keys(labels)
     ranked = Ranked(boxes, dtype_code(boxes), keys, order, members, labels)
 
-    batches, chunks, slots = math.ceil(length / _BATCH), _BATCH // NMS.CHUNK, 1 << length.bit_length()
+    batches, chunks, capacity = math.ceil(length / _BATCH), _BATCH // NMS.CHUNK, 1 << length.bit_length()
     (
         flags, counts, heads, occupied, listed_counts, total, tickets, states, found,
         kept_boxes, before, listed, dropped, batch_count, *candidates,
     ) = allocate(
-        *_flags_and_counts(length), (slots, "int64"), (NMS.SIZE_BUCKET_PAIRS, "uint8"), (batches * chunks, "int64"),
+        *_flags_and_counts(length), (capacity, "int64"), (NMS.SIZE_BUCKET_PAIRS, "uint8"), (batches * chunks, "int64"),
         (1, "int64"), (2 * batches, "int64"), (batches * chunks * _WORDS, "int64"), (batches * chunks, "int64"),
         (length * NMS.BOX_BYTES[_SIZES[dtype]], "uint8"), (length, "int64"), (length, "int64"), (_BATCH, "uint8"),
         (1, "int64"), *_candidates(_BATCH, dtype), zeroed=9,
     )  # fmt: skip
     batch = _Batch(batch_count, *candidates)
-    kept = _Kept(Table(kept_boxes, heads, before, occupied, slots), listed, listed_counts, total)
+    kept = _Kept(Table(kept_boxes, heads, before, occupied, capacity), listed, listed_counts, total)
     grid, keeps_all = _grid(iou_threshold, dtype), iou_threshold >= 1
     near = iou_threshold >= _NEAR_THRESHOLD and not keeps_all
     search = _Search(dtype, threshold, flags, counts, members, labels, grid)
@@ -393,14 +393,14 @@ def _grid(iou_threshold: float, dtype: str) -> Grid:
     """How kept boxes are hashed: `Grid` in kernels/nms.cuh.
 
     t is the threshold less some roundings in working precision, and 0 where all boxes are listed. The pitch, and the
-    octaves of size in a level, shrink with 1 - t, as the room between two kept boxes does.
+    octaves of size in a bucket, shrink with 1 - t, as the room between two kept boxes does.
     """
     if iou_threshold < _NEAR_THRESHOLD:
         return Grid(0.0, 1.0, 1.0, 0)
     limits = np.finfo(dtype)
     slack = 64 * float(limits.eps)
     pitch = max(4 * (1 - iou_threshold), 16 * slack)
-    # Two octaves in a level up to t = 0.3; above, so many levels that pairs of them keep a warp's 32 lanes busy.
+    # Two octaves in a bucket up to t = 0.3; above, so many buckets that pairs of them keep a warp's 32 lanes busy.
     shift = 53 - max(0, math.ceil(math.log2(2.8 / pitch)))
     return Grid(iou_threshold * (1 - slack), pitch, 16 * float(limits.tiny), shift)
 

@@ -38,7 +38,7 @@ class RoiAlign(NamedTuple):
     columns: int
     ratio: int
     aligned: int
-    share: int
+    channels_per_block: int
     pooled: Array
 
 
@@ -104,15 +104,15 @@ def multiscale_roi_align(
     pooled = empty((len(rois), channels, *output_size), storage)
     if pooled.size:
         # More channels share the taps of a RoI, fewer make more blocks.
-        share = 64 if len(rois) * channels >= 64 * _MANY_BLOCKS else 16
+        channels_per_block = 64 if len(rois) * channels >= 64 * _MANY_BLOCKS else 16
         if kernel == "roi_align_last":
-            share = ROI_ALIGN.LAST_CHANNELS
-        blocks = len(rois) * math.ceil(channels / share)
+            channels_per_block = ROI_ALIGN.LAST_CHANNELS
+        blocks = len(rois) * math.ceil(channels / channels_per_block)
         sizes = tuple(array.shape[2:] for array in features)
         for some, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
             record = RoiAlign(
                 _filled_up(maps[some]), pyramid, rois, dtype_code(rois), images, channels, *output_size,
-                sampling_ratio, int(aligned), share, pooled,
+                sampling_ratio, int(aligned), channels_per_block, pooled,
             )  # fmt: skip
             launch("roi_align", kernel, storage.char, blocks, ROI_ALIGN.POOL_THREADS, record)
     return converted(pooled, features[0].dtype)

@@ -11,9 +11,9 @@
 //   near    A box that one kept in an earlier batch suppresses leaves the batch. `nms_near` finds such a one in a hash
 //           table of kept boxes, by size and place (Grid in nms.cuh), so that the time is near-linear.
 //   mask    The pairs left, a bit for each: all multiprocessors, and no more than a few MB, which stay in L2.
-//   chain   Batches are walked through in chunks of one block, which follow each other as each tells the next what it
-//           keeps: a few words of bits. All that can be done before is done by then, so that a link of the chain should
-//           take some two microseconds. One block that does it all, as torchvision's, reads the whole mask by itself.
+//   chain   Batches are walked through in chunks of one block, which follow each other as each publishes what it keeps:
+//           a few words of bits. All that can be done before is done by then, so that a link of the chain should take
+//           some two microseconds. One block that does it all, as torchvision's, reads the whole mask by itself.
 // `nms_compact` writes the kept indices in rank order. No launch depends on the data.
 //
 // Classes are segments: boxes with equal labels lie together, in rank order, and only those are compared. A chunk waits
@@ -56,9 +56,9 @@ __device__ void sort(Sorted& sorted) {
 }
 
 // The best boxes that are undecided, as many as a warp has lanes.
-struct Leaders {
+struct Candidates {
     Tile<32> tile;
-    unsigned rivals[32];  // of each: the leaders that would suppress it
+    unsigned suppressors[32];  // of each: those of them that would suppress it
     unsigned words[BLOCK_THREADS / 32];
 };
 
@@ -79,7 +79,7 @@ struct NmsBlock {
 
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) nms_block(const NmsBlock args) {
     SHARED(Sorted, sorted);
-    SHARED(Leaders, leaders);
+    SHARED(Candidates, undecided);
     Real threshold = real(args.iou_threshold);
     int rank = threadIdx.x, warps = blockDim.x / 32;
     sorted.keys[rank] = rank < args.length
@@ -95,42 +95,44 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) nms_block(const N
     long long found = 0;
     while (found < args.size) {
         unsigned word = __ballot_sync(ALL, alive);
-        if (lane() == 0) leaders.words[warp()] = word;
+        if (lane() == 0) undecided.words[warp()] = word;
         __syncthreads();
         // The number of boxes alive up to each warp: a sum over the lanes.
-        int up_to = lane() < warps ? __popc(leaders.words[lane()]) : 0;
+        int up_to = lane() < warps ? __popc(undecided.words[lane()]) : 0;
         for (int distance = 1; distance < 32; distance *= 2) {
             int others = __shfl_up_sync(ALL, up_to, distance);
             if (lane() >= distance) up_to += others;
         }
-        int left = __shfl_sync(ALL, up_to, 31), leading = min(left, 32);
+        int left = __shfl_sync(ALL, up_to, 31), candidates = min(left, 32);
         int before = __shfl_sync(ALL, up_to, warp()) - __popc(word & ~lower_lanes());  // alive boxes of better rank
         if (left == 0) break;
-        bool leads = alive && before < leading;
-        if (leads) leaders.tile.put(before, box);
+        bool is_candidate = alive && before < candidates;
+        if (is_candidate) undecided.tile.put(before, box);
         __syncthreads();
-        for (int i = warp(); i < leading; i += warps) {
-            Box leader = leaders.tile.box(i);
-            bool rival = lane() < i && leaders.tile.suppresses(lane(), leader, leaders.tile.area[i], threshold);
-            unsigned rivals = __ballot_sync(ALL, rival);
-            if (lane() == 0) leaders.rivals[i] = rivals;
+        for (int i = warp(); i < candidates; i += warps) {
+            Box candidate = undecided.tile.box(i);
+            bool suppressor =
+                lane() < i && undecided.tile.suppresses(lane(), candidate, undecided.tile.area[i], threshold);
+            unsigned suppressors = __ballot_sync(ALL, suppressor);
+            if (lane() == 0) undecided.suppressors[i] = suppressors;
         }
         __syncthreads();
-        // Who has no kept rival is kept, again and again, until nothing changes. The first n leaders are right after n
-        // rounds at most, so this ends, and it is the greedy answer.
-        bool leader = lane() < leading;
-        unsigned rivals = leader ? leaders.rivals[lane()] : 0, kept = __ballot_sync(ALL, leader), previous;
+        // Who has no kept suppressor is kept, again and again, until nothing changes. The first n of them are right
+        // after n rounds at most, so this ends, and it is the greedy answer.
+        bool candidate = lane() < candidates;
+        unsigned suppressors = candidate ? undecided.suppressors[lane()] : 0, kept = __ballot_sync(ALL, candidate),
+                 previous;
         do {
             previous = kept;
-            kept = __ballot_sync(ALL, leader && !(rivals & kept));
+            kept = __ballot_sync(ALL, candidate && !(suppressors & kept));
         } while (kept != previous);
-        if (leads && kept >> before & 1) {
+        if (is_candidate && kept >> before & 1) {
             long long place = found + __popc(kept & ((1u << before) - 1));
             if (place < args.size) args.keep[place] = index;
         }
-        alive = alive && !leads;
+        alive = alive && !is_candidate;
         for (unsigned rest = kept; alive && rest; rest &= rest - 1)
-            alive = !leaders.tile.suppresses(__ffs(rest) - 1, box, area, threshold);
+            alive = !undecided.tile.suppresses(__ffs(rest) - 1, box, area, threshold);
         found += __popc(kept);
     }
     found = min(found, args.size);
@@ -257,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_labels(const NmsL
 // -------------------------------------------------------------------------------------- boxes kept in earlier batches
 
 // dropped[i]: whether a box in the table suppresses the one at position begin + i. A warp for each, with a lane for
-// each pair of levels: what takes time is to wait for one box of a chain after the other.
+// each pair of size buckets: what takes time is to wait for one box of a chain after the other.
 struct NmsNear {
     Ranked ranked;
     long long begin, end;
@@ -278,8 +280,9 @@ extern "C" __global__ void __launch_bounds__(NEAR_THREADS, 2) nms_near(const Nms
         Box box = ranked.box(position);
         Role role(box, grid);
         if (role.hashed) {
-            long long a = grid.level(role.width * grid.t), c = grid.level(role.height * grid.t);
-            long long across = grid.level(role.width / grid.t) - a + 1, down = grid.level(role.height / grid.t) - c + 1;
+            long long a = grid.size_bucket(role.width * grid.t), c = grid.size_bucket(role.height * grid.t);
+            long long across = grid.size_bucket(role.width / grid.t) - a + 1,
+                      down = grid.size_bucket(role.height / grid.t) - c + 1;
             for (long long first = 0; first < across * down && !suppressed; first += 32) {
                 long long pair = first + lane();
                 bool hit = pair < across * down && table.suppresses(box, role, a + pair / down, c + pair % down, grid,
@@ -293,8 +296,8 @@ extern "C" __global__ void __launch_bounds__(NEAR_THREADS, 2) nms_near(const Nms
 
 // ----------------------------------------------------------------------------------------------------- one batch
 
-// What another block tells, which is 0 before: a word for each lane of a warp, once all are there.
-__device__ Word wait_for(const Word* word) {
+// What another block publishes, which is 0 before: a word for each lane of a warp, once all are there.
+__device__ Word await_all(const Word* word) {
     Word value;
     while (!__all_sync(ALL, (value = *(const volatile Word*)word) != 0)) PAUSE();
     return value;
@@ -359,8 +362,8 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_gather(const NmsGathe
     int here, place = position_among(shared.words, alive, here);
     if (threadIdx.x == 0) *(volatile Word*)(args.found + number) = 1 + here;
     for (long long earlier = 0; warp() == 0 && earlier < number; earlier += 32) {
-        Word told_count = wait_for(args.found + min(earlier + lane(), number - 1)) - 1;
-        if (earlier + lane() < number) atomicAdd(&shared.before, told_count);
+        Word earlier_count = await_all(args.found + min(earlier + lane(), number - 1)) - 1;
+        if (earlier + lane() < number) atomicAdd(&shared.before, earlier_count);
     }
     __syncthreads();
     long long start = shared.before;
@@ -388,28 +391,28 @@ struct NmsMask {
 };
 
 extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_mask(const NmsMask args) {
-    SHARED(Tile<SUPPRESSORS>, rivals);
+    SHARED(Tile<SUPPRESSORS>, suppressors);
     constexpr int PARTS = CHUNK / SUPPRESSORS;
     long long length = *args.count, part = blockIdx.x % PARTS, earlier = blockIdx.x / PARTS, chunk = 0;
     while (earlier > chunk) earlier -= ++chunk;
     long long first = CHUNK * earlier + SUPPRESSORS * part, position = CHUNK * chunk + threadIdx.x;
     if (CHUNK * chunk >= length || !share_a_class(args.candidates, earlier, chunk)) return;
     Real threshold = real(args.iou_threshold);
-    if (threadIdx.x < SUPPRESSORS) rivals.put(threadIdx.x, args.candidates[min(first + threadIdx.x, length - 1)]);
+    if (threadIdx.x < SUPPRESSORS) suppressors.put(threadIdx.x, args.candidates[min(first + threadIdx.x, length - 1)]);
     __syncthreads();
     Box box = args.candidates[min(position, length - 1)];
     Real area = area_of(box);
     for (int word = 0; word < SUPPRESSORS / 32; ++word) {
-        long long before = position - first - 32 * word;  // rivals in this word that rank before the box
+        long long before = position - first - 32 * word;  // suppressors in this word that rank before the box
         unsigned bits = 0;
         if (before > 0) {
 #pragma unroll 8
             for (int bit = 0; bit < 32; ++bit)
-                if (rivals.may_suppress(32 * word + bit, box, area, threshold)) bits |= 1u << bit;
+                if (suppressors.may_suppress(32 * word + bit, box, area, threshold)) bits |= 1u << bit;
             if (before < 32) bits &= (1u << before) - 1;
             for (unsigned rest = bits; rest; rest &= rest - 1) {
                 int bit = __ffs(rest) - 1;
-                if (!rivals.suppresses(32 * word + bit, box, area, threshold)) bits ^= 1u << bit;
+                if (!suppressors.suppresses(32 * word + bit, box, area, threshold)) bits ^= 1u << bit;
             }
         }
         args.mask[words_of(earlier, chunk) + (SUPPRESSORS / 32 * part + word) * CHUNK + threadIdx.x] = bits;
@@ -417,16 +420,16 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_mask(const NmsMask ar
 }
 
 struct Settling {
-    unsigned words[WORDS], told[2][WORDS];  // told: by turns, so that a barrier for each is enough
+    unsigned words[WORDS], published[2][WORDS];  // published: by turns, so that a barrier for each is enough
     Word number;
 };
 
-// Whether this thread's box is kept, if the chunk holds the boxes that are alive. rivals: a bit for each box of the
-// chunk that would suppress it, and `own` the word of them for the boxes of this warp. Each warp settles its own 32
-// boxes once those before are settled: it keeps who has no kept rival, again and again, until nothing changes.
-__device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (&rivals)[WORDS], unsigned own,
+// Whether this thread's box is kept, if the chunk holds the boxes that are alive. suppressors: a bit for each box of
+// the chunk that would suppress it, and `own` the word of them for the boxes of this warp. Each warp settles its own 32
+// boxes once those before are settled: it keeps who has no kept suppressor, again and again, until nothing changes.
+__device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (&suppressors)[WORDS], unsigned own,
                                        bool alive) {
-#pragma unroll  // so that `rivals` lies in registers
+#pragma unroll  // so that `suppressors` lies in registers
     for (int word = 0; word < WORDS; ++word) {
         if (word == warp()) {
             unsigned keep = __ballot_sync(ALL, alive), previous;
@@ -439,7 +442,7 @@ __device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (
         }
         __syncthreads();
         // Nobody comes after the last word: not to read it lets the caller use `kept` again at once.
-        if (word < WORDS - 1 && word < warp() && rivals[word] & kept[word]) alive = false;
+        if (word < WORDS - 1 && word < warp() && suppressors[word] & kept[word]) alive = false;
     }
     return alive;
 }
@@ -476,45 +479,45 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_chain(const NmsChain 
     bool alive = position <= last;
     Box box = args.candidates[min(position, last)];
 
-    unsigned rivals[WORDS];
+    unsigned suppressors[WORDS];
 #pragma unroll
     for (int word = 0; word < WORDS; ++word)
-        rivals[word] = word < warp() ? args.mask[words_of(number, number) + word * CHUNK + threadIdx.x] : 0;
-    // Not rivals[warp()]: an index that is no constant would put all of `rivals` into memory.
+        suppressors[word] = word < warp() ? args.mask[words_of(number, number) + word * CHUNK + threadIdx.x] : 0;
+    // Not suppressors[warp()]: an index that is no constant would put all of `suppressors` into memory.
     unsigned own = args.mask[words_of(number, number) + warp() * CHUNK + threadIdx.x];
     Label first_label = args.candidates[first].label, last_label = args.candidates[last].label;
     bool continued = number > 0 && args.candidates[first - 1].label == first_label;  // the first class began before
     bool last_continued = continued && first_label == last_label;
     bool waits = continued && box.label == first_label;
 
-    // A word of a state holds the bits of 32 boxes and, above them, that it is told: one read of it says everything.
-    // All is told of the last class of the chunk, perhaps not of others: nobody asks for them.
-    auto tell = [&](bool keep) {
+    // A word of a state holds the bits of 32 boxes and, above them, that it is published: one read of it says
+    // everything. All is published of the last class of the chunk, perhaps not of others: nobody asks for them.
+    auto publish = [&](bool keep) {
         unsigned word = __ballot_sync(ALL, keep);
         if (lane() == 0) *(volatile Word*)(args.states + WORDS * number + warp()) = 1ull << 32 | word;
     };
 
     bool keep = false;
-    if (__syncthreads_or(alive && !waits)) keep = settle(shared.words, rivals, own, alive && !waits);
-    if (!last_continued) tell(keep);
+    if (__syncthreads_or(alive && !waits)) keep = settle(shared.words, suppressors, own, alive && !waits);
+    if (!last_continued) publish(keep);
     if (continued) {
         bool candidate = alive && waits;
-        int turn = 0;
+        int parity = 0;
         for (long long earlier = 0; earlier < number; ++earlier) {
             if (!share_a_class(args.candidates, earlier, number)) continue;
             unsigned words[WORDS], hit = 0;
 #pragma unroll
             for (int word = 0; word < WORDS; ++word)
                 words[word] = args.mask[words_of(earlier, number) + word * CHUNK + threadIdx.x];
-            unsigned* told_words = shared.told[turn ^= 1];
-            if (warp() == 0) told_words[lane() % WORDS] = wait_for(args.states + WORDS * earlier + lane() % WORDS);
+            unsigned* published = shared.published[parity ^= 1];
+            if (warp() == 0) published[lane() % WORDS] = await_all(args.states + WORDS * earlier + lane() % WORDS);
             __syncthreads();
 #pragma unroll
-            for (int word = 0; word < WORDS; ++word) hit |= words[word] & told_words[word];
+            for (int word = 0; word < WORDS; ++word) hit |= words[word] & published[word];
             if (hit) candidate = false;
         }
-        keep |= settle(shared.words, rivals, own, candidate);
-        if (last_continued) tell(keep);
+        keep |= settle(shared.words, suppressors, own, candidate);
+        if (last_continued) publish(keep);
     }
     if (keep) {
         long long rank = args.candidate_ranks[position];

@@ -162,11 +162,12 @@ __device__ int position_among(unsigned (&words)[WARPS], bool flag, int& total) {
 // -------------------------------------------------------------------------------------- boxes kept in earlier batches
 
 // IoU > t means that the widths differ by less than a factor 1 / t and that the common width is at least t times the
-// larger one; likewise heights. So kept boxes are hashed by class, by the levels of their width and height (its leading
-// bits: a logarithm, exactly monotone) and by the cell of their corner x1, y1, whose sides are `pitch` times
-// the largest width and height of the levels. A box of width v that suppresses one of width w at x has its left edge in
-// [x - (v - t max(w, v)), x + (w - t max(w, v))], and few buckets are to be looked at. Kept boxes do not overlap each
-// other by more than t, and levels and cells shrink with 1 - t as the room between them does: so a bucket holds few.
+// larger one; likewise heights. So kept boxes are hashed by class, by the size buckets of their width and height (the
+// leading bits: a logarithm, exactly monotone) and by the cell of their corner x1, y1, whose sides are `pitch` times
+// the largest width and height of the size buckets. A box of width v that suppresses one of width w at x has its left
+// edge in [x - (v - t max(w, v)), x + (w - t max(w, v))], and few cells are to be looked at. Kept boxes do not overlap
+// each other by more than t, and size buckets and cells shrink with 1 - t as the room between them does: so a cell
+// holds few.
 //
 // All of this is in float64, where floor and rounding are monotone, and with a t that is a little lower than the
 // threshold, so that rounding in working precision hides no pair. The decision is the true one, on `Real`.
@@ -174,9 +175,11 @@ struct Grid {
     double t, pitch, least_area;
     long long shift;
 
-    __device__ long long level(double size) const { return (long long)(bits_of(size) >> shift); }
-    __device__ double least(long long level) const { return with_bits((Word)level << shift); }  // size of a level
-    __device__ double scale(long long level) const { return 1 / (pitch * least(level + 1)); }   // cells per unit
+    __device__ long long size_bucket(double size) const { return (long long)(bits_of(size) >> shift); }
+    __device__ double smallest(long long bucket) const {
+        return with_bits((Word)bucket << shift);
+    }  // the smallest size of a bucket
+    __device__ double scale(long long bucket) const { return 1 / (pitch * smallest(bucket + 1)); }  // cells per unit
     __device__ long long cell(double position) const {
         return integer_of(floor_of(minimum_of(maximum_of(position, -0x1p62), 0x1p62)));
     }
@@ -211,15 +214,15 @@ struct Role {
 struct Table {
     Box* kept;
     Word *heads, *before;
-    unsigned char* occupied;  // by pair of levels, so that empty scales cost nothing; may err to 1
-    long long slots;          // a power of two
+    unsigned char* occupied;  // by pair of size buckets, so that empty scales cost nothing; may err to 1
+    long long capacity;       // of `heads`, a power of two
 
     __device__ Word* head(Label label, long long x, long long y, long long a, long long c) const {
         Word key = x * 0x9E3779B97F4A7C15 + y * 0xC2B2AE3D27D4EB4F + ((Word)a * 2053 + c) * 0x165667B19E3779F9;
         key += label * 0x27D4EB2F165667C5;
-        // Every bit of the key reaches every bit of the slot: regular grids of boxes must not share slots.
+        // Every bit of the key reaches every bit of the place: regular grids of boxes must not share a place.
         key = (key ^ key >> 32) * 0xD6E8FEB86659FD93;
-        return heads + ((key ^ key >> 32) & (slots - 1));
+        return heads + ((key ^ key >> 32) & (capacity - 1));
     }
 
     __device__ unsigned char& pair(long long a, long long c) const {
@@ -230,7 +233,7 @@ struct Table {
         double x, y;
         convert(box.x1.value, x);
         convert(box.y1.value, y);
-        long long a = grid.level(role.width), c = grid.level(role.height);
+        long long a = grid.size_bucket(role.width), c = grid.size_bucket(role.height);
         pair(a, c) = 1;
         Word* link = head(box.label, grid.cell(x * grid.scale(a)), grid.cell(y * grid.scale(c)), a, c);
         Word own = position + 1;
@@ -247,7 +250,7 @@ struct Table {
         }
     }
 
-    // Whether a box of levels (a, c) in the table suppresses the given one.
+    // Whether a box of size buckets (a, c) in the table suppresses the given one.
     __device__ bool suppresses(Box box, const Role& role, long long a, long long c, const Grid& grid,
                                Real threshold) const {
         if (!pair(a, c)) return false;
@@ -265,13 +268,13 @@ struct Table {
         return false;
     }
 
-    // The cells of a level, first to last, in which a suppressor of a box with its edge at `edge` has its own.
-    __device__ static void cells(Real edge, double size, long long level, const Grid& grid, long long& first,
+    // The cells of a size bucket, first to last, in which a suppressor of a box with its edge at `edge` has its own.
+    __device__ static void cells(Real edge, double size, long long bucket, const Grid& grid, long long& first,
                                  long long& last) {
-        double at, least = grid.least(level), largest = minimum_of(grid.least(level + 1), size / grid.t);
+        double at, smallest = grid.smallest(bucket), largest = minimum_of(grid.smallest(bucket + 1), size / grid.t);
         convert(edge.value, at);
-        double scale = grid.scale(level);
+        double scale = grid.scale(bucket);
         first = grid.cell((at - (largest - grid.t * maximum_of(size, largest))) * scale);
-        last = grid.cell((at + (size - grid.t * maximum_of(size, least))) * scale);
+        last = grid.cell((at + (size - grid.t * maximum_of(size, smallest))) * scale);
     }
 };

@@ -20,7 +20,7 @@
 #include "roi.cuh"
 
 constexpr int THREADS = CVOPS_THREADS, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most
-constexpr int TOGETHER = CVOPS_CHANNELS;                                   // channels of a block
+constexpr int CHANNELS_PER_THREAD = CVOPS_CHANNELS;                        // channels of a block
 constexpr unsigned ALL = 0xFFFFFFFF;                                       // lanes
 // Blocks at once on a multiprocessor, for which there are registers; with more, some would be spilled.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -46,19 +46,20 @@ __device__ __forceinline__ void each_tap(const Axis& axis, long long bins, long 
 }
 
 // The bin and the channels of a block.
-struct Place {
+struct BlockBin {
     int image, row, column, first, count;  // the last two: of the channels
     long long plane;                       // that of the first channel
 };
 
-__device__ Place place_of(long long block, long long channels, long long rows, long long columns) {
-    long long bins = rows * columns, groups = (channels + TOGETHER - 1) / TOGETHER, bin = block % bins;
-    long long first = block / bins % groups * TOGETHER, image = block / bins / groups;
+__device__ BlockBin bin_of_block(long long block, long long channels, long long rows, long long columns) {
+    long long bins = rows * columns, groups = (channels + CHANNELS_PER_THREAD - 1) / CHANNELS_PER_THREAD,
+              bin = block % bins;
+    long long first = block / bins % groups * CHANNELS_PER_THREAD, image = block / bins / groups;
     return {(int)image,
             (int)(bin / columns),
             (int)(bin % columns),
             (int)first,
-            (int)min((long long)TOGETHER, channels - first),
+            (int)min((long long)CHANNELS_PER_THREAD, channels - first),
             (image * channels + first) * bins + bin};
 }
 
@@ -78,7 +79,7 @@ struct PsRoi {
 template <bool SAMPLES>
 __device__ __forceinline__ void pool(const PsRoi& args) {
     long long parts = (args.size + ROIS - 1) / ROIS, pixels = args.height * args.width, bins = args.rows * args.columns;
-    Place place = place_of(blockIdx.x / parts, args.channels, args.rows, args.columns);
+    BlockBin place = bin_of_block(blockIdx.x / parts, args.channels, args.rows, args.columns);
     const Element* source = args.maps + place.plane * pixels;
     long long apart = bins * pixels;
     long long begin = blockIdx.x % parts * ROIS, end = min(begin + ROIS, args.size);
@@ -91,23 +92,23 @@ __device__ __forceinline__ void pool(const PsRoi& args) {
         Axis y = axis_of(roi.y1, roi.y2, real(args.scale), layout, args.rows, args.ratio);
         Axis x = axis_of(roi.x1, roi.x2, real(args.scale), layout, args.columns, args.ratio);
         bool placed = image >= 0 && y.samples >= 0 && x.samples >= 0;
-        Real sums[TOGETHER] = {};
+        Real sums[CHANNELS_PER_THREAD] = {};
         if (placed)
             each_tap<SAMPLES>(y, args.rows, place.row, args.height, [&](int row, Real weight_y) {
-                Real of_row[TOGETHER] = {};
+                Real of_row[CHANNELS_PER_THREAD] = {};
                 const Element* line = source + row * args.width;
                 each_tap<SAMPLES>(x, args.columns, place.column, args.width, [&](int column, Real weight_x) {
 #pragma unroll
-                    for (int c = 0; c < TOGETHER; ++c)
+                    for (int c = 0; c < CHANNELS_PER_THREAD; ++c)
                         if (c < place.count) of_row[c] = fused(weight_x, widen(line[c * apart + column]), of_row[c]);
                 });
 #pragma unroll
-                for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight_y, of_row[c], sums[c]);
+                for (int c = 0; c < CHANNELS_PER_THREAD; ++c) sums[c] = fused(weight_y, of_row[c], sums[c]);
             });
         Element* result =
             args.pooled + ((k * args.channels + place.first) * args.rows + place.row) * args.columns + place.column;
 #pragma unroll
-        for (int c = 0; c < TOGETHER; ++c)
+        for (int c = 0; c < CHANNELS_PER_THREAD; ++c)
             if (c < place.count) result[c * bins] = narrow(placed ? sums[c] : Real{0} / Real{0});
     }
 }
@@ -127,7 +128,7 @@ struct Sums {
 };
 
 // RoIs of the image, in order, of as many as the block has threads.
-struct Found {
+struct RoiList {
     short rois[THREADS];
     int counts[WARPS];
 };
@@ -157,11 +158,11 @@ struct PsRoiGradients {
 };
 
 template <bool SAMPLES>
-__device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, const PsRoiGradients& args) {
+__device__ __forceinline__ void spread(Sums& sums, RoiList& list, Taps& taps, const PsRoiGradients& args) {
     long long down = (args.height + args.tile_height - 1) / args.tile_height,
               across = (args.width + args.tile_width - 1) / args.tile_width;
     long long tile = blockIdx.x % (down * across), bins = args.rows * args.columns;
-    Place place = place_of(blockIdx.x / (down * across), args.channels, args.rows, args.columns);
+    BlockBin place = bin_of_block(blockIdx.x / (down * across), args.channels, args.rows, args.columns);
     long long top = tile / across * args.tile_height, left = tile % across * args.tile_width;
     int tall = (int)min(args.tile_height, args.height - top), wide = (int)min(args.tile_width, args.width - left),
         pixels = tall * wide;
@@ -199,12 +200,12 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                                         is_x ? args.columns : args.rows, args.ratio);
                     int low = is_x ? (int)left : (int)top, length = is_x ? wide : tall;
                     auto keep = [&](int cell, Real weight) {
-                        int inside = cell - low, slot = number - skipped;
+                        int inside = cell - low, at_tap = number - skipped;
                         if (inside < 0 || inside >= length) return;
                         ++number;
-                        if (slot < 0 || slot >= TAPS) return;
-                        taps.cells[is_x][slot][i] = (short)inside;
-                        taps.weights[is_x][slot][i] = weight.value;
+                        if (at_tap < 0 || at_tap >= TAPS) return;
+                        taps.cells[is_x][at_tap][i] = (short)inside;
+                        taps.weights[is_x][at_tap][i] = weight.value;
                     };
                     if (axis.samples > 0)
                         each_tap<SAMPLES>(axis, is_x ? args.columns : args.rows, is_x ? place.column : place.row,
@@ -225,22 +226,23 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                                   taps.cells[0][y_taps - 1][own] >= begin;
                     }
                     more |= __any_sync(ALL, unfinished) != 0;
-                    Real values[TOGETHER] = {};
+                    Real values[CHANNELS_PER_THREAD] = {};
                     if (reaches) {
                         long long k = next + list.rois[from + own];
                         const Element* of_bin =
                             args.grad + ((k * args.channels + place.first) * args.rows + place.row) * args.columns +
                             place.column;
 #pragma unroll
-                        for (int c = 0; c < TOGETHER; ++c)
+                        for (int c = 0; c < CHANNELS_PER_THREAD; ++c)
                             if (c < place.count) values[c] = widen(of_bin[c * bins]);
                     }
                     for (unsigned left_over = __ballot_sync(ALL, reaches); left_over; left_over &= left_over - 1) {
                         int i = __ffs(left_over) - 1;
                         int rows_here = __shfl_sync(ALL, y_taps, i), columns_here = __shfl_sync(ALL, x_taps, i);
-                        Real of_roi[TOGETHER];
+                        Real of_roi[CHANNELS_PER_THREAD];
 #pragma unroll
-                        for (int c = 0; c < TOGETHER; ++c) of_roi[c] = {__shfl_sync(ALL, values[c].value, i)};
+                        for (int c = 0; c < CHANNELS_PER_THREAD; ++c)
+                            of_roi[c] = {__shfl_sync(ALL, values[c].value, i)};
                         int column = lane % TAPS, other = group + i;
                         for (int row = lane / TAPS; row < rows_here; row += WARP / TAPS) {
                             int y = taps.cells[0][row][other];
@@ -248,7 +250,7 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
                             Real weight = Real{taps.weights[0][row][other]} * Real{taps.weights[1][column][other]};
                             T* sum = sums.of + y * wide + taps.cells[1][column][other];
 #pragma unroll
-                            for (int c = 0; c < TOGETHER; ++c)
+                            for (int c = 0; c < CHANNELS_PER_THREAD; ++c)
                                 if (c < place.count)
                                     sum[c * pixels] = fused(weight, of_roi[c], Real{sum[c * pixels]}).value;
                         }
@@ -267,14 +269,14 @@ __device__ __forceinline__ void spread(Sums& sums, Found& list, Taps& taps, cons
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ps_roi_align_gradients(const PsRoiGradients args) {
     SHARED(Sums, sums);
-    SHARED(Found, list);
+    SHARED(RoiList, list);
     SHARED(Taps, taps);
     spread<true>(sums, list, taps, args);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) ps_roi_pool_gradients(const PsRoiGradients args) {
     SHARED(Sums, sums);
-    SHARED(Found, list);
+    SHARED(RoiList, list);
     SHARED(Taps, taps);
     spread<false>(sums, list, taps, args);
 }

@@ -10,8 +10,9 @@
 // costs more instructions than all the rest.
 //
 // Forward: neighbouring lanes take neighbouring taps of a row of bins, so that a warp reads runs of a row of the map.
-// Each lane sums a column over the taps along y, for TOGETHER channels at once, with 16 reads under way. A bin is then
-// the sum over a few lanes, by shuffles. Only the result is written. In channels-last maps the lanes take channels.
+// Each lane sums a column over the taps along y, for CHANNELS_PER_THREAD channels at once, with 16 reads under way. A
+// bin is then the sum over a few lanes, by shuffles. Only the result is written. In channels-last maps the lanes take
+// channels.
 //
 // Gradient: a block owns a tile of one map and some channels, finds the RoIs that reach the tile, in order, and adds up
 // what they bring to each pixel, in registers. No atomics on floats: the same bits on every run. Every pixel is written
@@ -37,15 +38,15 @@ struct Pyramid {
 };
 
 // Where a RoI is pooled; no level if the launch does not know its map, no image if there is none.
-struct Place {
+struct RoiOnMap {
     int level;
     long long image;
     Axis y, x;
 };
 
-__device__ Place place_of(Row row, const Pyramid& pyramid, long long images, long long rows, long long columns,
-                          long long ratio, long long aligned) {
-    Place place = {-1, -1, {}, {}};
+__device__ RoiOnMap on_map(Row row, const Pyramid& pyramid, long long images, long long rows, long long columns,
+                           long long ratio, long long aligned) {
+    RoiOnMap place = {-1, -1, {}, {}};
     double area;
     convert(((row.x2 - row.x1) * (row.y2 - row.y1)).value, area);
     area = area > 0 ? area : 0;
@@ -78,10 +79,10 @@ __device__ __forceinline__ Type pick(const Type (&values)[LEVELS], int level) {
 // ---------------------------------------------------------------------------------------------------------- forward
 
 constexpr int POOL_THREADS = CVOPS_POOL_THREADS, POOL_WARPS = POOL_THREADS / WARP;  // of a block
-constexpr int TOGETHER = 4;                                                         // channels of a thread at a time
-constexpr int RUN = 16;      // channels of a warp, one after the other
-constexpr int UNROLLED = 4;  // reads of a channel on their way at once
-constexpr int TAPS = 256;    // in shared memory, for each axis
+constexpr int CHANNELS_PER_THREAD = 4;                                              // channels of a thread at a time
+constexpr int RUN = 16;             // channels of a warp, one after the other
+constexpr int LOADS_IN_FLIGHT = 4;  // reads of a channel on their way at once
+constexpr int TAPS = 256;           // in shared memory, for each axis
 
 struct Tap {
     long long offset;
@@ -126,46 +127,46 @@ __device__ __forceinline__ Real from_lane(Real value, int distance) {
 // Add a column of cells, each by its weight, to the sums of the channels. Unless all channels are there, the last one
 // is read in place of those that are not.
 template <bool ALL_CHANNELS>
-__device__ __forceinline__ void add_cells(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
-                                          int channels, const Tap* taps, int count) {
-    Real of_column[TOGETHER] = {};
-    for (int t = 0; t < count; t += UNROLLED) {
-        Real values[UNROLLED][TOGETHER] = {}, weights[UNROLLED] = {};
+__device__ __forceinline__ void add_cells(Real (&sums)[CHANNELS_PER_THREAD], Real weight, const Element* column,
+                                          long long plane, int channels, const Tap* taps, int count) {
+    Real of_column[CHANNELS_PER_THREAD] = {};
+    for (int t = 0; t < count; t += LOADS_IN_FLIGHT) {
+        Real values[LOADS_IN_FLIGHT][CHANNELS_PER_THREAD] = {}, weights[LOADS_IN_FLIGHT] = {};
 #pragma unroll
-        for (int i = 0; i < UNROLLED; ++i) {
+        for (int i = 0; i < LOADS_IN_FLIGHT; ++i) {
             if (t + i >= count) continue;
             const Element* cell = column + taps[t + i].offset;
             weights[i] = taps[t + i].weight;
 #pragma unroll
-            for (int c = 0; c < TOGETHER; ++c) {
+            for (int c = 0; c < CHANNELS_PER_THREAD; ++c) {
                 values[i][c] = widen(*cell);
                 if (ALL_CHANNELS || c + 1 < channels) cell += plane;
             }
         }
 #pragma unroll
-        for (int i = 0; i < UNROLLED; ++i)
+        for (int i = 0; i < LOADS_IN_FLIGHT; ++i)
 #pragma unroll
-            for (int c = 0; c < TOGETHER; ++c) of_column[c] = fused(weights[i], values[i][c], of_column[c]);
+            for (int c = 0; c < CHANNELS_PER_THREAD; ++c) of_column[c] = fused(weights[i], values[i][c], of_column[c]);
     }
 #pragma unroll
-    for (int c = 0; c < TOGETHER; ++c) sums[c] = fused(weight, of_column[c], sums[c]);
+    for (int c = 0; c < CHANNELS_PER_THREAD; ++c) sums[c] = fused(weight, of_column[c], sums[c]);
 }
 
-__device__ __forceinline__ void add_column(Real (&sums)[TOGETHER], Real weight, const Element* column, long long plane,
-                                           int channels, const Tap* taps, int count) {
-    if (channels >= TOGETHER)
+__device__ __forceinline__ void add_column(Real (&sums)[CHANNELS_PER_THREAD], Real weight, const Element* column,
+                                           long long plane, int channels, const Tap* taps, int count) {
+    if (channels >= CHANNELS_PER_THREAD)
         add_cells<true>(sums, weight, column, plane, channels, taps, count);
     else
         add_cells<false>(sums, weight, column, plane, channels, taps, count);
 }
 
 // The sums over the lanes of a bin. Of four neighbours, each ends up with one channel.
-__device__ __forceinline__ Real sum_of_bin(const Real (&sums)[TOGETHER], int lanes) {
+__device__ __forceinline__ Real sum_of_bin(const Real (&sums)[CHANNELS_PER_THREAD], int lanes) {
     bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
     Real low = (odd ? sums[1] : sums[0]) + from_lane(odd ? sums[0] : sums[1], 1);
     Real high = (odd ? sums[3] : sums[2]) + from_lane(odd ? sums[2] : sums[3], 1);
     Real sum = (upper ? high : low) + from_lane(upper ? low : high, 2);
-    for (int distance = TOGETHER; distance < lanes; distance *= 2) sum = sum + from_lane(sum, distance);
+    for (int distance = CHANNELS_PER_THREAD; distance < lanes; distance *= 2) sum = sum + from_lane(sum, distance);
     return sum;
 }
 
@@ -184,18 +185,18 @@ struct RoiAlign {
     const Element* maps[LEVELS];
     Pyramid pyramid;
     const void* boxes;
-    long long boxes_dtype, images, channels, rows, columns, ratio, aligned, share;
+    long long boxes_dtype, images, channels, rows, columns, ratio, aligned, channels_per_block;
     Element* pooled;
 };
 
-// For a block that pools its share of the channels of a RoI, and so many bins at a time.
+// For a block that pools some channels of a RoI, and so many bins at a time.
 __device__ void prepare(Plan& plan, bool channels_last, int bins_at_once, const RoiAlign& args) {
-    unsigned blocks = (unsigned)((args.channels + args.share - 1) / args.share);
-    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * args.share;
-    Place place = place_of(row_of(args.boxes, k, args.boxes_dtype), args.pyramid, args.images, args.rows, args.columns,
-                           args.ratio, args.aligned);
+    unsigned blocks = (unsigned)((args.channels + args.channels_per_block - 1) / args.channels_per_block);
+    long long k = blockIdx.x / blocks, first = blockIdx.x % blocks * args.channels_per_block;
+    RoiOnMap place = on_map(row_of(args.boxes, k, args.boxes_dtype), args.pyramid, args.images, args.rows, args.columns,
+                            args.ratio, args.aligned);
     plan.result = (k * args.channels + first) * args.rows * args.columns;
-    plan.count = (int)min(args.share, args.channels - first);
+    plan.count = (int)min(args.channels_per_block, args.channels - first);
     plan.level = place.level;
     plan.nowhere = place.image < 0 || place.y.samples < 0 || place.x.samples < 0;
     if (place.level < 0 || plan.nowhere) return;
@@ -209,7 +210,7 @@ __device__ void prepare(Plan& plan, bool channels_last, int bins_at_once, const 
     plan.y.bins = min(plan.y.bins, bins_at_once / plan.x.bins);
     // Windows are of one bin, of which each warp keeps the sums of some channels.
     if (plan.y.windows > 1 || plan.x.windows > 1) plan.y.bins = plan.x.bins = 1;
-    plan.lanes = TOGETHER;
+    plan.lanes = CHANNELS_PER_THREAD;
     while (plan.lanes < WARP && plan.lanes < plan.x.room) plan.lanes *= 2;
 }
 
@@ -241,7 +242,8 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
     const Element* map = pick(args.maps, plan.level) + plan.source;
     int lanes = plan.lanes, windows = plan.y.windows * plan.x.windows;
     // A warp does a run of channels of some bins; with windows just one, because it keeps their sums.
-    int run = windows > 1 ? TOGETHER : RUN, channels_at_once = windows > 1 ? TOGETHER * POOL_WARPS : plan.count;
+    int run = windows > 1 ? CHANNELS_PER_THREAD : RUN,
+        channels_at_once = windows > 1 ? CHANNELS_PER_THREAD * POOL_WARPS : plan.count;
 
     for (unsigned row = 0; row < args.rows; row += plan.y.bins)
         for (unsigned column = 0; column < args.columns; column += plan.x.bins)
@@ -250,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
                 int across = (int)min((long long)plan.x.bins, args.columns - column);
                 int steps = (down * across * lanes + WARP - 1) / WARP;
                 int items = (min(channels_at_once, plan.count - start) + run - 1) / run * steps;
-                Real sums[TOGETHER];
+                Real sums[CHANNELS_PER_THREAD];
                 for (int window = 0; window < windows; ++window) {
                     __syncthreads();  // the last taps are used up
                     fill_both(plan, row, column, down, across, window);
@@ -260,9 +262,9 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
                         bool there = bin < down * across;
                         const Tap *y = plan.y.taps + p * plan.y.room, *x = plan.x.taps + q * plan.x.room;
                         int channel = start + item / steps * run, end = min(channel + run, plan.count);
-                        for (; channel < end; channel += TOGETHER) {
+                        for (; channel < end; channel += CHANNELS_PER_THREAD) {
                             if (window == 0)
-                                for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
+                                for (int c = 0; c < CHANNELS_PER_THREAD; ++c) sums[c] = {0};
                             const Element* source = map + channel * plan.plane;
                             if (there)
                                 for (int i = lane % lanes; i < plan.x.counts[q]; i += lanes)
@@ -271,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
                             if (window + 1 < windows) continue;
                             Real sum = sum_of_bin(sums, lanes);
                             long long own = channel + lane % lanes;
-                            if (there && own < min(channel + TOGETHER, end))
+                            if (there && own < min(channel + CHANNELS_PER_THREAD, end))
                                 result[(own * args.rows + row + p) * args.columns + column + q] = narrow(sum);
                         }
                     }
@@ -279,22 +281,22 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
             }
 }
 
-// For channels-last maps: neighbouring lanes take neighbouring channels, and results are turned in shared memory, so
-// that they are written in runs.
+// For channels-last maps: neighbouring lanes take neighbouring channels, and results are transposed in shared memory,
+// so that they are written in runs.
 constexpr int LAST_CHANNELS = CVOPS_LAST_CHANNELS;  // of a block at most
-constexpr int TURNED = 32;                          // bins at a time
+constexpr int TRANSPOSED = 32;                      // bins at a time
 
-static_assert(LAST_CHANNELS == TOGETHER * WARP, "a lane takes TOGETHER channels");
+static_assert(LAST_CHANNELS == CHANNELS_PER_THREAD * WARP, "a lane takes CHANNELS_PER_THREAD channels");
 
-struct Turned {
-    Real of[TURNED][LAST_CHANNELS + 1];
+struct Transposed {
+    Real of[TRANSPOSED][LAST_CHANNELS + 1];
 };
 
 extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 5) roi_align_last(const RoiAlign args) {
     SHARED(Plan, plan);
-    SHARED(Turned, turned);
+    SHARED(Transposed, transposed);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0) prepare(plan, true, TURNED, args);
+    if (threadIdx.x == 0) prepare(plan, true, TRANSPOSED, args);
     __syncthreads();  // the plan is there
     Element* result = args.pooled + plan.result;
     if (is_settled(plan, result, args.rows * args.columns)) return;
@@ -306,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
         for (unsigned column = 0; column < args.columns; column += plan.x.bins) {
             int down = (int)min((long long)plan.y.bins, args.rows - row);
             int across = (int)min((long long)plan.x.bins, args.columns - column);
-            Real sums[TOGETHER];
+            Real sums[CHANNELS_PER_THREAD];
             for (int window = 0; window < windows; ++window) {
                 __syncthreads();  // the last taps are used up, and the last results written
                 fill_both(plan, row, column, down, across, window);
@@ -315,19 +317,19 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
                     int p = bin / across, q = bin % across;
                     const Tap *y = plan.y.taps + p * plan.y.room, *x = plan.x.taps + q * plan.x.room;
                     if (window == 0)
-                        for (int c = 0; c < TOGETHER; ++c) sums[c] = {0};
+                        for (int c = 0; c < CHANNELS_PER_THREAD; ++c) sums[c] = {0};
                     for (int i = 0; i < plan.x.counts[q]; ++i)
                         add_column(sums, x[i].weight, map + x[i].offset + lane, (long long)WARP, left, y,
                                    plan.y.counts[p]);
 #pragma unroll
-                    for (int c = 0; c < TOGETHER; ++c) turned.of[bin][c * WARP + lane] = sums[c];
+                    for (int c = 0; c < CHANNELS_PER_THREAD; ++c) transposed.of[bin][c * WARP + lane] = sums[c];
                 }
             }
             __syncthreads();  // the results are there
             for (int i = threadIdx.x; i < plan.count * down * across; i += POOL_THREADS) {
                 int channel = i / (down * across), bin = i % (down * across);
                 result[(channel * args.rows + row + bin / across) * args.columns + column + bin % across] =
-                    narrow(turned.of[bin][channel]);
+                    narrow(transposed.of[bin][channel]);
             }
         }
 }
@@ -336,8 +338,8 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS, sizeof(T) == 8 ? 1 : 
 
 constexpr int TILE = CVOPS_TILE, GRADIENTS = CVOPS_GRADIENTS;  // pixels along each side of a block; its channels
 constexpr int THREADS = TILE * TILE, WARPS = THREADS / WARP;
-constexpr int BINS = 16;    // along each axis at a time
-constexpr int FOUND = 512;  // RoIs in the list of a block
+constexpr int BINS = 16;     // along each axis at a time
+constexpr int LISTED = 512;  // RoIs in the list of a block
 
 // The tiles that a RoI may touch on its map, and that map: image * LEVELS + level, or -1 if it touches none. Tiles from
 // FARTHEST on are taken for one.
@@ -348,7 +350,7 @@ struct alignas(16) Footprint {
 constexpr long long FARTHEST = 65535;
 
 // Both axes of a RoI.
-struct Frame {
+struct Axes {
     Axis y, x;
 };
 
@@ -360,14 +362,14 @@ struct Chunk {
 // What `roi_align_places` finds out for so many RoIs.
 struct Workspace {
     Footprint* footprints;
-    Frame* frames;
+    Axes* frames;
     Chunk* chunks;
 };
-static_assert(sizeof(Footprint) + sizeof(Frame) == CVOPS_ROI_BYTES && sizeof(Chunk) == CVOPS_CHUNK_BYTES,
+static_assert(sizeof(Footprint) + sizeof(Axes) == CVOPS_ROI_BYTES && sizeof(Chunk) == CVOPS_CHUNK_BYTES,
               "the launcher allocates so many");
 __device__ Workspace workspace_at(void* memory, long long size) {
     Footprint* footprints = (Footprint*)memory;
-    Frame* frames = (Frame*)(footprints + size);
+    Axes* frames = (Axes*)(footprints + size);
     return {footprints, frames, (Chunk*)(frames + size)};
 }
 
@@ -405,8 +407,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) roi_align_places(const Roi
     long long k = (long long)blockIdx.x * THREADS + threadIdx.x;
     Chunk chunk = {1ll << 62, -1};
     if (k < args.size) {
-        Place place = place_of(row_of(args.boxes, k, args.boxes_dtype), args.pyramid, args.images, args.rows,
-                               args.columns, args.ratio, args.aligned);
+        RoiOnMap place = on_map(row_of(args.boxes, k, args.boxes_dtype), args.pyramid, args.images, args.rows,
+                                args.columns, args.ratio, args.aligned);
         Footprint footprint = {-1, 0, 0, 0, 0};
         bool touches = place.level >= 0 && place.image >= 0;
         touches = touches && find_tiles(place.y, args.rows, pick(args.pyramid.heights, place.level), footprint.top,
@@ -436,19 +438,19 @@ struct Line {
     Real weights[TILE][BINS + 1];  // one more, so that lanes that read a column of it find it in different banks
 };
 
-// What some bins of a RoI bring to the tile.
-struct Share {
+// What some bins of a RoI contribute to the gradients of the tile.
+struct Contribution {
     Line y, x;
     long long offset;  // in grad, of the first of these bins in the first channel of the block
     int pieces;        // in which the bins of the RoI are taken
 };
-struct Shares {
-    Share of[WARPS];
+struct Contributions {
+    Contribution of[WARPS];
 };
 
 // RoIs that reach the tile, in order.
-struct Found {
-    unsigned rois[FOUND];
+struct RoiList {
+    unsigned rois[LISTED];
     int counts[2][WARPS];  // by warp, of one round of the search and of the next
 };
 
@@ -473,18 +475,18 @@ __device__ void weigh(Line& line, const Axis& axis, long long bins, int begin, i
     });
 }
 
-// Add what a share brings to a pixel of the tile.
+// Add a contribution to a pixel of the tile.
 template <bool FULL>
-__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Share& share, const Element* grad, long long columns,
-                                    long long bins, int count) {
+__device__ __forceinline__ void add(Real (&sums)[GRADIENTS], const Contribution& contribution, const Element* grad,
+                                    long long columns, long long bins, int count) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
 #pragma unroll 1
-    for (unsigned rows = share.y.touching[y]; rows; rows &= rows - 1)
+    for (unsigned rows = contribution.y.touching[y]; rows; rows &= rows - 1)
 #pragma unroll 1
-        for (unsigned there = share.x.touching[x]; there; there &= there - 1) {
+        for (unsigned there = contribution.x.touching[x]; there; there &= there - 1) {
             int i = __ffs(rows) - 1, j = __ffs(there) - 1;
-            Real weight = share.y.weights[y][i] * share.x.weights[x][j];
-            const Element* of_bin = grad + (share.offset + i * columns + j);
+            Real weight = contribution.y.weights[y][i] * contribution.x.weights[x][j];
+            const Element* of_bin = grad + (contribution.offset + i * columns + j);
 #pragma unroll
             for (int c = 0; c < GRADIENTS; ++c) {
                 if (FULL || c < count) sums[c] = fused(weight, widen(*of_bin), sums[c]);
@@ -512,8 +514,8 @@ struct RoiAlignGradients {
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
     roi_align_gradients(const RoiAlignGradients args) {
     static_assert(TILE == BINS && 2 * BINS == WARP, "half a warp for each axis");
-    SHARED(Shares, shares);
-    SHARED(Found, list);
+    SHARED(Contributions, contributions);
+    SHARED(RoiList, list);
     SHARED(Tile, tile);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     if (threadIdx.x == 0) {
@@ -550,7 +552,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
     int round = 0;
     for (unsigned next = 0; next < args.size;) {
         int found = 0;
-        for (; next < args.size && found + THREADS <= FOUND; next += THREADS) {
+        for (; next < args.size && found + THREADS <= LISTED; next += THREADS) {
             Chunk chunk = workspace.chunks[next / THREADS];
             if (tile.map < chunk.least || tile.map > chunk.greatest) continue;
             unsigned k = next + threadIdx.x;
@@ -576,36 +578,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
             int together = min(WARPS, found - begin);
             bool more = true;
             for (int piece = 0; more; ++piece) {
-                __syncthreads();  // the list is there, and the last shares are used up
+                __syncthreads();  // the list is there, and the last contributions are used up
                 if (warp < together) {
-                    Share& share = shares.of[warp];
+                    Contribution& contribution = contributions.of[warp];
                     long long k = list.rois[begin + warp];
-                    const Frame& frame = workspace.frames[k];
+                    const Axes& frame = workspace.frames[k];
                     Range y = bins_between(frame.y, args.rows, tile.top),
                           x = bins_between(frame.x, args.columns, tile.left);
                     int pieces_x = (x.end - x.begin + BINS - 1) / BINS;
                     int pieces = (y.end - y.begin + BINS - 1) / BINS * pieces_x;
-                    if (lane == 0) share.pieces = pieces;
+                    if (lane == 0) contribution.pieces = pieces;
                     if (piece < pieces) {
                         int row = y.begin + piece / pieces_x * BINS, column = x.begin + piece % pieces_x * BINS;
                         if (lane == 0)
-                            share.offset = (k * args.channels + tile.first) * tile.bins + row * args.columns + column;
+                            contribution.offset =
+                                (k * args.channels + tile.first) * tile.bins + row * args.columns + column;
                         bool of_row = lane < BINS;
-                        weigh(of_row ? share.y : share.x, of_row ? frame.y : frame.x, of_row ? args.rows : args.columns,
-                              of_row ? row : column, of_row ? y.end : x.end, of_row ? tile.height : tile.width,
-                              of_row ? tile.top : tile.left);
+                        weigh(of_row ? contribution.y : contribution.x, of_row ? frame.y : frame.x,
+                              of_row ? args.rows : args.columns, of_row ? row : column, of_row ? y.end : x.end,
+                              of_row ? tile.height : tile.width, of_row ? tile.top : tile.left);
                     }
                 }
-                __syncthreads();  // the shares are there
+                __syncthreads();  // the contributions are there
                 more = false;
                 for (int i = 0; i < together; ++i) {
-                    const Share& share = shares.of[i];
-                    more |= piece + 1 < share.pieces;
-                    if (piece >= share.pieces) continue;
+                    const Contribution& contribution = contributions.of[i];
+                    more |= piece + 1 < contribution.pieces;
+                    if (piece >= contribution.pieces) continue;
                     if (tile.count == GRADIENTS)
-                        add<true>(sums, share, args.grad, args.columns, tile.bins, GRADIENTS);
+                        add<true>(sums, contribution, args.grad, args.columns, tile.bins, GRADIENTS);
                     else
-                        add<false>(sums, share, args.grad, args.columns, tile.bins, tile.count);
+                        add<false>(sums, contribution, args.grad, args.columns, tile.bins, tile.count);
                 }
             }
         }

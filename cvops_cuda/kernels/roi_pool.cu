@@ -22,12 +22,12 @@ constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-constexpr int THREADS = CVOPS_THREADS;          // of a block at most
-constexpr int TOGETHER = CVOPS_CHANNELS;        // channels of a thread at a time
-constexpr int LANES = 8;                        // of a bin at most
-constexpr int BLOCKS = sizeof(T) == 4 ? 2 : 1;  // at once on a multiprocessor, for which there are registers
+constexpr int THREADS = CVOPS_THREADS;               // of a block at most
+constexpr int CHANNELS_PER_THREAD = CVOPS_CHANNELS;  // channels of a thread at a time
+constexpr int LANES = 8;                             // of a bin at most
+constexpr int BLOCKS = sizeof(T) == 4 ? 2 : 1;       // at once on a multiprocessor, for which there are registers
 
-struct Frame {
+struct RoiOnMap {
     Axis axes[2];  // y, x
     long long image;
 };
@@ -49,30 +49,30 @@ struct RoiPool {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) roi_pool(const RoiPool args) {
-    SHARED(Frame, frame);
+    SHARED(RoiOnMap, on_map);
     long long k = blockIdx.x % args.size, first = blockIdx.x / args.size * args.run, bins = args.rows * args.columns,
               pixels = args.height * args.width;
     if (threadIdx.x < 2) {
         Row row = row_of(args.boxes, k, args.boxes_dtype);
         bool y = threadIdx.x == 0;
-        frame.axes[threadIdx.x] = axis_of(y ? row.y1 : row.x1, y ? row.y2 : row.x2, real(args.scale), MAXIMUM,
-                                          y ? args.rows : args.columns, 0);
-        if (y) frame.image = row.index(args.images);
+        on_map.axes[threadIdx.x] = axis_of(y ? row.y1 : row.x1, y ? row.y2 : row.x2, real(args.scale), MAXIMUM,
+                                           y ? args.rows : args.columns, 0);
+        if (y) on_map.image = row.index(args.images);
     }
-    __syncthreads();  // the frame is there
-    Axis y = frame.axes[0], x = frame.axes[1];
-    bool placed = frame.image >= 0 && y.samples >= 0 && x.samples >= 0;
+    __syncthreads();  // what is known of the RoI is there
+    Axis y = on_map.axes[0], x = on_map.axes[1];
+    bool placed = on_map.image >= 0 && y.samples >= 0 && x.samples >= 0;
     int lanes = 1;
     while (placed && lanes < LANES && !(x.step < Real{(T)(2 * lanes)})) lanes *= 2;
     int lane = threadIdx.x % lanes, slots = blockDim.x / lanes, slot = threadIdx.x / lanes;
     int count = (int)min(args.run, args.channels - first);
-    const Element* map = args.maps + (placed ? (frame.image * args.channels + first) * pixels : 0);
+    const Element* map = args.maps + (placed ? (on_map.image * args.channels + first) * pixels : 0);
     Element* values = args.pooled + (k * args.channels + first) * bins;
     int* places = args.argmax + (args.argmax ? (k * args.channels + first) * bins : 0);
 
     for (long long begin = 0; begin < bins; begin += slots) {
         int some = (int)min((long long)slots, bins - begin), group = slot / some;
-        int at_once = min(slots / some, (count + TOGETHER - 1) / TOGETHER);
+        int at_once = min(slots / some, (count + CHANNELS_PER_THREAD - 1) / CHANNELS_PER_THREAD);
         long long bin = begin + slot % some;
         int top = 0, bottom = 0, left = 0, right = 0;  // of the bin; corners are near enough to the origin
         if (placed) {
@@ -83,12 +83,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) roi_pool(const Roi
         bool empty = top >= bottom || left >= right, reads = group < at_once && !empty;
         long long at_first = top * args.width + left + lane;
         long long to_next_row = args.width - max(right - left - lane + lanes - 1, 0) / lanes * lanes;
-        for (int channel = group; channel - group < count; channel += at_once * TOGETHER) {
-            Real best[TOGETHER];
-            int place[TOGETHER];
-            const Element* planes[TOGETHER];
+        for (int channel = group; channel - group < count; channel += at_once * CHANNELS_PER_THREAD) {
+            Real best[CHANNELS_PER_THREAD];
+            int place[CHANNELS_PER_THREAD];
+            const Element* planes[CHANNELS_PER_THREAD];
 #pragma unroll
-            for (int c = 0; c < TOGETHER; ++c) {
+            for (int c = 0; c < CHANNELS_PER_THREAD; ++c) {
                 best[c] = Real{-1} / Real{0};
                 place[c] = (int)at_first;
                 planes[c] = map + min(channel + c * at_once, count - 1) * pixels + at_first;
@@ -96,29 +96,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) roi_pool(const Roi
             for (int row = reads ? top : bottom; row < bottom; ++row) {
 #pragma unroll 1
                 for (int column = left + lane; column < right; column += lanes) {
-                    Real seen[TOGETHER];
+                    Real seen[CHANNELS_PER_THREAD];
 #pragma unroll
-                    for (int c = 0; c < TOGETHER; ++c) {
+                    for (int c = 0; c < CHANNELS_PER_THREAD; ++c) {
                         seen[c] = widen(read_only(planes[c]));
                         planes[c] += lanes;
                     }
                     int at = (int)((unsigned)row * (unsigned)args.width + column);
 #pragma unroll
-                    for (int c = 0; c < TOGETHER; ++c) {
+                    for (int c = 0; c < CHANNELS_PER_THREAD; ++c) {
                         bool better = seen[c] > best[c] | (is_nan(seen[c]) & !is_nan(best[c]));
                         best[c] = better ? seen[c] : best[c];
                         place[c] = better ? at : place[c];
                     }
                 }
 #pragma unroll
-                for (int c = 0; c < TOGETHER; ++c) planes[c] += to_next_row;
+                for (int c = 0; c < CHANNELS_PER_THREAD; ++c) planes[c] += to_next_row;
             }
             // The lanes of a bin tell each other; some may have had no cell.
             for (int distance = 1; distance < lanes; distance *= 2) {
                 bool has = left + (lane & -distance) < right;
                 bool other_has = left + ((lane ^ distance) & -distance) < right;
 #pragma unroll
-                for (int c = 0; c < TOGETHER; ++c) {
+                for (int c = 0; c < CHANNELS_PER_THREAD; ++c) {
                     Real other = {__shfl_xor_sync(ALL, best[c].value, distance)};
                     int other_place = __shfl_xor_sync(ALL, place[c], distance);
                     if (other_has && (!has || wins(other, other_place, best[c], place[c]))) {
@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) roi_pool(const Roi
                 }
             }
 #pragma unroll
-            for (int c = 0; c < TOGETHER; ++c) {
+            for (int c = 0; c < CHANNELS_PER_THREAD; ++c) {
                 int one = channel + c * at_once;
                 if (group >= at_once || one >= count || lane != c % lanes) continue;
                 values[one * bins + bin] = narrow(!placed ? Real{0} / Real{0} : empty ? Real{0} : best[c]);
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) roi_pool(const Roi
 
 constexpr int SUMS = CVOPS_SUMS;    // of a block
 constexpr int WARPS = CVOPS_WARPS;  // of a block at most
-constexpr int AHEAD = 4;            // reads of a lane on their way at once
+constexpr int LOADS_IN_FLIGHT = 4;  // reads of a lane on their way at once
 
 struct Sums {
     T of[SUMS];
@@ -150,7 +150,7 @@ struct Sums {
 
 // Where the gradients and maxima of RoIs begin in the channel of the block: of the RoIs of its image that may have a
 // maximum in its tile, in order, of as many as the block has threads.
-struct Found {
+struct RoiList {
     long long begins[WARPS * WARP];
     int counts[WARPS];
 };
@@ -193,13 +193,15 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) roi_pool_extents(const
 }
 
 // Add some gradients of each lane to their targets, those of one target in the order of the lanes; -1 is none.
-__device__ __forceinline__ void add(T* sums, const int (&targets)[AHEAD], Real (&gradients)[AHEAD]) {
+__device__ __forceinline__ void add(T* sums, const int (&targets)[LOADS_IN_FLIGHT],
+                                    Real (&gradients)[LOADS_IN_FLIGHT]) {
     int lane = threadIdx.x % WARP;
-    unsigned before = (1u << lane) - 1, others[AHEAD], left = 0;  // lanes whose gradients the first of them adds up
-    bool leads[AHEAD];
-    Real brought[AHEAD];
+    unsigned before = (1u << lane) - 1, others[LOADS_IN_FLIGHT],
+             left = 0;  // lanes whose gradients the first of them adds up
+    bool leads[LOADS_IN_FLIGHT];
+    Real brought[LOADS_IN_FLIGHT];
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < LOADS_IN_FLIGHT; ++i) {
         unsigned same = __match_any_sync(ALL, targets[i]);
         leads[i] = targets[i] >= 0 && (same & before) == 0;
         others[i] = leads[i] ? same & (same - 1) : 0;
@@ -209,7 +211,7 @@ __device__ __forceinline__ void add(T* sums, const int (&targets)[AHEAD], Real (
     while (__any_sync(ALL, left != 0)) {
         left = 0;
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
+        for (int i = 0; i < LOADS_IN_FLIGHT; ++i) {
             Real other = {__shfl_sync(ALL, brought[i].value, others[i] ? __ffs(others[i]) - 1 : lane)};
             if (others[i]) gradients[i] = gradients[i] + other;
             others[i] &= others[i] - 1;
@@ -217,7 +219,7 @@ __device__ __forceinline__ void add(T* sums, const int (&targets)[AHEAD], Real (
         }
     }
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < LOADS_IN_FLIGHT; ++i) {
         if (leads[i]) sums[targets[i]] = (Real{sums[targets[i]]} + gradients[i]).value;
         __syncwarp();  // these are added before the next
     }
@@ -234,7 +236,7 @@ struct RoiPoolGradients {
 
 extern "C" __global__ void __launch_bounds__(WARPS* WARP) roi_pool_gradients(const RoiPoolGradients args) {
     SHARED(Sums, sums);
-    SHARED(Found, list);
+    SHARED(RoiList, list);
     long long tiles = (args.pixels + args.tile - 1) / args.tile, begin = blockIdx.x % tiles * args.tile;
     long long channel = blockIdx.x / tiles % args.channels, image = blockIdx.x / tiles / args.channels;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -263,27 +265,27 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) roi_pool_gradients(con
         int roi = found * warp / warps, end = found * (warp + 1) / warps;
         long long left = (end - roi) * args.bins, bin = lane % args.bins;
         roi += (int)(lane / args.bins);
-        for (; left > 0; left -= AHEAD * WARP) {
-            long long places[AHEAD];
-            int targets[AHEAD];
-            Real values[AHEAD];
+        for (; left > 0; left -= LOADS_IN_FLIGHT * WARP) {
+            long long places[LOADS_IN_FLIGHT];
+            int targets[LOADS_IN_FLIGHT];
+            Real values[LOADS_IN_FLIGHT];
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i) {
+            for (int i = 0; i < LOADS_IN_FLIGHT; ++i) {
                 places[i] = roi < end ? list.begins[roi] + bin : -1;
                 roi += rois_of_step, bin += bins_of_step;
                 if (bin >= args.bins) bin -= args.bins, ++roi;
             }
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i) {
+            for (int i = 0; i < LOADS_IN_FLIGHT; ++i) {
                 unsigned target = places[i] < 0 ? span : (unsigned)read_only(args.argmax + places[i]) - (unsigned)begin;
                 targets[i] = target < span ? (int)target : -1;
             }
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i)
+            for (int i = 0; i < LOADS_IN_FLIGHT; ++i)
                 values[i] = targets[i] < 0 ? Real{0} : widen(read_only(args.grad + places[i]));
             bool some = false;
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i) some |= targets[i] >= 0;
+            for (int i = 0; i < LOADS_IN_FLIGHT; ++i) some |= targets[i] >= 0;
             if (__any_sync(ALL, some)) add(own, targets, values);
         }
     }
