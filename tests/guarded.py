@@ -120,6 +120,12 @@ def pooling(shape, bins, dtype, guard):
             pyramid = {"map": maps, "half": ordered((images, channels, *sides[::-1]), last, dtype, guard)}
             yield "MultiScaleRoIAlign", functools.partial(pool, pyramid, boxes, [])
             yield "MultiScaleRoIAlign", functools.partial(pool.backward, grad, pyramid, boxes, [])
+            options = {"scales": [0.5, 0.25], "sampling_ratio": 2, "canonical_scale": 8}
+            levels = list(pyramid.values())
+            yield "multiscale_roi_align", functools.partial(cvops.multiscale_roi_align, levels, boxes, bins, **options)
+            shapes = [level.shape for level in levels]
+            backward = functools.partial(cvops.multiscale_roi_align_backward, grad, boxes, shapes, **options)
+            yield "multiscale_roi_align_backward", backward
             listed = [guard(boxes[boxes[:, 0] == image][:, 1:]) for image in range(images)]
             yield "roi_align", functools.partial(cvops.roi_align, maps, listed, bins, 0.5)
 
