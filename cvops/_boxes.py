@@ -450,14 +450,9 @@ def _columns(boxes: Any, in_fmt: str, out_fmt: str) -> Iterator[Any]:
 
 def _clipped(native: Any, size: Any, backend: Any) -> Any:
     """`clip_boxes_to_image` of a native array."""
-    check_batched_boxes(native, "boxes")
-    import numpy as np
-
-    xp = backend.xp
-    height, width = image_limits(size, int(np.iinfo(native.dtype).max) if native.dtype.char in INTEGERS else None)
-    with np.errstate(all="ignore"):
-        limits = np.asarray([width, height, width, height]).astype(native.dtype)
-        clipped = backend.empty(native.shape, native.dtype)
+    limits, xp = _limits(native, size), backend.xp
+    clipped = backend.empty(native.shape, native.dtype)
+    with backend.ignore_fp_errors():
         if backend.current_gpu() is None:
             xp.maximum(native, native.dtype.type(0), out=clipped)
             return xp.minimum(clipped, limits, out=clipped)
@@ -466,6 +461,16 @@ def _clipped(native: Any, size: Any, backend: Any) -> Any:
         for column, limit in enumerate(limits[:2]):
             clipped[..., column::2] = xp.minimum(bounded[..., column::2], limit)
         return clipped
+
+
+def _limits(native: Any, size: Any) -> Any:
+    """What `clip_boxes_to_image` limits each coordinate to, a NumPy array of the dtype of the boxes."""
+    check_batched_boxes(native, "boxes")
+    import numpy as np
+
+    height, width = image_limits(size, int(np.iinfo(native.dtype).max) if native.dtype.char in INTEGERS else None)
+    with np.errstate(all="ignore"):
+        return np.asarray([width, height, width, height]).astype(native.dtype)
 
 
 def _are_big(boxes: Any, min_size: float) -> Any:

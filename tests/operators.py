@@ -73,6 +73,7 @@ class Operator(NamedTuple):
     gradient: str = ""  # the public function that computes it
     ragged: bool = False  # whether the length of the result depends on values
     indices: bool = False  # whether the result is exact
+    in_torchvision: bool = True  # whether torchvision.ops has a function of this name, so that TorchScript must read it
 
 
 _MEASURED = (BOXES, BOXES[3:9])
@@ -91,7 +92,8 @@ OPERATORS = {
     ),
     "ps_roi_pool": Operator((MAP, ROIS, (2, 3), 0.5), reference_roi.ps_roi_pool, gradient="ps_roi_pool_backward"),
     "multiscale_roi_align": Operator(
-        (_LEVELS, ROIS, (2, 3)), _pooled, _SCALES, gradient="multiscale_roi_align_backward"
+        (_LEVELS, ROIS, (2, 3)), _pooled, _SCALES, gradient="multiscale_roi_align_backward",
+        in_torchvision=False,
     ),
     "deform_conv2d": Operator(_CONVOLVED, reference_deform.deform_conv2d, gradient="deform_conv2d_backward"),
     "roi_align_backward": Operator(
@@ -124,12 +126,14 @@ OPERATORS = {
     ),
     "masks_to_boxes": Operator((MAP[0] > 1.5,), reference.masks_to_boxes),
     "decode_boxes": Operator(
-        (np.outer(SCORES, [1, 2, -1, 1]).astype(np.float32), BOXES), reference_decode.decode_boxes, lacks=("torch",)
+        (np.outer(SCORES, [1, 2, -1, 1]).astype(np.float32), BOXES), reference_decode.decode_boxes,
+        in_torchvision=False,
     ),
-    "encode_boxes": Operator((BOXES, BOXES[::-1]), reference_decode.encode_boxes, lacks=("torch",)),
-    "distance_to_boxes": Operator((BOXES[:, :2], BOXES), reference_decode.distance_to_boxes, lacks=("torch",)),
+    "encode_boxes": Operator((BOXES, BOXES[::-1]), reference_decode.encode_boxes, in_torchvision=False),
+    "distance_to_boxes": Operator((BOXES[:, :2], BOXES), reference_decode.distance_to_boxes, in_torchvision=False),
     "scale_boxes": Operator(
-        (BOXES, (60, 90), (50, 70)), reference_decode.scale_boxes, {"letterbox": True}, lacks=("torch",)
+        (BOXES, (60, 90), (50, 70)), reference_decode.scale_boxes, {"letterbox": True},
+        in_torchvision=False,
     ),
 }  # fmt: skip
 # Functions that take no arrays, and so have no call here: a test of their own reaches each.

@@ -17,7 +17,9 @@ quiet = [
 ]
 
 # Name of a function of torchvision -> positional arguments, and the function that knows the answer.
-CALLS = {name: (row.args, row.want) for name, row in OPERATORS.items() if "torch" not in row.lacks and not row.options}
+CALLS = {
+    name: (row.args, row.want) for name, row in OPERATORS.items() if row.in_torchvision and "torch" not in row.lacks
+}
 RAGGED = tuple(name for name in CALLS if OPERATORS[name].ragged)
 POOLING = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 

@@ -221,7 +221,9 @@ def clip_boxes_to_image(boxes: Array, size: Sequence[Number]) -> jax.Array:
     >>> cvops.jax.clip_boxes_to_image(jnp.array([[-5, 10, 700, 90]]), (480, 640)).tolist()
     [[0, 10, 640, 90]]
     """
-    return _boxes._clipped(array_of(boxes, "boxes"), size, TRACED)
+    native = array_of(boxes, "boxes")
+    limits = _boxes._limits(native, size)
+    return jnp.minimum(jnp.maximum(native, native.dtype.type(0)), limits)
 
 
 def masks_to_boxes(masks: Array) -> jax.Array:
