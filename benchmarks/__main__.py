@@ -13,7 +13,16 @@ import cvops
 
 from . import environment, gpu, harness, peers
 
-SUITES = ["nms", "boxes", "roi", "deform_conv", "pyramid", "torch_ops"]  # modules with a function `rows(quick)`
+# Modules with a function `rows(quick)`.
+SUITES = [
+    "nms",
+    "boxes",
+    "heads",
+    "roi",
+    "deform_conv",
+    "pyramid",
+    "torch_ops",
+]
 ON_GPU = "gpu"  # such a module too, but only where it is asked for
 RESULTS = Path(__file__).parent / "results"
 

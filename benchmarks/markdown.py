@@ -13,7 +13,7 @@ from .harness import three_digits
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
-ORDER = ["nms", "boxes", "roi", "deform_conv", "pyramid", "torch_ops", "gpu"]
+ORDER = ["nms", "boxes", "heads", "roi", "deform_conv", "pyramid", "torch_ops", "gpu"]
 TABLE_IN_README = re.compile(r"(?<=<!-- made by benchmarks.markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 INTRODUCTION = """\

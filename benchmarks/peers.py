@@ -237,6 +237,63 @@ BATCHED_NMS: dict[str, Maker] = {
 }
 
 
+# --------------------------------------------------------------------------------------------------- detection heads
+
+
+def _torchvision_multiclass_nms(
+    boxes: Array, scores: Array, floor: float, iou_threshold: float, most: int | None
+) -> Call:
+    """A loop over the images of boxes (N, L, 4) and scores (N, C, L), as detectors have it."""
+    import torch
+    from torchvision.ops import batched_nms
+
+    of_boxes, of_scores = torch.from_numpy(boxes), torch.from_numpy(scores)
+
+    def call() -> Any:
+        rows = []
+        for n, (own, values) in enumerate(zip(of_boxes, of_scores, strict=True)):
+            label, box = torch.where(values > floor)
+            score = values[label, box]
+            if most is not None and len(score) > most:
+                score, best = score.topk(most)
+                label, box = label[best], box[best]
+            keep = batched_nms(own[box], score, label, iou_threshold)[:300]
+            rows.append(torch.stack([torch.full_like(keep, n), box[keep], label[keep]], 1))
+        return torch.cat(rows)
+
+    return call
+
+
+def _onnxruntime_multiclass_nms(
+    boxes: Array, scores: Array, floor: float, iou_threshold: float, most: int | None
+) -> Call:
+    run = with_onnxruntime(
+        "NonMaxSuppression",
+        boxes=boxes,
+        scores=scores,
+        limit=np.array([300]),
+        threshold=np.array([iou_threshold], np.float32),
+        floor=np.array([floor], np.float32),
+    )
+    return lambda: run()[0][:, [0, 2, 1]]
+
+
+MULTICLASS_NMS: dict[str, Maker] = {
+    "torchvision": _torchvision_multiclass_nms,
+    "ONNX Runtime": _onnxruntime_multiclass_nms,
+}
+
+
+def _torchvision_decode_boxes(deltas: Array, anchors: Array) -> Call:
+    import torch
+    from torchvision.models.detection._utils import BoxCoder
+
+    return partial(BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single, torch.from_numpy(deltas), torch.from_numpy(anchors))
+
+
+DECODE_BOXES: dict[str, Maker] = {"torchvision": _torchvision_decode_boxes}
+
+
 # ----------------------------------------------------------------------------- deform_conv2d, FeaturePyramidNetwork
 
 
