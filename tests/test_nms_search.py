@@ -168,6 +168,21 @@ def test_batches_are_the_same_for_every_number_of_threads(threads):
         np.testing.assert_array_equal(cvops.batched_nms(boxes, scores, np.zeros(9000, int), 0.01), want)
 
 
+# --------------------------------------------------------------------------------------------------------- float16
+
+
+@pytest.mark.parametrize("shape", [(1 << 16,), (1 << 14, 4), (4, 1 << 14)])
+def test_every_float16_is_the_same_number_in_float32(shape):
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(shape)
+    for array in (halves, halves.T, halves[::-1], halves[::3]):
+        got = _nms._as_real(array, "f")
+        assert (got.dtype, got.flags.c_contiguous, got.flags.writeable) == (np.float32, True, False)
+        with np.errstate(all="ignore"):
+            want = array.astype(np.float32)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(np.signbit(got[~np.isnan(got)]), np.signbit(want[~np.isnan(want)]))
+
+
 # ------------------------------------------------------------------------------------------------------ lean calls
 
 
