@@ -225,6 +225,62 @@ def test_launches_of_nms(emulated, launches, small_batches, size, nms, batched_n
         launches.clear()
 
 
+def calls_of_the_table(emulated):
+    """A call for each row of docs/performance.md, by its first column."""
+    for size, label in ((1024, "up to 1 024"), (1025, "up to 16 384"), (16385, "two batches of 16 384")):
+        boxes, scores, idxs = (emulated(array) for array in data.clustered(size))
+        yield f"`nms`, {label} boxes", partial(cvops.nms, boxes, scores, 0.5, padded=True)
+        yield f"`batched_nms`, {label} boxes", partial(cvops.batched_nms, boxes, scores, idxs, 0.5, padded=True)
+    few = emulated(data.clustered(30)[0])
+    yield "`box_iou` and its like", partial(cvops.complete_box_iou, few, few)
+    rois, shape = emulated(strategies_roi.rois("all", 9, MAPS.shape)), MAPS.shape
+    maps, grad = emulated(MAPS), emulated(strategies_roi.normal((9, 5, 2, 3)))
+    yield "`roi_align`", partial(cvops.roi_align, maps, rois, (2, 3))
+    yield "`roi_align_backward`", partial(cvops.roi_align_backward, grad, rois, shape)
+    argmax = cvops.roi_pool(maps, rois, (2, 3), return_argmax=True)[1]
+    yield "`roi_pool`", partial(cvops.roi_pool, maps, rois, (2, 3))
+    yield "`roi_pool_backward`", partial(cvops.roi_pool_backward, grad, rois, argmax, shape)
+    sensitive = emulated(strategies_roi.normal((2, 30, 9, 11)))
+    for name in ("ps_roi_align", "ps_roi_pool"):
+        yield f"`{name}`", partial(getattr(cvops, name), sensitive, rois, (2, 3))
+        yield f"`{name}_backward`", partial(getattr(cvops, f"{name}_backward"), grad, rois, (2, 30, 9, 11))
+    pyramid, boxes = [maps, emulated(strategies_roi.normal((2, 5, 10, 15)))], [emulated(np.ones((4, 4), "f")), few]
+    pooled = emulated(strategies_roi.normal((34, 5, 2, 2)))
+    yield (
+        "`multiscale_roi_align`, for each four maps",
+        partial(cvops.multiscale_roi_align, pyramid, boxes, 2, scales=[1, 0.5]),
+    )
+    yield (
+        "`multiscale_roi_align_backward`, for each four maps",
+        partial(
+            cvops.multiscale_roi_align_backward,
+            pooled,
+            boxes,
+            [array.values.shape for array in pyramid],
+            scales=[1, 0.5],
+        ),
+    )
+    deformed = {name: emulated(array) for name, array in data.deformed(1, 4, 6, 7, 4).items()}
+    yield "`deform_conv2d`, one tile", partial(cvops.deform_conv2d, **deformed, padding=1)
+    of_deformed = emulated(strategies_roi.normal((1, 4, 6, 7)))
+    yield (
+        "`deform_conv2d_backward`, one tile",
+        partial(cvops.deform_conv2d_backward, of_deformed, **deformed, padding=1),
+    )
+
+
+def test_launches_are_stated(emulated, launches):
+    """docs/performance.md lists what each operator has a GPU do."""
+    text = (device.ROOT / "docs" / "performance.md").read_text()
+    stated = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", text, re.MULTILINE))
+    made = {}
+    for label, call in calls_of_the_table(emulated):
+        launches.clear()
+        call()
+        made[label] = ", ".join(launches)
+    assert made == stated
+
+
 def test_launches_of_nms_whatever_the_threshold(emulated, launches, small_batches):
     """Below 0.1 kept boxes are not looked for near each box, and from 1 on not at all."""
     boxes, scores, _ = (emulated(array) for array in data.clustered(1700))
