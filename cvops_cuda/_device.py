@@ -162,17 +162,22 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def allocate(*arrays: tuple[int, str], zeroed: int = 0) -> list[Array]:
     """New arrays of (length, dtype) in one allocation; the first `zeroed` are zeros, by one memset not waited for."""
-    begins, end = [], 0
-    for length, dtype in arrays:
-        begins.append(end)
-        end += -(-length * _dtype(dtype).itemsize // 16) * 16
-    memory = empty((end,), "uint8").data
+    size, end_of_zeros, places = _places(arrays, zeroed)
+    memory = empty((size,), "uint8").data
     if zeroed:
-        memory.memset_async(0, [*begins, end][zeroed])
-    return [
-        cupy.ndarray((length,), _dtype(dtype), memory + begin)
-        for begin, (length, dtype) in zip(begins, arrays, strict=True)
-    ]
+        memory.memset_async(0, end_of_zeros)
+    return [cupy.ndarray(shape, dtype, memory + begin) for begin, shape, dtype in places]
+
+
+@functools.lru_cache(64)
+def _places(arrays: tuple[tuple[int, str], ...], zeroed: int) -> tuple[int, int, list[tuple[int, tuple[int], Any]]]:
+    """The bytes of all arrays and of the first `zeroed`; where each begins, and its shape and dtype."""
+    places, ends = [], [0]
+    for length, name in arrays:
+        dtype = _dtype(name)
+        places.append((ends[-1], (length,), dtype))
+        ends.append(ends[-1] + math.ceil(length * dtype.itemsize / 16) * 16)
+    return ends[-1], ends[zeroed], places
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:

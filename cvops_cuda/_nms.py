@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from cvops._checks import working_dtype
 
 from ._constants import NMS, WARP
 from ._device import Array, allocate, contiguous, dtype_code, empty, launch, order_of_keys, read, zeros
+from ._records import pack
 
 # Boxes that are compared with each other. A multiple of NMS.CHUNK.
 _BATCH = 16384
@@ -361,7 +362,7 @@ class _Search(NamedTuple):
     counts: Array
     members: Array
     labels: Array
-    grid: Grid
+    grid: Any
 
 
 def _search(
@@ -389,20 +390,20 @@ def _compact(order: Array, flags: Array, counts: Array, length: int, dtype: str,
 
 
 @functools.lru_cache(64)
-def _grid(iou_threshold: float, dtype: str) -> Grid:
-    """How kept boxes are hashed: `Grid` in kernels/nms.cuh.
+def _grid(iou_threshold: float, dtype: str) -> Any:
+    """How kept boxes are hashed: `Grid` in kernels/nms.cuh, packed.
 
     t is the threshold less some roundings in working precision, and 0 where all boxes are listed. The pitch, and the
     octaves of size in a bucket, shrink with 1 - t, as the room between two kept boxes does.
     """
     if iou_threshold < _NEAR_THRESHOLD:
-        return Grid(0.0, 1.0, 1.0, 0)
+        return pack(Grid(0.0, 1.0, 1.0, 0))
     limits = np.finfo(dtype)
     slack = 64 * float(limits.eps)
     pitch = max(4 * (1 - iou_threshold), 16 * slack)
     # Two octaves in a bucket up to t = 0.3; above, so many buckets that pairs of them keep a warp's 32 lanes busy.
     shift = 53 - max(0, math.ceil(math.log2(2.8 / pitch)))
-    return Grid(iou_threshold * (1 - slack), pitch, 16 * float(limits.tiny), shift)
+    return pack(Grid(iou_threshold * (1 - slack), pitch, 16 * float(limits.tiny), shift))
 
 
 def _flags_and_counts(length: int) -> tuple[tuple[int, str], tuple[int, str]]:

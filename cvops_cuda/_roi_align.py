@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ._roi_inputs import in_working_precision
 Shape = tuple[int, int, int, int]
 
 _MANY_BLOCKS = 2000  # are enough to keep a large GPU busy
+_is_contiguous = operator.attrgetter("flags.c_contiguous")
 
 
 class Pyramid(NamedTuple):
@@ -157,13 +159,15 @@ def multiscale_roi_align_backward(
 def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[Array], str]:
     """The maps, all of one layout and in working precision, and the kernel for it."""
     maps, kernel = list(features), "roi_align"
-    if not all(array.flags.c_contiguous for array in features):
-        transposed = [array.transpose(0, 2, 3, 1) for array in features]
-        if all(array.flags.c_contiguous for array in transposed):
+    lie_so = all(map(_is_contiguous, maps))
+    if not lie_so:
+        transposed = [array.transpose(0, 2, 3, 1) for array in maps]
+        if lie_so := all(map(_is_contiguous, transposed)):
             maps, kernel = transposed, "roi_align_last"
     if working_dtype(rois, *maps) == "d":
         maps = [converted(array, "d") for array in maps]
-    return [contiguous(array) for array in maps], kernel
+        lie_so = False
+    return maps if lie_so else [contiguous(array) for array in maps], kernel
 
 
 @functools.lru_cache(64)
