@@ -72,7 +72,7 @@ def multiscale_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Array:
-    """roi_align of each RoI on the map of the index that tells how many of the increasing limits its area reaches."""
+    """roi_align of each RoI on features[level], where level = sum(area >= area_limits)."""
     kind = ALIGN_CENTRES if aligned else ALIGN
     return _sample(features, rois, output_size, spatial_scales, area_limits, kind, sampling_ratio, 1)
 
@@ -249,41 +249,41 @@ def _samples(
     bins: tuple[int, ...],
     ratio: int,
     direct: bool,
-    show: bool,
+    emit_nan: bool,
 ) -> Chunks:
     rois, levels = _in_working_precision(rois, like), _levels(shapes, scales)
     limits = np.array(area_limits, "d") if area_limits else _NO_LIMITS
-    tiles, unit = (0, 1) if direct else (max(map(_tiles, shapes)), _roi_kernels.UNIT)
+    tiles, multiple_of = (0, 1) if direct else (max(map(_tiles, shapes)), _roi_kernels.UNIT)
 
     def table(*progress: Any) -> Any:
         return _roi_tables.sampled(
-            rois, shapes[0][0], levels, limits, *progress, tiles, kind, *bins, ratio, unit, show
+            rois, shapes[0][0], levels, limits, *progress, tiles, kind, *bins, ratio, multiple_of, emit_nan
         )  # fmt: skip
 
     return partial(_chunks, table, rois, shapes[0][0])
 
 
 def _windows(
-    rois: Array, like: Array, shape: Shape, scale: float, kind: int, bins: tuple[int, ...], tiles: int, unit: int
+    rois: Array, like: Array, shape: Shape, scale: float, kind: int, bins: tuple[int, ...], tiles: int, multiple_of: int
 ) -> Chunks:
     rois, levels = _in_working_precision(rois, like), _levels([shape], [scale])
 
     def table(*progress: Any) -> Any:
-        return _roi_tables.windows(rois, shape[0], levels, _NO_LIMITS, *progress, tiles, kind, *bins, unit)
+        return _roi_tables.windows(rois, shape[0], levels, _NO_LIMITS, *progress, tiles, kind, *bins, multiple_of)
 
     return partial(_chunks, table, rois, shape[0])
 
 
 def _averages(
-    rois: Array, like: Array, shape: Shape, scale: float, bins: tuple[int, ...], direct: bool, show: bool
+    rois: Array, like: Array, shape: Shape, scale: float, bins: tuple[int, ...], direct: bool, emit_nan: bool
 ) -> Chunks:
-    tiles, unit = (0, 1) if direct else (_tiles(shape), _roi_kernels.UNIT)
-    of_windows = _windows(rois, like, shape, scale, AVERAGE, bins, tiles, unit)
+    tiles, multiple_of = (0, 1) if direct else (_tiles(shape), _roi_kernels.UNIT)
+    of_windows = _windows(rois, like, shape, scale, AVERAGE, bins, tiles, multiple_of)
     weights = np.empty(0, _working(rois, like))
 
     def chunks(roi_bytes: int) -> Iterator[Chunk]:
         for *places, windows in of_windows(roi_bytes):
-            yield *places, *_roi_tables.averaged(windows, weights, shape[3], *bins, unit, show)
+            yield *places, *_roi_tables.averaged(windows, weights, shape[3], *bins, multiple_of, emit_nan)
 
     return chunks
 

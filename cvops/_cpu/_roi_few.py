@@ -90,11 +90,11 @@ def align_few(features, rois, rows, columns, scale, ratio, kind):
     images, channels, height, width = features.shape
     none, few, one = np.int64(0), channels < FEW_CHANNELS, np.int64(1)
     tiles_of_map = none if few else height * width // WIDTH + 1
-    unit = one if few else np.int64(_roi_kernels.UNIT)
+    multiple_of = one if few else np.int64(_roi_kernels.UNIT)
     places = np.empty(0, np.int64)
     bad, _, _, chunk = _roi_tables.sampled(
         rois, images, _level(height, width, scale), np.empty(0), none, np.int64(len(rois)) + 1, places, places,
-        np.int64(CHUNK_BYTES), none, tiles_of_map, kind, rows, columns, ratio, unit, True,
+        np.int64(CHUNK_BYTES), none, tiles_of_map, kind, rows, columns, ratio, multiple_of, True,
     )  # fmt: skip
     order, starts, tiles, tile_starts, first, offset, weight = chunk
     if bad >= 0 or len(order) < len(rois):

@@ -142,10 +142,10 @@ def _part_of(starts, begin, count):
 
 
 @jit
-def _fill_up(begin, at, unit, offset, weight):
-    """Split the last of the taps from `begin` on until their number is a multiple of `unit`; returns their end."""
+def _fill_up(begin, at, multiple_of, offset, weight):
+    """Split the last of the taps from `begin` on until their number is a `multiple_of`; returns their end."""
     if begin < at:
-        while (at - begin) % unit:
+        while (at - begin) % multiple_of:
             weight[at - 1] /= 2
             offset[at], weight[at] = offset[at - 1], weight[at - 1]
             at += 1
@@ -164,7 +164,7 @@ def _no_taps(bounds, many, at, first, f, offset, weight):
 
 
 @jit
-def _sample_taps(start, step, samples, bins, length, stride, unit, at, first, f, offset, weight):
+def _sample_taps(start, step, samples, bins, length, stride, multiple_of, at, first, f, offset, weight):
     """Taps of bilinear samples. A cell that several samples of a bin touch is one tap."""
     real = type(start)
     for p in range(bins):
@@ -196,7 +196,7 @@ def _sample_taps(start, step, samples, bins, length, stride, unit, at, first, f,
                 cell = low
             near += 1 - fraction
             far += fraction
-        at = _fill_up(np.int64(first[f + p]), at, unit, offset, weight)
+        at = _fill_up(np.int64(first[f + p]), at, multiple_of, offset, weight)
     first[f + bins] = at
     return at
 
@@ -222,7 +222,7 @@ def _list_marked(marks, tiles, count):
 @jit
 def sampled(
     rois, images, levels, area_limits, done, placed, order, starts, most_bytes, roi_bytes,
-    tiles_of_map, kind, rows, columns, ratio, unit, show,
+    tiles_of_map, kind, rows, columns, ratio, multiple_of, emit_nan,
 ):  # fmt: skip
     """Table of bilinear samples for the RoIs of the places from `done` on, as many as may be done at once.
 
@@ -232,8 +232,8 @@ def sampled(
     Returns (bad row or -1, order, starts, chunk). A chunk is (order, starts, tiles, tile_starts, first, offset,
     weight), of its RoIs alone. The tiles of map m that are read are tiles[tile_starts[m] : tile_starts[m + 1]]. The
     taps of RoI order[r] along y in bin row p lie from first[f + p] to first[f + p + 1], where f = r * (rows + columns +
-    2), those along x in bin column p from first[f + rows + 1 + p] to the next, a multiple of `unit`. An offset counts
-    pixels of the map. A RoI that has no place has no taps, or to `show` it, taps of weight NaN.
+    2), those along x in bin column p from first[f + rows + 1 + p] to the next, a `multiple_of`. An offset counts pixels
+    of the map. A RoI that has no place has no taps, or if `emit_nan`, taps of weight NaN.
     """
     bad, order, starts = _continue(
         rois, images, levels, area_limits, kind, rows, ratio, done, placed, order, starts
@@ -254,7 +254,7 @@ def sampled(
         # A bin has at most two taps a sample, and one a cell before it is filled up; neighbours share two cells.
         taps = min(2 * rows * max(samples[count, 0], 1), height + 2 * rows)
         taps += min(2 * columns * max(samples[count, 1], 1), width + 2 * columns)
-        taps += unit * (rows + columns)
+        taps += multiple_of * (rows + columns)
         if count > 0 and (room + taps) * (8 + rois.itemsize) + (count + 1) * roi_bytes > most_bytes:
             break
         room += taps
@@ -272,7 +272,7 @@ def sampled(
         for r in range(starts_of_chunk[m], starts_of_chunk[m + 1]):
             begin, x_first = at, f + rows + 1
             if samples[r, 0] < 0 or samples[r, 1] < 0:
-                at = _no_taps(rows + columns + 2, unit if show else 0, at, first, f, offset, weight)
+                at = _no_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
                 middle = np.int64(first[x_first])
             else:
                 middle = _sample_taps(
@@ -280,7 +280,7 @@ def sampled(
                     at, first, f, offset, weight,
                 )  # fmt: skip
                 at = _sample_taps(
-                    frames[r, 2], frames[r, 3], samples[r, 1], columns, width, one, unit,
+                    frames[r, 2], frames[r, 3], samples[r, 1], columns, width, one, multiple_of,
                     middle, first, x_first, offset, weight,
                 )  # fmt: skip
             f = x_first + columns + 1
@@ -307,7 +307,7 @@ def _window(start, step, p, length):
 @jit
 def windows(
     rois, images, levels, area_limits, done, placed, order, starts, most_bytes, roi_bytes,
-    tiles_of_map, kind, rows, columns, unit,
+    tiles_of_map, kind, rows, columns, multiple_of,
 ):  # fmt: skip
     """Table of rectangles of cells, for one level and the RoIs of the places from `done` on.
 
@@ -323,7 +323,7 @@ def windows(
     begin, scale = done % placed, rois.dtype.type(levels[0, 2])
     roi_bytes += 16 * (rows + columns)
     if kind == AVERAGE:
-        roi_bytes += 8 * (rows + columns + 2) + unit * (rows + columns + 1) * (8 + rois.itemsize)
+        roi_bytes += 8 * (rows + columns + 2) + multiple_of * (rows + columns + 1) * (8 + rois.itemsize)
     most = min(len(order) - begin, most_bytes // roi_bytes + 1)
     windows = np.empty((most, rows + columns, 2), np.int64)
     marks = np.zeros(tiles_of_map, np.bool_)
@@ -364,9 +364,9 @@ def windows(
 
 
 @jit
-def averaged(windows, weights, width, rows, columns, unit, show):
+def averaged(windows, weights, width, rows, columns, multiple_of, emit_nan):
     """The taps (first, offset, weight), as of `sampled`, that average over rectangles; `weights` tells their dtype."""
-    room = len(windows) * unit * (rows + columns + 1)
+    room = len(windows) * multiple_of * (rows + columns + 1)
     for r in range(len(windows)):
         for p in range(rows + columns):
             room += max(windows[r, p, 1] - windows[r, p, 0], 0)
@@ -375,7 +375,7 @@ def averaged(windows, weights, width, rows, columns, unit, show):
     at, f = np.int64(0), np.int64(0)
     for r in range(len(windows)):
         if windows[r, 0, 1] < windows[r, 0, 0]:
-            at = _no_taps(rows + columns + 2, unit if show else 0, at, first, f, offset, weight)
+            at = _no_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
             f += rows + columns + 2
             continue
         for p in range(rows + columns):
@@ -388,7 +388,7 @@ def averaged(windows, weights, width, rows, columns, unit, show):
             for cell in range(begin, end):
                 offset[at], weight[at] = cell * (width if p < rows else 1), 1 / (end - begin)
                 at += 1
-            at = _fill_up(np.int64(first[f - 1]), at, 1 if p < rows else unit, offset, weight)
+            at = _fill_up(np.int64(first[f - 1]), at, 1 if p < rows else multiple_of, offset, weight)
         first[f] = at
         f += 1
     return first, offset, weight
