@@ -40,7 +40,9 @@ def pytest_runtest_call():
 def pytest_sessionstart(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter:  # which workers of xdist do not have
-        reporter.write_line("All takes about two and a half minutes; with the slow tests, -m '', twice that.")
+        reporter.write_line(
+            "All takes about four minutes, and less once all is compiled; with the slow tests, -m '', about twice that."
+        )
         if missing := ", ".join(sorted(libraries.missing())):
             how = "install what is missing; cuda-emulated takes g++ and CVOPS_REQUIRE=cuda-emulated"
             reporter.write_line(f"Left out are tests that need {missing}: {how}.")
