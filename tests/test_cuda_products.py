@@ -66,8 +66,8 @@ def test_matmul_uses_one_matrix_for_a_whole_batch(emulated):
 
 
 @pytest.mark.parametrize("dtype", ["e", "E"])
-def test_matmul_of_16_bit_numbers_sums_in_float32(emulated, dtype):
-    dtype = np.float16 if dtype == "e" else require("ml_dtypes").bfloat16
+def test_matmul_of_16_bit_numbers_sums_in_float32(emulated, ml_dtypes, dtype):
+    dtype = np.float16 if dtype == "e" else ml_dtypes.bfloat16
     device.load()
     for kind in (dtype, np.float32):
         out = np.ones((1, 1), kind)
@@ -144,7 +144,7 @@ def _bfloat16():
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, ml_dtypes):
     """`cvops_cuda._device` on modules in place of CuPy's; `blas` records, `capability` may be set."""
     name = "cvops_cuda_without_a_gpu"
     cupy = types.ModuleType("cupy")

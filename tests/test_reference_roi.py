@@ -464,7 +464,7 @@ def assert_close(got, want):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", ORDINARY, indirect=True)
 @pytest.mark.parametrize("output_size", [(1, 1), (2, 3), (7, 7)])
-def test_torchvision(kind, output_size, dtype):
+def test_torchvision(torchvision, kind, output_size, dtype):
     maps = strategies.normal((2, 2 * math.prod(output_size), 9, 12), dtype)
     calls = [("roi_align", ratio, aligned) for ratio in (-1, 1, 3) for aligned in (False, True)]
     calls += [("ps_roi_align", ratio) for ratio in (-1, 1, 3)]

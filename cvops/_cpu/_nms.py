@@ -102,7 +102,7 @@ def _widen(halves, widened):
 
 def _result(keep: Array, padded_length: int | None) -> Array | tuple[Array, Array]:
     if padded_length is None:
-        return keep if keep.ctypes.data % 64 == 0 else copy(keep)
+        return keep if keep.__array_interface__["data"][0] % 64 == 0 else copy(keep)
     indices, count = empty((padded_length,), "int64"), empty((), "int64")
     indices[: len(keep)] = keep
     indices[len(keep) :] = -1

@@ -29,6 +29,8 @@ def suppression(boxes: Float32, scores: Float32, idxs: NDArray[np.int32], flag: 
     assert_type(cvops.batched_nms(boxes, scores, idxs, 0.5), Indices)
     assert_type(cvops.batched_nms(boxes, scores, idxs, 0.5, padded=True), tuple[Indices, Indices])
     assert_type(cvops.batched_nms(boxes, scores, idxs, 0.5, padded=flag), Indices | tuple[Indices, Indices])
+    assert_type(cvops.multiclass_nms(boxes, scores, 0.5).box, Indices)
+    assert_type(cvops.multiclass_nms(boxes, scores, 0.5, max_output=9, padded=True).count, Indices)
 
     cvops.nms("boxes", 3, 0.5)  # type: ignore[call-overload]
     cvops.nms([[0.0, 0.0, 1.0, 1.0]], scores, 0.5)  # type: ignore[call-overload]
@@ -42,6 +44,7 @@ def suppression(boxes: Float32, scores: Float32, idxs: NDArray[np.int32], flag: 
     cvops.nms(boxes, None, 0.5)  # type: ignore[call-overload]
     cvops.nms(boxes, scores)  # type: ignore[call-overload]
     cvops.batched_nms(boxes, scores, 0.5)  # type: ignore[call-overload]
+    cvops.multiclass_nms(boxes, scores, 0.5, padded=True)  # type: ignore[call-overload]
     cvops.batched_nms(boxes, scores, (1, 2), 0.5)  # type: ignore[call-overload]
 
 
