@@ -83,6 +83,38 @@ def _in_words_of_torch(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _probes() -> tuple[Callable[[], Any], ...]:
+    """What PyTorch answers with something true while a mode, a transform, a tracer or a profiler looks on."""
+    try:
+        return (
+            torch._C._len_torch_dispatch_stack,
+            torch._C._len_torch_function_stack,
+            torch._C._functorch.peek_interpreter_stack,
+            torch._C._get_tracing_state,
+            torch._C._autograd._profiler_enabled,
+        )
+    except AttributeError:  # another version of PyTorch
+        return (lambda: True,)
+
+
+_PROBES = _probes()
+
+
+def is_unwatched(*tensors: Tensor) -> bool:
+    """Whether the dispatcher would do nothing but call the kernel, on tensors that NumPy can see as they are.
+
+    The dispatcher takes longer than nms of ten boxes. Once torch.compile is in use, it looks into what is called here.
+    """
+    for tensor in tensors:
+        if type(tensor) is not Tensor or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+            return False
+        if tensor.layout is not torch.strided or tensor.requires_grad or tensor.is_neg():
+            return False
+        if torch._is_functional_tensor(tensor):
+            return False
+    return "torch._dynamo" not in sys.modules and not any(probe() for probe in _PROBES)
+
+
 def _register(
     schema: str,
     kernel: Kernel,

@@ -6,7 +6,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import _checks
+import cvops
+
+from . import _checks, _library
 from ._checks import as_sampling_ratio, count, flag, number, pair, positive
 from ._types import BroadcastingList2, Integer, Ints, Number
 
@@ -83,6 +85,10 @@ def nms(
             return torch.ops.cvops.nms_padded(
                 boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output
             )
+        if not torch.compiler.is_compiling() and _library.is_unwatched(boxes, scores):
+            array, of_scores = boxes.numpy(), scores.numpy()
+            keep = cvops.nms(array, of_scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
+            return torch.from_numpy(keep)
     torch._assert(not padded, "padded=True is not for TorchScript")
     return torch.ops.cvops.nms(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
 
