@@ -32,6 +32,13 @@ def suppression(boxes: Float32, scores: Float32, idxs: NDArray[np.int32], flag: 
     assert_type(cvops.multiclass_nms(boxes, scores, 0.5).box, Indices)
     assert_type(cvops.multiclass_nms(boxes, scores, 0.5, max_output=9, padded=True).count, Indices)
 
+    found = cvops.multiclass_nms(boxes, scores, 0.5, score_threshold=scores, objectness=scores, multi_label=flag)
+    assert_type(found.image, Indices)
+    padded = cvops.multiclass_nms(boxes, scores, 0.5, max_output=3, padded=True)
+    assert_type(padded.count, Indices)
+
+    cvops.multiclass_nms(boxes, scores, 0.5, padded=True)  # type: ignore[call-overload]
+    cvops.multiclass_nms(boxes, scores, 0.5, metric="giou")  # type: ignore[call-overload]
     cvops.nms("boxes", 3, 0.5)  # type: ignore[call-overload]
     cvops.nms([[0.0, 0.0, 1.0, 1.0]], scores, 0.5)  # type: ignore[call-overload]
     cvops.nms(boxes, [0.5], 0.5)  # type: ignore[call-overload]
