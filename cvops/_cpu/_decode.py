@@ -12,6 +12,8 @@ from . import _threads
 from ._jit import jit
 from ._memory import Array, cast, contiguous, empty
 
+_BLOCK = 4096  # rows whose exponentials are computed at a time
+
 
 def decode_boxes(deltas: Array, anchors: Array, weights: tuple[float, ...], clip: float | None) -> Array:
     dtype = working_dtype(deltas, anchors)
@@ -25,7 +27,7 @@ def decode_boxes(deltas: Array, anchors: Array, weights: tuple[float, ...], clip
     boxes = empty(shape, dtype)
     real = boxes.dtype.type
     _threads.run(
-        _decode,
+        _decode_range,
         math.prod(shape[:-1]),
         contiguous(deltas, dtype).reshape(-1, 4),
         contiguous(anchors, dtype).reshape(-1, 4),
@@ -34,7 +36,7 @@ def decode_boxes(deltas: Array, anchors: Array, weights: tuple[float, ...], clip
         tuple(map(real, weights)),
         real(math.inf if clip is None else clip),
         boxes.reshape(-1, 4),
-        nanoseconds=20 * math.prod(shape[:-1]),
+        nanoseconds=8 * math.prod(shape[:-1]),
     )
     return cast(boxes, result_type)
 
@@ -49,19 +51,31 @@ def _rows_and_repeats(of_anchors: tuple[int, ...], shape: tuple[int, ...]) -> tu
     return math.prod(shape[begin:end]), math.prod(shape[end:])
 
 
-@jit
-def _decode(begin, end, deltas, anchors, rows, repeats, weights, clip, boxes):
+def _decode_range(begin, end, deltas, anchors, rows, repeats, weights, clip, boxes):
     """Rows [begin, end) of `decoded` in cvops/_decode.py, in the same order of operations."""
+    for first in range(begin, end, _BLOCK):
+        last = min(first + _BLOCK, end)
+        with np.errstate(all="ignore"):  # NumPy's exponentials are vectorised, those of the compiler are not
+            growth = deltas[first:last, 2:] / np.array(weights[2:])
+            np.exp(np.minimum(growth, clip, out=growth), out=growth)
+        _decode(first, last, deltas, growth, anchors, rows, repeats, weights, boxes)
+
+
+@jit
+def _decode(begin, end, deltas, growth, anchors, rows, repeats, weights, boxes):
     half = boxes.dtype.type(0.5)
+    a, r = begin // repeats % rows, begin % repeats
     for i in range(begin, end):
-        a = i // repeats % rows
         for axis in range(2):
             first = anchors[a, axis]
             size = anchors[a, axis + 2] - first
-            growth = deltas[i, axis + 2] / weights[axis + 2]
-            if growth > clip:
-                growth = clip
             centre = deltas[i, axis] / weights[axis] * size + (first + half * size)
-            side = half * (math.exp(growth) * size)
+            side = half * (growth[i - begin, axis] * size)
             boxes[i, axis] = centre - side
             boxes[i, axis + 2] = centre + side
+        r += 1
+        if r == repeats:
+            r = 0
+            a += 1
+            if a == rows:
+                a = 0
