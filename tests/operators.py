@@ -83,7 +83,7 @@ OPERATORS = {
     "batched_nms": Operator((BOXES, SCORES, IDXS, 0.3), reference.batched_nms, ragged=True, indices=True),
     "multiclass_nms": Operator(
         (BOXES[None], np.stack([SCORES, SCORES[::-1]], 1)[None], 0.3), reference_multiclass.multiclass_nms,
-        lacks=("torch", "jax", "cuda"), ragged=True, indices=True,
+        lacks=("cuda",), ragged=True, indices=True, in_torchvision=False,
     ),
     "roi_align": Operator((MAP, ROIS, (2, 3), 0.5, 2, True), reference_roi.roi_align, gradient="roi_align_backward"),
     "roi_pool": Operator((MAP, ROIS, (2, 3), 0.5), _first(reference_roi.roi_pool), gradient="roi_pool_backward"),
