@@ -139,10 +139,10 @@ def test_float64_offsets_convert_what_they_meet(emulated, launches, dtype):
 
 def test_launches_of_conv2d(emulated, launches):
     map, weight, bias = np.ones((2, 3, 6, 7), "f"), np.ones((4, 3, 3, 3), "f"), np.ones(4, "f")
-    device.load().conv2d(map, weight, bias, (1, 1), (1, 1))
+    device.load().conv2d(map, weight, bias, (1, 1), (1, 1), False)
     assert launches == ["conv_bias", "conv_columns", "matmul"]
     launches.clear()
-    device.load().conv2d(map, weight[:, :, :1, :1], bias, (1, 1), (0, 0))
+    device.load().conv2d(map, weight[:, :, :1, :1], bias, (1, 1), (0, 0), False)
     assert launches == ["conv_bias", "matmul"]  # the map itself is the columns
 
 
@@ -182,7 +182,7 @@ def test_tiles_of_conv2d(emulated, launches, most_columns, columns, count):
     shapes = (2, 3, 4, 5), (4, 3, 3, 3), (4,)
     map, weight, bias = (random.normal(size=shape).astype("f") for shape in shapes)
     most_columns(columns)
-    got = device.load().conv2d(map, weight, bias, (1, 1), (1, 1))
+    got = device.load().conv2d(map, weight, bias, (1, 1), (1, 1), False)
     compare.close(got, reference.conv2d(map, weight, bias, padding=1), map)
     assert launches.count("conv_columns") == count
 
@@ -269,5 +269,5 @@ def test_bfloat16_conv2d(emulated):
     ml_dtypes, random = require("ml_dtypes"), np.random.default_rng(0)
     shapes = (2, 3, 6, 7), (4, 3, 3, 3), (4,)
     arrays = [random.integers(-2, 3, shape).astype(ml_dtypes.bfloat16) for shape in shapes]
-    got = device.load().conv2d(*arrays, (2, 1), (1, 0))
+    got = device.load().conv2d(*arrays, (2, 1), (1, 0), False)
     compare.same(got, reference.conv2d(*arrays, (2, 1), (1, 0)), got)

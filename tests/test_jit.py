@@ -438,6 +438,18 @@ def test_writable_and_readonly_inputs_share_one_compilation():
     assert len(_nms_few.nms_of_few.signatures) == before == 1
 
 
+def test_threads_call_a_kernel_of_one_signature_for_the_first_time_at_once():
+    """All but one find that it is compiled when their turn comes."""
+    kernel = _jit.jit_for(numba.types.Array(numba.types.float32, 1, "C", readonly=True))(lambda array: array[0] + 1)
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(kernel(np.ones(1, np.float32)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [2] * 8
+
+
 def test_kernels_cannot_write_into_inputs():
     cvops.warmup(dtypes=("float32", "float64"))
     arrays = [array for array in _nms_few.nms_of_few.signatures[0] if isinstance(array, numba.types.Array)]

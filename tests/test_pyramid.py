@@ -479,15 +479,14 @@ def test_the_functions_over_libraries(array):
     features, boxes = [*pyramid(2, 3).values()], split(boxes_of_all_sizes(12), 2)
     maps, given = tuple(map(array, features)), tuple(map(array, boxes))
     options = {"scales": np.array([1 / 4, 1 / 8]), "sampling_ratio": 2}
-    want = reference.multiscale_roi_align(
-        {"p2": features[0], "p3": features[1]}, boxes, [], ["p2", "p3"], 2, 2, scales=[1 / 4, 1 / 8]
-    )
+    by_name, names = dict(zip(["p2", "p3"], features, strict=True)), ["p2", "p3"]
+    want = reference.multiscale_roi_align(by_name, boxes, [], names, 2, 2, scales=[1 / 4, 1 / 8])
     compare.close(cvops.multiscale_roi_align(maps, given, 2, **options), want, maps[0])
-    grad = array(np.ones(want.shape, np.float32))
-    gradients = cvops.multiscale_roi_align_backward(grad, given, [each.shape for each in features], **options)
-    for gradient, each in zip(gradients, features, strict=True):
-        assert type(gradient) is type(grad)
-        assert gradient.shape == each.shape
+    grad = strategies.normal(want.shape, seed=9)
+    gradients = cvops.multiscale_roi_align_backward(array(grad), given, [each.shape for each in features], **options)
+    wanted = reference.multiscale_roi_align_backward(grad, by_name, boxes, [], names, 2, scales=[1 / 4, 1 / 8])
+    for name, gradient in zip(names, gradients, strict=True):
+        compare.close(gradient, wanted[name], maps[0])
 
 
 @pytest.mark.parametrize(("of_maps", "of_boxes", "value"), [("f4", "f4", 3), ("f8", "f4", 2), ("f4", "f8", 2)])

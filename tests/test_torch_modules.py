@@ -116,12 +116,12 @@ def test_multiscale_roi_align_as_the_plain_class(torch_ops, torch):
 
 
 @pytest.mark.parametrize("how", ["plain", "scripted", "compiled"])
-def test_multiscale_roi_align_as_the_plain_function(ops, torch, how):
+def test_multiscale_roi_align_as_the_plain_function(torch_ops, torch, how):
     rois, maps = torch.from_numpy(reference_roi.as_rois(BOXES)), [*tensors(torch, MAPS).values()]
     options = {"scales": [0.3, 0.1, 0.05], **OPTIONS}
     want = cvops.multiscale_roi_align([*MAPS.values()], BOXES, 2, **options)
     function = {"plain": lambda f: f, "scripted": torch.jit.script, "compiled": torch.compile}[how](
-        ops.multiscale_roi_align
+        torch_ops.multiscale_roi_align
     )
     maps = [each.requires_grad_() for each in maps]
     got = function(maps, rois, (2, 2), **options)
@@ -133,7 +133,7 @@ def test_multiscale_roi_align_as_the_plain_function(ops, torch, how):
         np.testing.assert_array_equal(each.grad.numpy(), gradient)
 
 
-def test_multiscale_roi_align_refuses(ops, torch):
+def test_multiscale_roi_align_refuses(torch_ops, torch):
     rois, maps = torch.from_numpy(reference_roi.as_rois(BOXES)), [*tensors(torch, MAPS).values()]
     for features, error, text in [
         (maps[0], TypeError, "`features` must be a list of arrays, got Tensor"),
@@ -141,9 +141,9 @@ def test_multiscale_roi_align_refuses(ops, torch):
         ([maps[0], None, maps[2]], TypeError, "`features[1]` must be a tensor, got None"),
     ]:
         with pytest.raises(error, match=re.escape(text)):
-            ops.multiscale_roi_align(features, rois, 2, scales=[0.3, 0.1, 0.05])
+            torch_ops.multiscale_roi_align(features, rois, 2, scales=[0.3, 0.1, 0.05])
     with pytest.raises(ValueError, match="`scales` must have one number for each of 3 maps, got 1"):
-        ops.multiscale_roi_align(maps, rois, 2, scales=[0.3])
+        torch_ops.multiscale_roi_align(maps, rois, 2, scales=[0.3])
 
 
 @pytest.mark.parametrize("names", [["p2", "same", "p3"], ["same", "p2"], ["p3", "p2", "same"], ["p2", "p2", "p3"]])

@@ -476,7 +476,7 @@ def test_kernels_work_on_the_memory_of_the_tensors(torch_ops, torch, monkeypatch
     """The backend gets the addresses of the tensors, and what it returns is the memory of the result."""
     import cvops._cpu
 
-    function = name.removesuffix("_padded")
+    function = f"lean_{name}" if name in ("nms", "batched_nms") else name.removesuffix("_padded")
     original, seen = getattr(cvops._cpu, function), []
 
     def spy(*args):
@@ -502,8 +502,9 @@ def test_kernels_work_on_the_memory_of_the_tensors(torch_ops, torch, monkeypatch
                 found |= pointers(value)
         return found
 
-    monkeypatch.setattr(cvops._cpu, function, spy)
     args = registered_calls(torch)[name]
+    getattr(torch.ops.cvops, name)(*args)  # the first call of a process takes another way
+    monkeypatch.setattr(cvops._cpu, function, spy)
     result = getattr(torch.ops.cvops, name)(*args)
     ((given, returned),) = seen
     assert pointers(args) <= given

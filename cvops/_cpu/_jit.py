@@ -78,9 +78,13 @@ def jit_for(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
         if numba.config.DISABLE_JIT or not _KNOWS_NUMBA:
             return dispatcher
 
-        def compile_for_args(*_: Any) -> Any:
-            _process.apart(dispatcher.compile, arguments)
+        def compile_once() -> None:
+            if not dispatcher.signatures:  # else another thread was here first
+                dispatcher.compile(arguments)
             dispatcher.disable_compile()  # from now on Numba looks for a conversion where types differ
+
+        def compile_for_args(*_: Any) -> Any:
+            _process.apart(compile_once)
             return dispatcher  # which is called then
 
         dispatcher._compile_for_args = compile_for_args
