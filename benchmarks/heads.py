@@ -12,7 +12,7 @@ import cvops
 
 from . import peers
 from .data import Array, clustered
-from .harness import DisagreementError, Row, all_close
+from .harness import DisagreementError, Row, all_close_to_largest
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -65,5 +65,5 @@ def decode_row(n: int) -> Row:
         inputs=f"clustered({n}, seed=0), normal deltas",
         sides={"cvops": partial(cvops.decode_boxes, deltas, anchors)}
         | peers.sides(peers.DECODE_BOXES, deltas, anchors),
-        check=all_close,
+        check=all_close_to_largest,  # two large numbers whose difference is a corner
     )

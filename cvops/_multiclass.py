@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ._types import Array, ArrayT, Indices, Integer, Number
 
-    Metric = Literal["iou", "ios"]
+    Metric = Literal["iou"]
 
 METRICS = ("iou",)
 _Any = TypeVar("_Any")
