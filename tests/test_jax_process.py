@@ -91,7 +91,7 @@ for _ in range(2):
 print(*names)
 """
     operators = ["deform_conv2d", "multiscale_roi_align", "ps_roi_align", "ps_roi_pool", "roi_align", "roi_pool"]
-    names = ["batched_nms", "nms", *operators, *(name + "_backward" for name in operators)]
+    names = ["batched_nms", "multiclass_nms", "nms", *operators, *(name + "_backward" for name in operators)]
     assert run(code) == sorted("cvops." + name for name in names)  # exported programs hold them: they never change
 
 

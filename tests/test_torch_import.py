@@ -101,12 +101,12 @@ assert torch.func.vmap(new.box_iou)(boxes, boxes).shape == (2, 5, 5)
 """,
     "number of threads": """
 forget()
-new, plain = importlib.import_module("cvops.torch"), importlib.import_module("cvops")
+new, backend = importlib.import_module("cvops.torch"), importlib.import_module("cvops._cpu")
 calls = []
-nms = plain.nms
-plain.nms = lambda *args, **options: calls.append(1) or nms(*args, **options)
-old.nms(*torch_calls.tensors("nms"))
-new.nms(*torch_calls.tensors("nms"))
+ps_roi_align = backend.ps_roi_align
+backend.ps_roi_align = lambda *args: calls.append(1) or ps_roi_align(*args)
+old.ps_roi_align(*torch_calls.tensors("ps_roi_align"))
+new.ps_roi_align(*torch_calls.tensors("ps_roi_align"))
 assert len(calls) == 2  # the operators are those of the last import, with its settings
 """,
 }
