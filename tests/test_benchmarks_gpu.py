@@ -206,6 +206,7 @@ def test_the_last_stage_takes_what_is_left(tmp_path):
     assert (passed, verdicts["b"]) == (False, "FAILED with status 3 after 9 s")
 
 
+@pytest.mark.slow
 def test_a_command_and_what_it_started_are_stopped():
     child = "import time; time.sleep(1000)"
     parent = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid); {child}"

@@ -100,6 +100,7 @@ def test_the_picture_in_the_readme_is_what_the_default_run_draws(tmp_path):
     assert np.abs(shown - drawn).mean() < 2  # decoders and fonts of Pillow's versions differ a little
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(DETECTION_FILES, every=4))
 def test_every_candidate_is_in_the_first_panel(name, tmp_path):
     file = load(name)
@@ -123,6 +124,7 @@ def test_every_shipped_file(name, tmp_path):
         assert (panel != input_picture(file)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("iou", "stored"), [("0.6", "keep_060"), pytest.param("0.7", "keep_070", marks=pytest.mark.slow)]
 )
@@ -132,24 +134,28 @@ def test_iou(iou, stored, tmp_path):
     assert printed_rows(result) == expected_rows(file, file[stored])
 
 
+@pytest.mark.slow
 def test_iou_one_keeps_every_box_above_the_score(tmp_path):
     file = load("ssd_coco_chelsea")
     result = detect(tmp_path, DATA / "ssd_coco_chelsea.npz", "--iou", "1")
     assert printed_rows(result) == expected_rows(file, np.arange(len(file["scores"])))
 
 
+@pytest.mark.slow
 def test_score(tmp_path):
     file = load("ssd_coco_coffee")
     result = detect(tmp_path, DATA / "ssd_coco_coffee.npz", "--score", "0.05")
     assert printed_rows(result) == expected_rows(file, file["keep_050"], 0.05)
 
 
+@pytest.mark.slow
 def test_max(tmp_path):
     file = load("ssd_coco_coffee")
     result = detect(tmp_path, DATA / "ssd_coco_coffee.npz", "--max", "2")
     assert printed_rows(result) == expected_rows(file, file["keep_050"][:2])
 
 
+@pytest.mark.slow
 def test_out(tmp_path):
     result = detect(tmp_path, "--out", "astronaut.JPG")
     assert result.stdout.endswith("picture: astronaut.JPG\n")
@@ -195,6 +201,7 @@ def small_file():
     }
 
 
+@pytest.mark.slow
 def test_file_without_picture_gets_a_white_canvas(tmp_path):
     np.savez(tmp_path / "small.npz", **small_file())
     rows = printed_rows(detect(tmp_path, "small.npz"))
@@ -210,6 +217,7 @@ def test_file_without_picture_gets_a_white_canvas(tmp_path):
     assert (drawn[40, 60] != drawn[40, 10]).any()  # a colour a class
 
 
+@pytest.mark.slow
 def test_boxes_that_cannot_be_seen_are_listed_but_not_drawn(tmp_path):
     boxes = np.array([[200, 200, 300, 300], [50, 60, 10, 20], [np.nan, 20, 50, 60]], np.float32)
     np.savez(tmp_path / "small.npz", **{**small_file(), "boxes": boxes})
@@ -355,6 +363,7 @@ def test_help_needs_no_framework(example, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", few(EXAMPLES, every=4))
 def test_a_missing_framework_is_reported_in_one_line(example, tmp_path):
     packages = {

@@ -40,6 +40,7 @@ def test_the_detections_are_those_of_the_candidates(name, tmp_path):
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 1000  # a photograph is on it
 
 
+@pytest.mark.slow
 @every_example
 def test_options(name, tmp_path):
     done = run(name, tmp_path, "--score", "0.5", "--iou", "1", "--out", "other.jpg")

@@ -55,6 +55,7 @@ def run(code, folder, **environment):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_without_a_writable_cache_folder_calls_work_and_warn_once(tmp_path):
     shutil.copytree(ROOT, tmp_path / "cvops", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in (tmp_path / "cvops", tmp_path / "cvops" / "_cpu"):
@@ -65,6 +66,7 @@ def test_without_a_writable_cache_folder_calls_work_and_warn_once(tmp_path):
     assert "NUMBA_CACHE_DIR" in printed[3]
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path):
     assert run(CALLS, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path))[2] == "0"
     machine_code = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")}
@@ -324,6 +326,7 @@ CHANGES_OF_NUMBA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", few(CHANGES_OF_NUMBA, 4))
 def test_where_numba_is_not_as_known_its_own_cache_serves(tmp_path, change):
     edit, suffix = CHANGES_OF_NUMBA[change]
@@ -400,6 +403,7 @@ print(repr(answers))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_without_a_compiler_results_are_right_or_an_error_names_the_variable(dtype):
     code = IN_PYTHON.replace("DTYPES", repr([dtype]))

@@ -126,6 +126,7 @@ def test_nms_of_pairs_at_the_threshold(ops, pairs, threshold, dtype):
     compare.same(ops.nms(boxes, scores, threshold), want, boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [0, MANY])
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 0.9, 0.95, 0.99])
 def test_nms_of_pairs_above_the_threshold_by_rounding(ops, threshold, others):
@@ -139,12 +140,14 @@ def test_nms_of_pairs_above_the_threshold_by_rounding(ops, threshold, others):
         compare.same(ops.nms(boxes, scores, threshold), want, boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clustered", "dense", "tiny to huge", "with NaN, inf, inverted and empty ones"])
 def test_nms_of_20_000_boxes(ops, name):
     boxes, scores = many(20_000)[name], data.uniform_scores(20_000)
     compare.same(ops.nms(boxes, scores, 0.5), reference.nms_of_many(boxes, scores, 0.5), boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["identical", "dense", "six decades", "with NaN, inf, inverted and empty ones"])
 @pytest.mark.parametrize("share", strategies.few([1, 3, 80, 5000], every=2))
 def test_batched_nms_of_many_boxes(ops, name, share):
@@ -157,6 +160,7 @@ def test_batched_nms_of_many_boxes(ops, name, share):
     compare.same(ops.batched_nms(boxes, scores, idxs, 0.7), want, boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 20, 1200])
 @pytest.mark.parametrize("size", [200, 300, MANY])
 def test_options_of_many_boxes(ops, size, limit):
@@ -663,6 +667,7 @@ np.savez(sys.argv[2], **results)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "size"),
     [

@@ -73,6 +73,7 @@ def test_the_grid_keeps_the_same_or_gives_up(name, threshold):
         np.testing.assert_array_equal(keep, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_the_grid_at_the_farthest_that_a_suppressor_can_be(threshold, dtype):
@@ -145,6 +146,7 @@ def test_batches_keep_what_the_reference_keeps(size, threshold, dtype):
         np.testing.assert_array_equal(np.flatnonzero(kept), want[:limit])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 0.05])
 @pytest.mark.parametrize("name", strategies.many(1))
 def test_batches_of_hostile_boxes(name, threshold):

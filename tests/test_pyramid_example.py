@@ -55,6 +55,7 @@ def test_every_run_gives_the_same(tmp_path):
     np.testing.assert_array_equal(picture(tmp_path / "one.png")[1], picture(tmp_path / "two.png")[1])
 
 
+@pytest.mark.slow
 def test_out(tmp_path):
     result = run(tmp_path, MAPS, "--out", "maps.JPG")
     assert (result.returncode, result.stderr) == (0, "")
@@ -117,6 +118,7 @@ def test_each_box_is_drawn_on_its_level_and_in_its_colour(tmp_path):
         assert drawn[name] == 0 < all_drawn[name]
 
 
+@pytest.mark.slow
 def test_boxes_outside_or_not_finite_have_no_level(tmp_path):
     rois = np.array([[500, 500, 600, 600], [np.nan, 1, 2, 3], [10, 10, 60, 60]], np.float32)
     np.savez(tmp_path / "file.npz", **{**real_maps(), "rois": rois})

@@ -145,6 +145,7 @@ print("alive")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", few(["idxs", "boxes of nms", "scores", "argmax", "boxes of RoIs", "offset"], 6))
 def test_hammer(what):
     command = [sys.executable, "-X", "faulthandler", "-c", HAMMER, what]

@@ -68,6 +68,7 @@ def test_scores(dtype, size):
         check(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", MANY)
 def test_many_scores(dtype, size):

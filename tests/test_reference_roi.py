@@ -299,6 +299,7 @@ def kind(request):
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_size", [(1, 1), (2, 3), (5, 2)])
 def test_align_bins_one_by_one(kind, output_size):
     height, width = output_size
@@ -340,6 +341,7 @@ def test_pool_bins_one_by_one(kind, output_size):
 # ------------------------------------------------------------------------------------------------------- gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_size", [(1, 1), (2, 3)])
 def test_gradients_are_those_of_the_forwards(kind, output_size):
     """Pixel by pixel: by how much the results change, each times its gradient, with the pixel."""

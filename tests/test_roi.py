@@ -126,6 +126,7 @@ def test_any_rois(ops, operator, problem, ratio, aligned):
     check_forward(ops, operator, maps, rois, output_size, scale, **options_of(operator, ratio, aligned))
 
 
+@pytest.mark.slow
 @given(strategies.problems(), strategies.ratios, st.booleans(), st.sampled_from(list(strategies.LAYOUTS)))
 def test_gradients_of_any_rois(ops, operator, problem, ratio, aligned, layout):
     maps, rois, output_size, scale = problem
@@ -149,6 +150,7 @@ def large(request, operator):
     return strategies.LAYOUTS[request.param], shape, strategies.rois("all", count, shape, 1 / 16), output_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", few(["float32", "float64"], every=2))
 def test_many_rois(ops, operator, dtype, large):
     layout, (images, channels, *sides), rois, output_size = large
@@ -307,6 +309,7 @@ def test_roi_align_by_hand(ops):
     compare.close(ops.roi_align(RAMP, box(3, 3, 1, 1), 2, 1, 1, True), np.array([[[[22, 21], [12, 11.0]]]]), RAMP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", ["roi_align", "ps_roi_align"], indirect=True)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("ratio", [1, 2, 3])

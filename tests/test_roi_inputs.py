@@ -541,6 +541,7 @@ def dangerous_calls(backend):
                 compare.close(getattr(ops, operator + "_backward")(*inputs), want, grad)
 
 
+@pytest.mark.slow
 def test_dangerous_values_do_not_crash(ops):
     run = f"from {__name__} import dangerous_calls; dangerous_calls({ops.backend!r})"
     warnings = ["-W", "error", "-W", "ignore:`boxes` looks like xywh"]

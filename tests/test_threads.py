@@ -148,6 +148,7 @@ def test_small_work_starts_no_thread():
     assert run(code, work="").strip() == "1"
 
 
+@pytest.mark.slow
 def test_many_python_threads_at_once():
     run("""
     from concurrent.futures import ThreadPoolExecutor
@@ -187,6 +188,7 @@ def test_forked_children():
     """)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_fork_while_other_threads_compute():
     # Python itself warns of forks with other threads alive, rightly: what is tested is that ours do not hang.
@@ -212,6 +214,7 @@ def test_fork_while_other_threads_compute():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_multiprocessing(method, tmp_path):
     if method not in multiprocessing.get_all_start_methods():
@@ -248,6 +251,7 @@ def test_in_the_workers_of_a_torch_data_loader(torch):
     """)
 
 
+@pytest.mark.slow
 def test_calls_while_the_interpreter_exits():
     printed = run("""
     import atexit, threading
@@ -260,6 +264,7 @@ def test_calls_while_the_interpreter_exits():
     assert printed.split() == ["checked", "checked"]
 
 
+@pytest.mark.slow
 def test_exit_with_a_daemon_thread_computing():
     run("""
     import threading, time
@@ -333,6 +338,7 @@ def test_fork_beside_the_first_calls_of_another_thread(tmp_path, imported, cache
     cold(code, cache, tmp_path)
 
 
+@pytest.mark.slow
 @every_cache
 def test_a_signal_handler_makes_first_calls_within_first_calls(tmp_path, cache):
     """Neither imports nor Numba can be entered twice by one thread."""
@@ -415,6 +421,7 @@ def test_first_calls_while_the_interpreter_exits(tmp_path, imported, cache):
         assert printed.split() == ["checked"] * 3
 
 
+@pytest.mark.slow
 def test_calls_of_finalisers_at_the_very_end():
     """When sys.modules is empty, and new threads would never run."""
     printed = run("""
@@ -460,6 +467,7 @@ def everywhere(handler, every=1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["(3,)", pytest.param("(1, 2, 4)", marks=pytest.mark.slow)])
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal on this system")
 def test_a_signal_handler_calls_operators_everywhere(sizes):
@@ -506,6 +514,7 @@ os.register_at_fork = register
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_python_itself_waits_for_ever_in_a_fork_within_a_fork():
     """If this fails, Python has mended it: then WITHOUT_HOOKS_OF_PYTHON may leave out the hook of loggers only."""
@@ -532,6 +541,7 @@ def test_python_itself_waits_for_ever_in_a_fork_within_a_fork():
     assert run(code, work="").strip() == "waits for ever"
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_signal_handler_forks_within_a_fork():
     code = """
@@ -604,6 +614,7 @@ def check(at_least):
 """
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("end", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", [pytest.param("signal", marks=pytest.mark.slow), "hook", "finaliser"])
@@ -642,6 +653,7 @@ def test_forks_within_a_fork(way, end):
     run(code, work=work)
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("waits_for", ["compilation", "worker"])
 def test_a_handler_raises_while_a_fork_waits(waits_for):
@@ -712,6 +724,7 @@ def test_a_handler_raises_when_a_fork_takes_a_lock(taken):
         lock.release()
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_thread_imports_thread_pools_while_a_fork_waits():
     """Of the hooks that it registers, the fork runs only those after it: they would release what was never taken."""
@@ -803,6 +816,7 @@ def test_calls_beside_changes_of_the_number_of_threads():
 # --------------------------------------------------------------------------------------------------------- forks
 
 
+@pytest.mark.slow
 def test_only_the_import_of_cvops_registers_hooks():
     """One registered by a lazy import could be registered by one thread while another one forks."""
     code = """
@@ -864,6 +878,7 @@ def test_the_order_of_a_fork(monkeypatch):
     assert done == ["begin workers"]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_fork_waits_for_workers():
     run("""
@@ -973,6 +988,7 @@ if len(os.sched_getaffinity(0)) < len(allowed) or not {bound}:
 """
 
 
+@pytest.mark.slow
 @places_threads
 @pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_openmp_confines_no_worker(first):
@@ -984,6 +1000,7 @@ def test_openmp_confines_no_worker(first):
     assert run(code, work="", OMP_PROC_BIND="true").split("\n")[:3] == ["True", "[True]", "False"]
 
 
+@pytest.mark.slow
 @places_threads
 def test_without_openmp_the_mask_of_the_caller_holds():
     bind = "os.sched_setaffinity(0, {min(allowed)})"
@@ -991,6 +1008,7 @@ def test_without_openmp_the_mask_of_the_caller_holds():
     assert run(code, work="").split("\n")[:3] == ["False", "[True]", "True"]
 
 
+@pytest.mark.slow
 def test_on_systems_with_less():
     """As on Windows and macOS: no affinity, no forks, no processor numbers, no library of the process itself."""
     code = """

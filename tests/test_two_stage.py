@@ -52,6 +52,7 @@ def test_the_default_is_the_shipped_pyramid(default, tmp_path):
     np.testing.assert_array_equal(written(tmp_path / "run", PYRAMID), default)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["p3", "p4"])
 def test_the_features_are_on_the_picture(default, name, tmp_path):
     """Boxes are pooled from these two maps; the largest is too small for the third."""
@@ -74,6 +75,7 @@ def test_features_that_are_not_finite_are_drawn_as_weak(value, tmp_path):
     written(tmp_path / "run", tmp_path / "other.npz")
 
 
+@pytest.mark.slow
 def test_out(tmp_path):
     result = two_stage(tmp_path, "--out", "crops.JPG")
     assert (result.returncode, result.stderr) == (0, "")

@@ -145,18 +145,21 @@ def test_very_many_rois(count):
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
 
 
+@pytest.mark.slow
 def test_very_many_boxes():
     own = peaks("many_boxes", 5_000_000)
     assert len(own) == 9
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
 
 
+@pytest.mark.slow
 def test_convolutions():
     own = peaks("convolutions", 640)
     assert len(own) == 8
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
 
 
+@pytest.mark.slow
 def test_maps_of_16_bits():
     """And of other layouts than kernels read: no map is copied as a whole."""
     own, size = peaks("sixteen_bits", 600), 2 * 256 * 250 * 300
