@@ -41,7 +41,7 @@ def pytest_sessionstart(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter:  # which workers of xdist do not have
         reporter.write_line(
-            "All takes about three minutes, and less once all is compiled; with the slow tests, -m '', several times that."
+            "All takes about three minutes, less once all is compiled; with the slow tests, -m '', several times that."
         )
         if missing := ", ".join(sorted(libraries.missing())):
             how = "install what is missing; cuda-emulated takes g++ and CVOPS_REQUIRE=cuda-emulated"
