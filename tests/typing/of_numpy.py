@@ -51,7 +51,6 @@ def suppression(boxes: Float32, scores: Float32, idxs: NDArray[np.int32], flag: 
     cvops.nms(boxes, None, 0.5)  # type: ignore[call-overload]
     cvops.nms(boxes, scores)  # type: ignore[call-overload]
     cvops.batched_nms(boxes, scores, 0.5)  # type: ignore[call-overload]
-    cvops.multiclass_nms(boxes, scores, 0.5, padded=True)  # type: ignore[call-overload]
     cvops.batched_nms(boxes, scores, (1, 2), 0.5)  # type: ignore[call-overload]
 
 
