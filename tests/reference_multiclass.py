@@ -31,10 +31,11 @@ def multiclass_nms(
     with np.errstate(all="ignore"):
         floors = None if score_threshold is None else np.broadcast_to(score_threshold, classes).astype(scores.dtype)
         values = scores
-        if objectness is not None:
-            _, values, objectness = working(boxes, scores, objectness)
+        if objectness is None:
+            boxes, _ = working(boxes, scores)
+        else:
+            boxes, values, objectness = working(boxes, scores, objectness)
             values = values * objectness[:, :, None]
-    (boxes, _) = working(boxes, scores)
     found = []
     for n in range(images):
         candidates = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
@@ -243,7 +244,30 @@ def test_objectness_is_multiplied_in_working_precision(ops):
     assert ops.multiclass_nms(boxes, scores, 0.5, objectness=objectness, score_threshold=0.25)[1].tolist() == [1]
 
 
+@pytest.mark.parametrize("multi_label", [True, False])
+@pytest.mark.parametrize("dtypes", [*itertools.product(["uint8", *strategies.FLOATS], *[strategies.FLOATS] * 2)])
+def test_the_working_precision_is_that_of_all_arrays(ops, dtypes, multi_label):
+    """Factors that differ beyond float32, and quarters for scores: the order depends on the factors alone."""
+    of_boxes, of_scores, of_objectness = dtypes
+    boxes, scores = some(2, 25, 3)
+    objectness = (1 + np.random.default_rng(0).integers(0, 4, (2, 25)) * 1e-9).astype(of_objectness)
+    scores = (np.round(4 * scores) / 4).astype(of_scores)
+    options = {"objectness": objectness, "score_threshold": 0.5, "multi_label": multi_label}
+    check((boxes / 8).astype(of_boxes), scores, 0.5, on=ops, **options)
+
+
+def test_limits_of_any_size(ops):
+    boxes, scores = some(2, 9, 3)
+    for limit in (2**31, 2**63, 10**30):
+        for name in ("max_candidates", "max_per_class", "max_output"):
+            check(boxes, scores, 0.5, on=ops, **{name: limit})
+    check(boxes, scores, 0.5, on=ops, max_candidates=2**48, max_per_class=2**48, max_output=9, padded=True)
+
+
 # ------------------------------------------------------------------------------------------------------ properties
+
+
+_factors = st.sampled_from([0, 0.5, 1 / 3, 1, -1, INF, NAN])
 
 
 @st.composite
@@ -263,7 +287,9 @@ def heads(draw):
         "multi_label": draw(st.booleans()), "class_agnostic": draw(st.booleans()),
     }  # fmt: skip
     if draw(st.booleans()):
-        options["objectness"] = draw(hnp.arrays("f4", (images, length), elements=st.sampled_from([0, 0.5, 1, NAN])))
+        options["objectness"] = draw(
+            hnp.arrays(draw(st.sampled_from(strategies.FLOATS)), (images, length), elements=_factors)
+        )
     options |= draw(st.sampled_from([{}, {"max_output": 4}, {"max_output": 20, "padded": True}]))
     return np.resize(boxes, shape), scores, options
 

@@ -47,23 +47,23 @@ def multiclass_nms(
     padded: bool,
 ) -> tuple[Array, Array, Array]:
     images, length, classes = scores.shape
-    numbers, bounds = _ranked_candidates(
-        scores, objectness, score_threshold, max_candidates, multi_label, working_dtype(boxes, scores)
-    )
-    most = len(numbers) if max_output is None else max_output
+    dtype = working_dtype(boxes, scores, *(() if objectness is None else (objectness,)))
+    numbers, bounds = _ranked_candidates(scores, objectness, score_threshold, max_candidates, multi_label, dtype)
+    # Limits are any integers; the length of a padded result is one that memory can hold.
+    most = len(numbers) if max_output is None else max_output if padded else min(max_output, len(numbers))
     of_class = most if max_per_class is None else min(max_per_class, most)
     kept = np.zeros(len(numbers), np.bool_)
     if len(numbers) and of_class:
         rows = _rows(numbers, bounds, length, classes, boxes.ndim == 4)
         if class_agnostic:
             limit = most if max_per_class is None else len(numbers)
-            kept = _suppress(_boxes_of(boxes, rows, working_dtype(boxes, scores)), bounds, iou_threshold, limit)
+            kept = _suppress(_boxes_of(boxes, rows, dtype), bounds, iou_threshold, limit)
         else:
             ranks, starts = group(_labels(numbers, bounds, classes), np.arange(len(numbers)))
-            ranked = _boxes_of(boxes, rows[ranks], working_dtype(boxes, scores))
+            ranked = _boxes_of(boxes, rows[ranks], dtype)
             kept = by_rank(_suppress(ranked, starts, iou_threshold, of_class), ranks)
     counts = np.zeros(images, np.int64)
-    _limit(numbers, bounds, classes, -1 if max_per_class is None else max_per_class, most, kept, counts)
+    _limit(numbers, bounds, classes, -1 if max_per_class is None else of_class, most, kept, counts)
     if padded:
         box, label, count = empty((images, most), "int64"), empty((images, most), "int64"), empty((images,), "int64")
         _write_padded(numbers, bounds, classes, kept, box, label)
@@ -88,7 +88,7 @@ def _ranked_candidates(
 ) -> tuple[Array, Array]:
     """(box * C + class of the candidates of all images, by rank in each; where images begin in it, and the end)."""
     images, length, classes = scores.shape
-    most = length * classes if most is None else most
+    most = length * classes if most is None else min(most, length * classes)
     floors = _floors(score_threshold, scores)
     if scores.size == 0 or most == 0:
         return np.empty(0, np.int64), np.zeros(images + 1, np.int64)
