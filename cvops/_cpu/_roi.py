@@ -339,11 +339,11 @@ def _pool(
     images, channels, *_ = features[0].shape
     values = len(places) * channels // groups * math.prod(bins)
     by_bin = groups > 1 and not direct
+    order, flat_pooled = places, pooled.reshape(-1)
     if by_bin:
-        local = np.arange(len(places))
-        order, flat_pooled = local, np.empty(values, storage)
-    else:
-        order, flat_pooled = places, pooled.reshape(-1)
+        local, flat_pooled = np.arange(len(places)), np.empty(values, storage)
+        # `forward` may as well jump from RoI to RoI: it does so if these are all of them.
+        order, places = (local, places) if len(places) < len(pooled) else (places, local)
     of_level = []
     for level, array in enumerate(features):
         flat, strides = _flat(array, storage)
@@ -421,13 +421,16 @@ def _add(
             rows = grad.reshape(len(grad), channels)[places].ravel()
             rows.setflags(write=False)
             _roi_kernels.turn_all(0, 1, rois, channels, rows, _FIRST, turned, _FIRST)
+            places = local
         else:
+            # `backward` may as well jump from RoI to RoI: it does so if these are all of them.
+            sources, places = (places, local) if rois < len(grad) else (local, places)
             _threads.run(
-                _roi_kernels.turn_all, rois, channels // groups, groups, flat, places, turned, local,
+                _roi_kernels.turn_all, rois, channels // groups, groups, flat, sources, turned, local,
                 nanoseconds=0.2 * values,
             )  # fmt: skip
         turned.setflags(write=False)
-        flat, places = turned, local
+        flat = turned
     of_level = [
         (result.shape, groups, level * images, flat, places, starts, *taps, grad.shape[2:], fresh, result.reshape(-1))
         for level, result in enumerate(results)

@@ -106,17 +106,23 @@ def place(rois, images, levels, area_limits, kind, rows, ratio, begin, most):
     maps = len(levels) * images
     strip_starts, starts = np.zeros(maps * _STRIPS + 1, np.int64), np.zeros(maps + 1, np.int64)
     order = np.zeros(min(len(rois) - begin, most), np.int64)
+    known = np.empty(min(len(rois), most), np.int64)  # the strips of the first RoIs: those of all could be too many
     for k in range(len(rois)):
         strip = _strip(rois, k, images, levels, area_limits, kind, rows, ratio)
         if strip < 0:
             return k, order[:0], starts
+        if k < len(known):
+            known[k] = strip
         strip_starts[strip + 1] += 1
     for strip in range(maps * _STRIPS):
         strip_starts[strip + 1] += strip_starts[strip]
     for m in range(maps + 1):
         starts[m] = min(max(strip_starts[m * _STRIPS] - begin, 0), len(order))
     for k in range(len(rois)):
-        strip = max(_strip(rois, k, images, levels, area_limits, kind, rows, ratio), 0)
+        if k < len(known):
+            strip = known[k]
+        else:
+            strip = max(_strip(rois, k, images, levels, area_limits, kind, rows, ratio), 0)
         r = strip_starts[strip] - begin
         strip_starts[strip] += 1
         if 0 <= r < len(order):
