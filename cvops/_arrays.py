@@ -61,12 +61,16 @@ def share(array: Any, name: str, from_dlpack: Any) -> Any:
     try:
         return from_dlpack(array)
     except Exception as error:  # whatever the producer raises, or NumPy of what it returns
-        dtype = str(getattr(array, "dtype", "unknown")).rpartition(".")[2]
-        known = isinstance(error, (BufferError, RuntimeError)) and dtype.startswith(("bfloat", "float", "int", "uint"))
-        if known:  # one that the backend's library has not
-            text = f"`{name}` must be float64, float32 or float16, got {dtype}: {CONVERSION}"
-            raise TypeError(text) from error
-        raise TypeError(f"`{name}` cannot be shared through DLPack: {error}") from error
+        raise not_shared(array, name, error) from error
+
+
+def not_shared(array: Any, name: str, error: Exception) -> TypeError:
+    """What to raise where DLPack ended with `error`."""
+    dtype = str(getattr(array, "dtype", "unknown")).rpartition(".")[2]
+    known = isinstance(error, (BufferError, RuntimeError)) and dtype.startswith(("bfloat", "float", "int", "uint"))
+    if known:  # one that the backend's library has not
+        return TypeError(f"`{name}` must be float64, float32 or float16, got {dtype}: {CONVERSION}")
+    return TypeError(f"`{name}` cannot be shared through DLPack: {error}")
 
 
 def name_conversion(error: TypeError, conversion: str) -> None:
@@ -103,6 +107,9 @@ def _torch_lends(place: str) -> Callable[[int], Lender]:
     torch = sys.modules["torch"]
     device, to_dlpack, from_dlpack = torch.device(place), torch.utils.dlpack.to_dlpack, torch.from_dlpack
 
+    def export(tensor: Any) -> Any:
+        return to_dlpack(tensor.resolve_neg())  # torch may have put off a change of sign, and DLPack would not show it
+
     def tensor(array: Any) -> Any:
         return from_dlpack(array.__dlpack__(stream=-1))  # both are on one stream
 
@@ -127,8 +134,9 @@ def _torch_lends(place: str) -> Callable[[int], Lender]:
         with without_autocast():
             return torch.conv2d(tensor(input), tensor(weight), tensor(bias), stride, padding).contiguous()
 
+    @functools.lru_cache(64)
     def lend(stream: int) -> Lender:
-        return Lender(stream, empty, torch.Tensor.data_ptr, to_dlpack, multiply, convolve)
+        return Lender(stream, empty, torch.Tensor.data_ptr, export, multiply, convolve)
 
     return lend
 
@@ -142,13 +150,18 @@ def _lent(result: Any) -> Any:
 def _part_of_tensor(tensor: Any, result: Any) -> Any:
     """`result`, which lies in memory of `tensor`, as a tensor that owns that memory together with it."""
     torch = sys.modules["torch"]
-    dtype = getattr(torch, result.dtype.name)
+    dtype = _torch_dtype(result.dtype)
     if tensor.dtype == dtype and tensor.shape == result.shape:
         return tensor
     offset = (result.data.ptr - tensor.data_ptr()) // result.itemsize
     strides = [stride // result.itemsize for stride in result.strides]
     part = torch.empty(0, dtype=dtype, device=tensor.device)
     return part.set_(tensor.untyped_storage(), offset, result.shape, strides)
+
+
+@functools.cache  # the name of a dtype takes 2 microseconds
+def _torch_dtype(dtype: Any) -> Any:
+    return getattr(sys.modules["torch"], dtype.name)
 
 
 @functools.cache
@@ -177,21 +190,23 @@ class _InWordsOf:  # a class, because a generator would cost each call 2 microse
 def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
     first_name, first = next(iter(arrays.items()))
     devices = {name: _device_of(name, array) for name, array in arrays.items()}
+    device_type, number = devices[first_name]
     for name, device in devices.items():
-        if device != devices[first_name]:
+        if device != (device_type, number):
             one, two = _device_text(devices[first_name]), _device_text(device)
             raise ValueError(f"`{first_name}` is on {one} and `{name}` is on {two}: move them to one device")
-    device_type, number = devices[first_name]
     if device_type not in _BACKENDS:
         place = _device_text(devices[first_name])
         raise ValueError(f"`{first_name}` is on {place}: cvops computes on the CPU and on CUDA; move it to the host")
-    if not _is_ndarray(first) and _from_dlpack_of(first) is None:
+    of_torch = all(map(_is_tensor, arrays.values()))
+    if not of_torch and not _is_ndarray(first) and _from_dlpack_of(first) is None:
         raise TypeError(f"`{first_name}`: {kind(first)} has no from_dlpack to give a result back with")
     if device_type == 1:
         return _InWordsOf(arrays, _cpu())
     lender, foreign = None, False
-    if all(map(_is_tensor, arrays.values())):
-        lender = _torch_lends(f"cuda:{number}")(sys.modules["torch"].cuda.current_stream(number).cuda_stream)
+    if of_torch:
+        stream = sys.modules["torch"]._C._cuda_getCurrentRawStream(number)  # the public way takes 2 microseconds
+        lender = _torch_lends(f"cuda:{number}")(stream)
     else:
         foreign = not all(type(array).__module__.partition(".")[0] in _OF_CUDA_BACKEND for array in arrays.values())
     backend = _load(_BACKENDS[device_type])
@@ -207,10 +222,16 @@ def _device_of(name: str, array: Any) -> tuple[int, int]:
         if array.dtype.hasobject:
             raise TypeError(f"`{name}` must be an array, got {kind(array)} of objects: use np.asarray with a dtype")
         return (1, 0)
+    if _is_tensor(array):
+        _refuse_hidden_computation_of_tensor(name, array)
+        if array.is_cuda and sys.modules["torch"].version.hip is None:  # a tenth of the time of what is asked below
+            return (2, array.get_device())
     # Looked up on the type: instances of proxies and modules may answer to any name.
     if not hasattr(type(array), "__dlpack__"):
         raise TypeError(f"`{name}` must be an array, got {kind(array)}: use np.asarray")
-    _refuse_hidden_computation(name, array)
+    jax: Any = sys.modules.get("jax")
+    if jax is not None and isinstance(array, jax.core.Tracer):
+        raise TypeError(f"`{name}` is traced by jax (jit, grad, vmap): use cvops.jax")
     try:
         device_type, number = map(int, array.__dlpack_device__())
     except Exception as error:
@@ -224,24 +245,20 @@ def _device_of(name: str, array: Any) -> tuple[int, int]:
     return (2 if device_type == 13 else device_type, number)
 
 
-def _refuse_hidden_computation(name: str, array: Any) -> None:
-    """Raise for arrays whose values are recorded or not there yet: a copy through DLPack would drop that silently."""
-    if _is_tensor(array):
-        _refuse_compilation(name)
-        torch = sys.modules["torch"]
-        if "Fake" in type(array).__name__ or "Functional" in type(array).__name__:
-            raise TypeError(f"`{name}` is a {kind(array)} without values (torch.compile, export): use cvops.torch")
-        if torch._C._functorch.is_functorch_wrapped_tensor(array):
-            raise TypeError(f"`{name}` is traced by torch.func: use cvops.torch")
-        if array.requires_grad:
-            raise TypeError(f"`{name}` requires grad: use cvops.torch, or pass {name}.detach()")
-        if torch.autograd.forward_ad.unpack_dual(array).tangent is not None:
-            raise TypeError(f"`{name}` carries a tangent: use cvops.torch")
-        if array.layout is not torch.strided:
-            raise TypeError(f"`{name}` must be an array, got a {kind(array)} of layout {array.layout}")
-    jax: Any = sys.modules.get("jax")
-    if jax is not None and isinstance(array, jax.core.Tracer):
-        raise TypeError(f"`{name}` is traced by jax (jit, grad, vmap): use cvops.jax")
+def _refuse_hidden_computation_of_tensor(name: str, tensor: Any) -> None:
+    """Raise where the values are recorded or not there yet: a copy through DLPack would drop that silently."""
+    _refuse_compilation(name)
+    torch = sys.modules["torch"]
+    if type(tensor) is not torch.Tensor and ("Fake" in kind(tensor) or "Functional" in kind(tensor)):
+        raise TypeError(f"`{name}` is a {kind(tensor)} without values (torch.compile, export): use cvops.torch")
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise TypeError(f"`{name}` is traced by torch.func: use cvops.torch")
+    if tensor.requires_grad:
+        raise TypeError(f"`{name}` requires grad: use cvops.torch, or pass {name}.detach()")
+    if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+        raise TypeError(f"`{name}` carries a tangent: use cvops.torch")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"`{name}` must be an array, got a {kind(tensor)} of layout {tensor.layout}")
 
 
 def _refuse_compilation(name: str) -> None:
@@ -269,8 +286,7 @@ def _is_ndarray(array: Any) -> bool:
 
 
 def _is_tensor(array: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, getattr(torch, "Tensor", ()))
+    return isinstance(array, getattr(sys.modules.get("torch"), "Tensor", ()))  # torch may be half imported
 
 
 def _device_text(device: tuple[int, int]) -> str:

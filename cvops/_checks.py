@@ -223,6 +223,8 @@ def as_sampling_ratio(value: Any, name: str) -> int:
 
 def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """`value`, one integer or two that are at least `minimum`, as (height, width)."""
+    if type(value) is int and minimum <= value <= _MOST:
+        return value, value
     if not isinstance(value, (tuple, list)):
         value = value, value
     return image_size(value, name, minimum)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cvops._arrays import Lender, share
+from cvops._arrays import Lender, not_shared, share
 
 from ._products import product
 from ._records import layout
@@ -82,15 +82,16 @@ def use_backend_of(backend: Any, device: int, lender: Lender | None, foreign: bo
 class _Use:  # a class, because a generator would cost each call 2 microseconds more
     def __init__(self, backend: Any, device: int, lender: Lender | None, foreign: bool) -> None:
         self._backend, self._number, self._lender, self._foreign = backend, device, lender, foreign
-        self._contexts = [cupy.cuda.Device(device)]
-        if lender:
-            self._contexts += _stream(lender.stream, device), cupy.cuda.using_allocator(_borrow)
 
     def __enter__(self) -> Any:
+        device, lender = self._number, self._lender
         self._before = _thread.lender, _thread.device
+        self._contexts = [] if cupy.cuda.runtime.getDevice() == device else [cupy.cuda.Device(device)]
+        if lender is not None:
+            self._contexts += _stream(lender.stream, device), cupy.cuda.using_allocator(_borrow)
         for context in self._contexts:
             context.__enter__()
-        _thread.lender, _thread.device = self._lender, self._number
+        _thread.lender, _thread.device = lender, device
         return self._backend
 
     def __exit__(self, *error: Any) -> None:
@@ -114,7 +115,7 @@ def _pointer_to(lent: Any, size: int) -> Any:
 
 
 def _lent_array(lent: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    return cupy.ndarray(shape, dtype, _pointer_to(lent, math.prod(shape) * dtype.itemsize))
+    return cupy.ndarray(shape, dtype, _pointer_to(lent, lent.nbytes))
 
 
 def asarray(array: Any, name: str) -> Array:
@@ -123,8 +124,11 @@ def asarray(array: Any, name: str) -> Array:
         return array
     if _thread.lender is None:
         return share(array, name, cupy.from_dlpack)
-    export = _thread.lender.export  # its stream is the current one: nothing to wait for, and five times as fast
-    return share(array, name, lambda array: cupy.from_dlpack(export(array)))
+    try:
+        # Its stream is the current one: nothing to wait for.
+        return cupy.from_dlpack(_thread.lender.export(array))
+    except Exception as error:
+        raise not_shared(array, name, error) from error
 
 
 def to_host(array: Array) -> Any:
@@ -156,8 +160,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """A new array, uninitialised."""
     if _thread.lender is None:
         return cupy.empty(shape, dtype)
-    dtype = _dtype(dtype)
-    return _lent_array(_thread.lender.empty(shape, _name_of(dtype)), shape, dtype)
+    dtype, name = _dtype_and_name(dtype)
+    return _lent_array(_thread.lender.empty(shape, name), shape, dtype)
 
 
 def allocate(*arrays: tuple[int, str], zeroed: int = 0) -> list[Array]:
@@ -187,7 +191,7 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def contiguous(array: Array) -> Array:
     """`array` C-contiguous: itself where it is so already."""
-    return cupy.ascontiguousarray(array)
+    return array if array.flags.c_contiguous else cupy.ascontiguousarray(array)
 
 
 def copy(array: Array) -> Array:
@@ -197,7 +201,7 @@ def copy(array: Array) -> Array:
 
 def converted(array: Array, dtype: Any) -> Array:
     """`array` in another dtype: itself where it has it already."""
-    return array.astype(dtype, copy=False)
+    return array if array.dtype == dtype else array.astype(dtype)
 
 
 def is_aligned(array: Array) -> bool:
@@ -207,19 +211,15 @@ def is_aligned(array: Array) -> bool:
 
 def dtype_code(array: Array) -> int:
     """The number under which kernels know the dtype of `array`."""
-    return _code_of(array.dtype)
-
-
-def _code_of(dtype: Any) -> int:
-    return DTYPE_CODES[_name_of(dtype)]
+    return DTYPE_CODES[_dtype_and_name(array.dtype)[1]]
 
 
 _dtype = functools.cache(np.dtype)
 
 
 @functools.cache  # `name` takes 2 microseconds
-def _name_of(dtype: Any) -> str:
-    return str(dtype.name)
+def _dtype_and_name(dtype: Any) -> tuple[Any, str]:
+    return _dtype(dtype), str(_dtype(dtype).name)
 
 
 def read(scalar: Array) -> int:

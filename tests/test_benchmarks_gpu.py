@@ -1,5 +1,6 @@
 """What of `python -m benchmarks gpu` and `python -m benchmarks.gpu_day` runs without a GPU."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -356,3 +357,15 @@ def test_a_replay_reads_its_inputs(reads, monkeypatch):
     else:
         with pytest.raises(AssertionError, match="the replay gives other bits"):
             gpu_day.replayed(NUMPY, case, arrays, (replay, (result, None)))
+
+
+def test_host_time_without_a_gpu_tells_what_it_needs():
+    """Where CuPy and torch are installed it is measured: a table with a row for each call."""
+    command = [sys.executable, "-m", "benchmarks.stand_in"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=gpu_day.ROOT)
+    if all(map(importlib.util.find_spec, ("cupy", "torch"))):
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("\ncvops.") == 4
+    else:
+        assert result.returncode == 1
+        assert result.stderr.startswith("python -m benchmarks.stand_in: error: ")

@@ -65,7 +65,7 @@ def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkey
     """
     torch, used = libraries.require("torch"), []
     monkeypatch.setattr(_arrays, "_device_of", lambda name, array: (12, 3))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda number: types.SimpleNamespace(cuda_stream=70 + number))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda number: 70 + number, raising=False)
 
     def use_backend_of(backend, device, lender, foreign):
         used.append((device, lender and lender.stream, foreign))

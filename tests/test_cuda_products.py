@@ -249,6 +249,13 @@ def test_convolution_of_torch(lender):
     assert again.is_contiguous()
 
 
+def test_a_tensor_whose_sign_is_put_off_is_shared_as_it_is_to_be_read(lender, torch):
+    """DLPack would show the memory."""
+    values = torch.tensor([1.0, -2.0])
+    assert torch.from_dlpack(lender.export(torch._neg_view(values))).tolist() == [-1, 2]
+    assert torch.from_dlpack(lender.export(values)).data_ptr() == values.data_ptr()
+
+
 class OnGpu(types.SimpleNamespace):
     __cuda_array_interface__ = None
 

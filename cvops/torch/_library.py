@@ -50,7 +50,7 @@ def _at_least_32_bits(tensor: Tensor) -> Tensor:
 def as_tensor(result: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A result of cvops as a tensor on the same memory, then in `dtype`."""
     tensor: Tensor = result if isinstance(result, Tensor) else torch.from_numpy(result)
-    return tensor if dtype is None else tensor.to(dtype)
+    return tensor if dtype is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,6 +98,7 @@ def _probes() -> tuple[Callable[[], Any], ...]:
 
 
 _PROBES = _probes()
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # kernels refuse none of them
 
 
 def is_unwatched(*tensors: Tensor) -> bool:
@@ -112,6 +113,22 @@ def is_unwatched(*tensors: Tensor) -> bool:
             return False
         if torch._is_functional_tensor(tensor):
             return False
+    return _nobody_looks_on()
+
+
+def needs_only_the_kernel(*tensors: Tensor) -> bool:
+    """Whether the dispatcher would do nothing but call the kernel, on these tensors of the CPU or a GPU."""
+    for tensor in tensors:
+        if type(tensor) is not Tensor or tensor.dtype not in _FLOATS or not (tensor.is_cuda or tensor.is_cpu):
+            return False
+        if tensor.layout is not torch.strided or tensor.requires_grad or tensor.is_neg():
+            return False
+        if torch._is_functional_tensor(tensor):
+            return False
+    return _nobody_looks_on()
+
+
+def _nobody_looks_on() -> bool:
     return "torch._dynamo" not in sys.modules and not any(probe() for probe in _PROBES)
 
 
@@ -271,16 +288,17 @@ def _require_detections(boxes: Tensor, scores: Tensor) -> None:
     _require(scores.dim() == 1, "scores", "shape (L,)", scores)
 
 
-def _register_nms(function: Callable[..., Any], arguments: str) -> Kernel:
+def _register_nms(function: Callable[..., Any], arguments: str) -> tuple[Kernel, Kernel]:
+    """Register an operator and its padded form; return the kernels of both."""
     name, kernel = function.__name__, _nms_kernel(function)
     arguments += ", float iou_threshold, *, float? score_threshold=None, SymInt? max_output=None"
     _register(f"{name}({arguments}) -> Tensor", kernel, _kept, vmap=_ragged(name))
     padded = _nms_kernel(function, padded=True)
     _register(f"{name}_padded({arguments}) -> (Tensor, Tensor)", padded, _kept_padded)
-    return kernel
+    return kernel, padded
 
 
-nms: Callable[..., Tensor] = _register_nms(cvops.nms, "Tensor boxes, Tensor scores")
+nms, nms_padded = _register_nms(cvops.nms, "Tensor boxes, Tensor scores")
 _register_nms(cvops.batched_nms, "Tensor boxes, Tensor scores, Tensor idxs")
 
 

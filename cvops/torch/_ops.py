@@ -81,14 +81,21 @@ def nms(
             return node
         _checks.check_tensors(boxes=boxes, scores=scores)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
-        if flag(padded, "padded"):
+        padded = flag(padded, "padded")
+        if not torch.compiler.is_compiling():
+            if not padded and _library.is_unwatched(boxes, scores):
+                keep = cvops.nms(
+                    boxes.numpy(), scores.numpy(), iou_threshold,
+                    score_threshold=score_threshold, max_output=max_output,
+                )  # fmt: skip
+                return torch.from_numpy(keep)
+            if _library.needs_only_the_kernel(boxes, scores):
+                kernel = _library.nms_padded if padded else _library.nms
+                return kernel(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
+        if padded:
             return torch.ops.cvops.nms_padded(
                 boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output
             )
-        if not torch.compiler.is_compiling() and _library.is_unwatched(boxes, scores):
-            array, of_scores = boxes.numpy(), scores.numpy()
-            keep = cvops.nms(array, of_scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
-            return torch.from_numpy(keep)
     torch._assert(not padded, "padded=True is not for TorchScript")
     return torch.ops.cvops.nms(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
 
@@ -218,6 +225,8 @@ def roi_align(
         sampling_ratio, aligned = as_sampling_ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
+        if not torch.compiler.is_compiling() and _library.needs_only_the_kernel(input, boxes):
+            return _library.roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
     rois = rois_of(boxes, input)
     return torch.ops.cvops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
