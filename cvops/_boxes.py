@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from ._arrays import backend_of, to_caller
+from ._box_formulas import area_of, centre_of_corners, corners_of_centre
 from ._checks import (
     BOX_DTYPES,
     FLOATS,
@@ -439,7 +440,7 @@ def _columns(boxes: Any, in_fmt: str, out_fmt: str) -> Iterator[Any]:
     """The columns of boxes in another format."""
     axes = [_corners_of_axis(boxes[..., axis], boxes[..., axis + 2], in_fmt) for axis in (0, 1)]
     if out_fmt == "cxcywh":
-        yield from ((low + high) / 2 for low, high in axes)
+        yield from (centre_of_corners(low, high) for low, high in axes)
     else:
         yield from (low for low, _ in axes)
     if out_fmt == "xyxy":
@@ -541,12 +542,10 @@ def _corners_of_axis(first: Any, second: Any, fmt: str) -> tuple[Any, Any]:
         return first, second
     if fmt == "xywh":
         return first, first + second
-    half = second / 2
-    return first - half, first + half
+    low, high = corners_of_centre(first, second)
+    return low, high
 
 
 def _area(boxes: Any, fmt: str, backend: Any) -> Any:
     with backend.ignore_fp_errors():
-        if fmt == "xyxy":
-            return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-        return boxes[..., 2] * boxes[..., 3]
+        return area_of(boxes, fmt)

@@ -232,13 +232,13 @@ def test_the_angle_of_complete_iou_is_differentiated(torch_ops, torch):
     target = torch.tensor([[10.0, 10, 30, 50]], dtype=torch.float64)
     for box in ([12.0, 20, 28, 20], [12.0, 20, 12, 40], [12.0, 20, 28, 30]):
         boxes = torch.tensor([box], dtype=torch.float64, requires_grad=True)
-        angle = torch_ops._boxes._angle
+        angle = torch_ops._boxes.measures.angle
         (got,) = torch.autograd.grad(angle(boxes).sum(), boxes)
         step = 1e-6 * torch.eye(4, dtype=torch.float64)
         want = [((angle(boxes + row) - angle(boxes - row)) / 2e-6).item() for row in step]
         torch.testing.assert_close(got[0], torch.tensor(want, dtype=torch.float64), atol=1e-8, rtol=1e-8)
     points = torch.zeros(1, 4, requires_grad=True)
-    torch_ops._boxes._angle(points).sum().backward()
+    torch_ops._boxes.measures.angle(points).sum().backward()
     assert points.grad.tolist() == [[0, 0, 0, 0]]
     assert torch_ops.complete_box_iou(target, target).item() == 1
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _boxes
+from .. import _box_formulas, _boxes
 from .._checks import INTEGERS, check_batched_boxes, number
 from ._traced import TRACED, Array, array_of
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .._types import Format, Number
+
+_measures = _box_formulas.measures(jnp, jax.lax.stop_gradient)
 
 
 def box_area(boxes: Array, fmt: Format = "xyxy") -> jax.Array:
@@ -72,7 +74,7 @@ def box_iou(boxes1: Array, boxes2: Array, fmt: Format = "xyxy") -> jax.Array:
     >>> cvops.jax.box_iou(jnp.array([[0.0, 0, 2, 2]]), jnp.array([[1.0, 0, 2, 2]])).tolist()
     [[0.5]]
     """
-    return _overlaps(boxes1, boxes2, fmt)[2]
+    return _measures.box_iou(*_pair(boxes1, boxes2, fmt))
 
 
 def generalized_box_iou(boxes1: Array, boxes2: Array, *, fmt: Format = "xyxy") -> jax.Array:
@@ -99,10 +101,7 @@ def generalized_box_iou(boxes1: Array, boxes2: Array, *, fmt: Format = "xyxy") -
     >>> cvops.jax.generalized_box_iou(jnp.array([[0.0, 0, 1, 1]]), jnp.array([[3.0, 0, 4, 1]])).tolist()
     [[-0.5]]
     """
-    one, two, iou, union = _overlaps(boxes1, boxes2, fmt)
-    hull = jnp.maximum(jnp.maximum(one[..., 2:], two[..., 2:]) - jnp.minimum(one[..., :2], two[..., :2]), 0)
-    hull_area = hull[..., 0] * hull[..., 1]
-    return iou - (hull_area - union) / hull_area
+    return _measures.generalized_box_iou(*_pair(boxes1, boxes2, fmt))
 
 
 def distance_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> jax.Array:
@@ -129,8 +128,7 @@ def distance_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: F
     >>> cvops.jax.distance_box_iou(jnp.array([[0.0, 0, 2, 2]]), jnp.array([[2.0, 0, 4, 2]])).round(3).tolist()
     [[-0.20000000298023224]]
     """
-    one, two, iou, _ = _overlaps(boxes1, boxes2, fmt)
-    return iou - _distance(one, two, number(eps, "eps", 0.0))
+    return _measures.distance_box_iou(*_pair(boxes1, boxes2, fmt), number(eps, "eps", 0.0))
 
 
 def complete_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> jax.Array:
@@ -157,11 +155,7 @@ def complete_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: F
     >>> cvops.jax.complete_box_iou(jnp.array([[0.0, 0, 2, 2]]), jnp.array([[0.0, 0, 4, 2]])).shape
     (1, 1)
     """
-    eps = number(eps, "eps", 0.0)
-    one, two, iou, _ = _overlaps(boxes1, boxes2, fmt)
-    v = 4 / np.pi**2 * (_angle(one) - _angle(two)) ** 2
-    alpha = jax.lax.stop_gradient(v / (1 - iou + v + eps))  # as the loss is defined, and as torchvision has it
-    return iou - _distance(one, two, eps) - alpha * v
+    return _measures.complete_box_iou(*_pair(boxes1, boxes2, fmt), number(eps, "eps", 0.0))
 
 
 def box_convert(boxes: Array, in_fmt: Format, out_fmt: Format) -> jax.Array:
@@ -261,31 +255,10 @@ def _real(boxes: Any) -> Any:
     return boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
 
 
-def _overlaps(boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, Any, Any]:
-    """Corners (..., N, 1, 4) and (..., 1, M, 4), IoU and union (..., N, M)."""
+def _pair(boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, Any, Any]:
+    """Corners and areas of both sets, so that they broadcast to each box with each."""
     sets = array_of(boxes1, "boxes1"), array_of(boxes2, "boxes2")
     for native, name in zip(sets, ("boxes1", "boxes2"), strict=True):
         check_batched_boxes(native, name)
     one, area1, two, area2 = _boxes._pair(TRACED, _real(sets[0]), _real(sets[1]), fmt)
-    one, two = one[..., :, None, :], two[..., None, :, :]
-    sides = jnp.maximum(jnp.minimum(one[..., 2:], two[..., 2:]) - jnp.maximum(one[..., :2], two[..., :2]), 0)
-    inter = sides[..., 0] * sides[..., 1]
-    union = area1[..., :, None] + area2[..., None, :] - inter
-    return one, two, inter / union, union
-
-
-def _distance(one: Any, two: Any, eps: float) -> Any:
-    """Squared distance of the centres over the squared diagonal of the smallest box around both."""
-    hull = jnp.maximum(jnp.maximum(one[..., 2:], two[..., 2:]) - jnp.minimum(one[..., :2], two[..., :2]), 0)
-    apart = (one[..., :2] + one[..., 2:]) / 2 - (two[..., :2] + two[..., 2:]) / 2
-    return (apart**2).sum(-1) / ((hull**2).sum(-1) + eps)
-
-
-def _angle(boxes: Any) -> Any:
-    """atan2(width, height), with a derivative of 0 for a box without either."""
-    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    # The derivative divides by width^2 + height^2, which may underflow; the angle is the same at any scale.
-    larger = jax.lax.stop_gradient(jnp.maximum(abs(width), abs(height)))
-    point = larger == 0
-    larger = jnp.where(point | jnp.isinf(larger), 1, larger)
-    return jnp.arctan2(jnp.where(point, 0, width / larger), jnp.where(point, 1, height / larger))
+    return one[..., :, None, :], two[..., None, :, :], area1[..., :, None], area2[..., None, :]

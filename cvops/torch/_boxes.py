@@ -5,16 +5,20 @@ else here, by PyTorch, which differentiates and compiles these formulas itself.
 """
 
 # Not `from __future__ import annotations`: TorchScript reads the annotations.
-import math
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import _box_formulas
+from .._box_formulas import area_of, centre_of_corners, corners_of_centre
 from .._boxes import _check_format
 from . import _checks
 from ._ops import shape_text
 from ._types import Format, Number, Size
+
+measures = _box_formulas.measures(torch, torch.detach)
+# TorchScript reads functions that are variables of a module, not those in a tuple.
+_box_iou, _generalized_box_iou, _distance_box_iou, _complete_box_iou = measures[:4]
 
 
 def box_area(boxes: Tensor, fmt: Format = "xyxy") -> Tensor:
@@ -89,8 +93,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
     _check_pair(boxes1, boxes2, fmt)
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.box_iou(boxes1, boxes2, fmt=fmt)
-    inter, union, _, _ = _overlap(boxes1, boxes2, fmt)
-    return inter / union
+    return _box_iou(*_pair(boxes1, boxes2, fmt))
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -125,9 +128,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     _check_pair(boxes1, boxes2, "xyxy")
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.generalized_box_iou(boxes1, boxes2)
-    inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
-    hull = width * height
-    return inter / union - (hull - union) / hull
+    return _generalized_box_iou(*_pair(boxes1, boxes2, "xyxy"))
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -166,8 +167,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         eps = _checks.number(eps, "eps", 0.0)
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.distance_box_iou(boxes1, boxes2, eps)
-    inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
-    return inter / union - _distance(boxes1, boxes2) / (width**2 + height**2 + eps)
+    return _distance_box_iou(*_pair(boxes1, boxes2, "xyxy"), eps)
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -210,11 +210,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         eps = _checks.number(eps, "eps", 0.0)
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.complete_box_iou(boxes1, boxes2, eps)
-    inter, union, width, height = _overlap(boxes1, boxes2, "xyxy")
-    iou = inter / union
-    dtype = _working_dtype(boxes1, boxes2)
-    penalty = aspect_penalty(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3), iou, eps)
-    return iou - _distance(boxes1, boxes2) / (width**2 + height**2 + eps) - penalty
+    return _complete_box_iou(*_pair(boxes1, boxes2, "xyxy"), eps)
 
 
 def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
@@ -263,7 +259,7 @@ def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
         if out_fmt == "xywh":
             converted = torch.stack([x1, y1, x2 - x1, y2 - y1], -1)
         else:
-            converted = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)
+            converted = torch.stack([centre_of_corners(x1, x2), centre_of_corners(y1, y2), x2 - x1, y2 - y1], -1)
     return converted if halves and not boxes.is_floating_point() else converted.to(boxes.dtype)
 
 
@@ -437,61 +433,15 @@ def _corners(boxes: Tensor, fmt: str) -> Tensor:
         return boxes
     first, size = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":
-        return torch.cat([first - size / 2, first + size / 2], -1)
+        return torch.cat(corners_of_centre(first, size), -1)
     return torch.cat([first, first + size], -1)
 
 
-def area_of(boxes: Tensor, fmt: str) -> Tensor:
-    if fmt == "xyxy":
-        return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return boxes[..., 2] * boxes[..., 3]
-
-
-def _overlap(boxes1: Tensor, boxes2: Tensor, fmt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Intersection and union of each box with each, and width and height of the smallest box around both."""
+def _pair(boxes1: Tensor, boxes2: Tensor, fmt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Corners and areas of both sets, so that they broadcast to each box with each."""
     dtype = _working_dtype(boxes1, boxes2)
-    boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
-    area1, area2 = area_of(boxes1, fmt).unsqueeze(-1), area_of(boxes2, fmt).unsqueeze(-2)
-    corners1, corners2 = _corners(boxes1, fmt).unsqueeze(-2), _corners(boxes2, fmt).unsqueeze(-3)
-    inter, width, height = intersection_and_hull(corners1, corners2)
-    return inter, area1 + area2 - inter, width, height
-
-
-def intersection_and_hull(corners1: Tensor, corners2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    low = torch.max(corners1[..., :2], corners2[..., :2])
-    high = torch.min(corners1[..., 2:], corners2[..., 2:])
-    inter = (high - low).clamp(min=0)
-    hull_low = torch.min(corners1[..., :2], corners2[..., :2])
-    hull_high = torch.max(corners1[..., 2:], corners2[..., 2:])
-    hull = (hull_high - hull_low).clamp(min=0)
-    return inter[..., 0] * inter[..., 1], hull[..., 0], hull[..., 1]
-
-
-def _distance(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Squared distance of the centre of each box from that of each."""
-    dtype = _working_dtype(boxes1, boxes2)
-    return distance_of_pairs(boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3))
-
-
-def distance_of_pairs(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    centres = (boxes1[..., :2] + boxes1[..., 2:]) / 2 - (boxes2[..., :2] + boxes2[..., 2:]) / 2
-    return centres[..., 0] ** 2 + centres[..., 1] ** 2
-
-
-def aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float) -> Tensor:
-    difference = 4 / math.pi**2 * (_angle(boxes1) - _angle(boxes2)) ** 2
-    weight = difference / (1 - iou + difference + eps)
-    return weight.detach() * difference
-
-
-def _angle(boxes: Tensor) -> Tensor:
-    """atan2(width, height), with a derivative of 0 for a box without either."""
-    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    # The derivative divides by width^2 + height^2, which may underflow; the angle is the same at any scale.
-    larger = torch.max(width.abs(), height.abs()).detach()
-    point = larger == 0
-    larger = larger.masked_fill(point | larger.isinf(), 1.0)
-    return torch.atan2((width / larger).masked_fill(point, 0.0), (height / larger).masked_fill(point, 1.0))
+    boxes1, boxes2 = boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3)
+    return _corners(boxes1, fmt), _corners(boxes2, fmt), area_of(boxes1, fmt), area_of(boxes2, fmt)
 
 
 def check_boxes(boxes: Tensor, name: str) -> None:

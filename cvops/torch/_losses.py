@@ -5,10 +5,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from .._box_formulas import area_of, squared_distance
 from . import _checks
-from ._boxes import area_of, aspect_penalty, check_boxes, distance_of_pairs, intersection_and_hull
+from ._boxes import check_boxes, measures
 from ._ops import shape_text
 from ._types import Reduction
+
+_intersection, _hull, _aspect_penalty = measures.intersection, measures.hull, measures.aspect_penalty
 
 
 def generalized_box_iou_loss(
@@ -128,7 +131,7 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction =
             return node
         eps = _checks.number(eps, "eps")
     loss, iou = _distance_loss(boxes1, boxes2, eps)
-    return _reduced(loss + aspect_penalty(_at_least_float32(boxes1), _at_least_float32(boxes2), iou, eps), reduction)
+    return _reduced(loss + _aspect_penalty(_at_least_float32(boxes1), _at_least_float32(boxes2), iou, eps), reduction)
 
 
 def sigmoid_focal_loss(
@@ -192,13 +195,14 @@ def sigmoid_focal_loss(
 
 
 def _overlap_of_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_overlap`, of each box with its counterpart."""
+    """Intersection and union of each box with its counterpart, width and height of the smallest box around both."""
     check_boxes(boxes1, "boxes1")
     check_boxes(boxes2, "boxes2")
     if boxes1.shape != boxes2.shape:
         raise ValueError(f"`boxes2` must have the shape of `boxes1`, {shape_text(boxes1)}, got {shape_text(boxes2)}")
     boxes1, boxes2 = _at_least_float32(boxes1), _at_least_float32(boxes2)
-    inter, width, height = intersection_and_hull(boxes1, boxes2)
+    inter = _intersection(boxes1, boxes2)
+    width, height = _hull(boxes1, boxes2)
     return inter, area_of(boxes1, "xyxy") + area_of(boxes2, "xyxy") - inter, width, height
 
 
@@ -206,7 +210,7 @@ def _distance_loss(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, 
     """The loss, and the IoU."""
     inter, union, width, height = _overlap_of_pairs(boxes1, boxes2)
     iou = inter / (union + eps)
-    distance = distance_of_pairs(_at_least_float32(boxes1), _at_least_float32(boxes2))
+    distance = squared_distance(_at_least_float32(boxes1), _at_least_float32(boxes2))
     return 1 - iou + distance / (width**2 + height**2 + eps), iou
 
 

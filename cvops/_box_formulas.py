@@ -1,0 +1,103 @@
+"""The measures of pairs of boxes as autograd, torch.compile, TorchScript and XLA trace them: backends have kernels.
+
+TorchScript compiles no namespace in a variable. But it reads functions that stand within another, together with the
+modules and functions that these know from there: so `measures` holds the formulas for every array library. There an
+argument without an annotation is an array, and so is the result where an argument has one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Measures(NamedTuple):
+    """The formulas in the functions of one array library. Boxes are corners, whose shapes broadcast."""
+
+    box_iou: Callable[..., Any]
+    generalized_box_iou: Callable[..., Any]
+    distance_box_iou: Callable[..., Any]
+    complete_box_iou: Callable[..., Any]
+    intersection: Callable[..., Any]
+    hull: Callable[..., Any]
+    aspect_penalty: Callable[..., Any]
+    angle: Callable[..., Any]
+
+
+def measures(xp: Any, constant: Callable[[Any], Any]) -> Measures:
+    """The formulas in `xp`; what `constant` returns has no gradient."""
+
+    def intersection(one, two):
+        """Area of the intersection."""
+        low, high = xp.maximum(one[..., :2], two[..., :2]), xp.minimum(one[..., 2:], two[..., 2:])
+        sides = xp.clip(high - low, 0)
+        return sides[..., 0] * sides[..., 1]
+
+    def hull(one, two):
+        """Width and height of the smallest box around both."""
+        low, high = xp.minimum(one[..., :2], two[..., :2]), xp.maximum(one[..., 2:], two[..., 2:])
+        sides = xp.clip(high - low, 0)
+        return sides[..., 0], sides[..., 1]
+
+    def angle(boxes):
+        """atan2(width, height), with a derivative of 0 for a box without either."""
+        width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+        # The derivative divides by width^2 + height^2, which may underflow; the angle is the same at any scale.
+        larger = constant(xp.maximum(xp.abs(width), xp.abs(height)))
+        point = larger == 0
+        larger = xp.where(point | xp.isinf(larger), 1.0, larger)
+        return xp.arctan2(xp.where(point, 0.0, width / larger), xp.where(point, 1.0, height / larger))
+
+    def aspect_penalty(one, two, iou, eps: float):
+        """What complete IoU takes off for aspect ratios; its weight counts as a constant, as in the paper."""
+        difference = 4 / math.pi**2 * (angle(one) - angle(two)) ** 2
+        return constant(difference / (1 - iou + difference + eps)) * difference
+
+    def box_iou(one, two, area1, area2):
+        inter = intersection(one, two)
+        return inter / (area1 + area2 - inter)
+
+    def generalized_box_iou(one, two, area1, area2):
+        inter = intersection(one, two)
+        union = area1 + area2 - inter
+        width, height = hull(one, two)
+        around = width * height
+        return inter / union - (around - union) / around
+
+    def distance_box_iou(one, two, area1, area2, eps: float):
+        width, height = hull(one, two)
+        return box_iou(one, two, area1, area2) - squared_distance(one, two) / (width**2 + height**2 + eps)
+
+    def complete_box_iou(one, two, area1, area2, eps: float):
+        iou = box_iou(one, two, area1, area2)
+        width, height = hull(one, two)
+        distance = squared_distance(one, two) / (width**2 + height**2 + eps)
+        return iou - distance - aspect_penalty(one, two, iou, eps)
+
+    return Measures(
+        box_iou, generalized_box_iou, distance_box_iou, complete_box_iou, intersection, hull, aspect_penalty, angle
+    )
+
+
+def squared_distance(one, two):
+    """Squared distance of the centres."""
+    apart = (one[..., :2] + one[..., 2:]) / 2 - (two[..., :2] + two[..., 2:]) / 2
+    return apart[..., 0] ** 2 + apart[..., 1] ** 2
+
+
+def area_of(boxes, fmt: str):
+    """Area of each box in this format."""
+    if fmt == "xyxy":
+        return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return boxes[..., 2] * boxes[..., 3]
+
+
+def corners_of_centre(centre, size):
+    """Lower and higher coordinates."""
+    half = size / 2
+    return centre - half, centre + half
+
+
+def centre_of_corners(low, high):
+    return (low + high) / 2
