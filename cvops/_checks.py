@@ -216,6 +216,9 @@ def positive(value: Any, name: str) -> float:
     return real
 
 
+ADAPTIVE = -1  # as a `sampling_ratio`: as many samples as cells lie in a bin
+
+
 def as_sampling_ratio(value: Any, name: str) -> int:
     """`value`, an integer, between 0 and what 32 bits hold."""
     return min(max(integer(value, name), 0), (1 << 31) - 1)

@@ -11,7 +11,7 @@ import jax
 import cvops
 
 from .. import _multiscale_roi_align as plain
-from .._checks import check_boxes_of_images, integer, pair, positive
+from .._checks import ADAPTIVE, check_boxes_of_images, integer, pair, positive
 from ._ffi import differentiable
 from ._roi import joined
 from ._traced import TRACED, Array, Rois
@@ -26,7 +26,7 @@ def multiscale_roi_align(
     output_size: Ints,
     *,
     scales: Sequence[Number],
-    sampling_ratio: Integer = -1,
+    sampling_ratio: Integer = ADAPTIVE,
     canonical_scale: Number = 224,
     canonical_level: Integer = 4,
     aligned: bool = False,

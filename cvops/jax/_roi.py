@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import cvops
 
 from .. import _roi
-from .._checks import as_sampling_ratio, check_boxes_of_images, check_rois, flag, pair, positive
+from .._checks import ADAPTIVE, as_sampling_ratio, check_boxes_of_images, check_rois, flag, pair, positive
 from ._ffi import differentiable
 from ._traced import TRACED, Array, Rois, array_of
 
@@ -24,7 +24,7 @@ def roi_align(
     boxes: Rois,
     output_size: Ints,
     spatial_scale: Number = 1.0,
-    sampling_ratio: Integer = -1,
+    sampling_ratio: Integer = ADAPTIVE,
     aligned: bool = False,
 ) -> jax.Array:
     """Pool each region of interest by averaging bilinear samples: `cvops.roi_align`, differentiable by `input`.
@@ -90,7 +90,7 @@ def ps_roi_align(
     boxes: Rois,
     output_size: Ints,
     spatial_scale: Number = 1.0,
-    sampling_ratio: Integer = -1,
+    sampling_ratio: Integer = ADAPTIVE,
 ) -> jax.Array:
     """Position-sensitive RoIAlign: `cvops.ps_roi_align`, differentiable by `input`.
 

@@ -19,7 +19,7 @@ import cvops
 
 from .. import _deform_conv
 from .._arrays import name_conversion
-from .._checks import rounded
+from .._checks import ADAPTIVE, rounded
 
 Sizes = Any  # int[] of a schema
 Kernel = Callable[..., Any]
@@ -349,7 +349,7 @@ def _register_pooling(
     return kernel, kernel_of_gradient
 
 
-_SCALE, _SAMPLES = "float spatial_scale=1.0", "int sampling_ratio=-1"
+_SCALE, _SAMPLES = "float spatial_scale=1.0", f"int sampling_ratio={ADAPTIVE}"
 roi_align, roi_align_backward = _register_pooling(
     cvops.roi_align, cvops.roi_align_backward, f"{_SCALE}, {_SAMPLES}, bool aligned=False", _pooled
 )

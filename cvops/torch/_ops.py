@@ -8,6 +8,7 @@ from torch import Tensor
 
 import cvops
 
+from .._checks import ADAPTIVE
 from . import _checks, _library
 from ._checks import as_sampling_ratio, count, flag, number, pair, positive
 from ._types import BroadcastingList2, Integer, Ints, Number
@@ -178,7 +179,7 @@ def roi_align(
     boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
     spatial_scale: Number = 1.0,
-    sampling_ratio: Integer = -1,
+    sampling_ratio: Integer = ADAPTIVE,
     aligned: bool = False,
 ) -> Tensor:
     """Pool each region of interest into bins by averaging bilinear samples: `cvops.roi_align` for tensors.
@@ -287,7 +288,7 @@ def ps_roi_align(
     boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
     spatial_scale: Number = 1.0,
-    sampling_ratio: Integer = -1,
+    sampling_ratio: Integer = ADAPTIVE,
 ) -> Tensor:
     """`roi_align` with channels of its own for each bin: `cvops.ps_roi_align` for tensors.
 
@@ -379,7 +380,7 @@ def multiscale_roi_align(
     boxes: Tensor | list[Tensor],
     output_size: BroadcastingList2[int],
     scales: list[float],
-    sampling_ratio: Integer = -1,
+    sampling_ratio: Integer = ADAPTIVE,
     canonical_scale: Number = 224,
     canonical_level: Integer = 4,
     aligned: bool = False,
