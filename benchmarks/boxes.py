@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import cvops
+from tests.data import clustered
 
 from . import peers
-from .data import clustered
 from .harness import Row, all_close
 
 SIZES = {

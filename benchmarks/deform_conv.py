@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 import cvops
+from tests.data import deformed
 
 from . import peers
-from .data import deformed
 from .harness import Figure, Row, all_close_to_largest
 
 # (images, channels, height, width, outputs)

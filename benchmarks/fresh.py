@@ -33,8 +33,7 @@ def import_milliseconds() -> float:
 def first_call_milliseconds() -> float:
     """The first call of a process, in which Numba is imported and the kernels are compiled or loaded."""
     import cvops
-
-    from .data import clustered
+    from tests.data import clustered
 
     boxes, scores, _ = clustered(10)
     start = time.perf_counter()
@@ -47,8 +46,7 @@ def peak_megabytes() -> float:
     import ctypes
 
     import cvops
-
-    from .data import clustered
+    from tests.data import clustered
 
     cvops.nms(*clustered(100_000)[:2], 0.5)  # kernels and threads are there already
     boxes, scores, _ = clustered(1_000_000)
@@ -64,8 +62,7 @@ def peak_megabytes_of_roi_align() -> float:
     import ctypes
 
     import cvops
-
-    from .data import CASES
+    from tests.data import CASES
 
     maps, boxes, case = CASES[0].maps(), CASES[0].boxes(), CASES[0]
     cvops.roi_align(maps, boxes[:8], case.bins, case.scale, case.samples)

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 import cvops
-
-from .data import (
+from tests.data import (
     CASES,
     POSITION_SENSITIVE,
     SMALL,
@@ -35,6 +34,7 @@ from .data import (
     pyramid_boxes,
     uniform,
 )
+
 from .deform_conv import SHAPES
 from .deform_conv import name as name_of_shape
 from .harness import Call, Row, all_close_to_largest, same_indices

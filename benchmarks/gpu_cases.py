@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cvops
+from tests.data import Array, clustered, hostile, pyramid_boxes, rois, uniform_scores
 
-from .data import Array, clustered, hostile, pyramid_boxes, rois, uniform_scores
 from .gpu import load
 
 Arrays = dict[str, Array]

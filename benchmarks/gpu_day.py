@@ -31,8 +31,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.data import Array
+
 from . import gpu
-from .data import Array
 from .gpu import load
 from .gpu_cases import FULL, SMALL, Case, cases, require_close
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .data import Array
+from tests.data import Array
 
 Call = Callable[[], Any]
 

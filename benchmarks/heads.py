@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import cvops
+from tests.data import Array, clustered
 
 from . import peers
-from .data import Array, clustered
 from .harness import DisagreementError, Row, all_close_to_largest
 
 

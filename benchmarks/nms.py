@@ -12,9 +12,9 @@ from statistics import median
 import numpy as np
 
 import cvops
+from tests.data import clustered, hostile, uniform_scores
 
 from . import peers
-from .data import clustered, hostile, uniform_scores
 from .fresh import in_fresh_process
 from .harness import Figure, Row, same_indices
 

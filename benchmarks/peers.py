@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import cvops
+from tests.data import Array
 
-from .data import Array
 from .harness import Call
 
 Maker = Callable[..., Call]

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 import cvops
-
-from . import peers
-from .data import (
+from tests.data import (
     CASES,
     ONE,
     POSITION_SENSITIVE,
@@ -25,6 +23,8 @@ from .data import (
     pyramid_boxes,
     uniform,
 )
+
+from . import peers
 from .fresh import in_fresh_process
 from .harness import Call, Figure, Row, all_close, all_close_to_largest
 

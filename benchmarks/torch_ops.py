@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.data import clustered, deformed, pyramid_boxes, rois, uniform
+
 from . import peers
-from .data import clustered, deformed, pyramid_boxes, rois, uniform
 from .harness import Row, all_close, all_close_to_largest, same_indices
 
 # As in roi.py and deform_conv.py: (channels, height, width), RoIs, bins, scale, samples; and shapes of a convolution.

@@ -120,8 +120,19 @@ def test_modules_do_not_import_each_other_in_a_circle():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 of_file |= {node.module} if node.module else {name.name for name in node.names}
-    assert imported["nms"] >= {"data", "harness"}
+    assert imported["nms"] >= {"peers", "harness"}
     graphlib.TopologicalSorter(imported).prepare()
+
+
+def test_what_tests_share_does_not_import_the_benchmarks():
+    """They take their inputs and answers from there."""
+    helpers = [file for file in Path(__file__).parent.rglob("*.py") if not file.name.startswith("test_")]
+    assert {"data", "reference", "strategies"} <= {file.stem for file in helpers}
+    for file in helpers:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert "benchmarks" not in {name.partition(".")[0] for name in names}, file
 
 
 def test_other_work_takes_no_argument_along():

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import cvops
-from benchmarks import data, gpu, gpu_cases, gpu_day, harness
+from benchmarks import gpu, gpu_cases, gpu_day, harness
 from benchmarks.gpu_day import Stage
-from tests import host_emulation
+from tests import data, host_emulation
 from tests.host_emulation import device
 from tests.libraries import to_numpy
 

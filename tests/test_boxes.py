@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import cvops
-from benchmarks import data
-from tests import compare, reference, strategies
+from tests import compare, data, reference, strategies
 from tests.libraries import to_numpy
 
 FORMATS = ("xyxy", "xywh", "cxcywh")

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 import cvops
-from benchmarks import data
 from cvops import _arrays, _warmup
-from tests import compare, host_emulation, libraries, reference, reference_roi, strategies_roi
+from tests import compare, data, host_emulation, libraries, reference, reference_roi, strategies_roi
 from tests.host_emulation import device, mutant
 
 FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))

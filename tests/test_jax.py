@@ -17,8 +17,7 @@ import pytest
 from PIL import Image
 
 import cvops
-from benchmarks import data
-from tests import reference, reference_deform, reference_roi, strategies_roi
+from tests import data, reference, reference_deform, reference_roi, strategies_roi
 from tests.libraries import require
 
 jax = None  # set by the fixture, because it may be missing

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import cvops
-from benchmarks import data
-from tests import compare, libraries, strategies
+from tests import compare, data, libraries, strategies
 from tests import reference_multiclass as reference
 from tests.libraries import to_numpy
 

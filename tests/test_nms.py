@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cvops
-from benchmarks import data
-from tests import compare, libraries, reference, strategies
+from tests import compare, data, libraries, reference, strategies
 from tests.libraries import to_numpy
 
 ROOT = Path(__file__).parent.parent

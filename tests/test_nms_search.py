@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import cvops
-from benchmarks import data
-from tests import reference, strategies
+from tests import data, reference, strategies
 
 _nms = pytest.importorskip("cvops._cpu._nms")
 _batches = pytest.importorskip("cvops._cpu._nms_batches")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cvops
-from benchmarks import data, peers
-from tests import compare, strategies
+from benchmarks import peers
+from tests import compare, data, strategies
 from tests.libraries import require
 
 DATA = Path(__file__).parent.parent / "examples" / "data"

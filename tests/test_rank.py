@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import data
+from tests import data
 
 _rank = pytest.importorskip("cvops._cpu._rank")
 _nms = pytest.importorskip("cvops._cpu._nms")

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cvops
-from benchmarks import data
-from tests import compare
+from tests import compare, data
 from tests import peers_roi as peers
 from tests import strategies_roi as strategies
 

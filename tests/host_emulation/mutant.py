@@ -10,8 +10,7 @@ import sys
 
 import numpy as np
 
-from benchmarks import data
-from tests import host_emulation, reference, reference_deform, reference_roi, strategies_deform, strategies_roi
+from tests import data, host_emulation, reference, reference_deform, reference_roi, strategies_deform, strategies_roi
 from tests.host_emulation import device
 
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")

@@ -1,4 +1,4 @@
-"""The inputs of every measurement. Published figures refer to them: change no number and no order of draws here."""
+"""Inputs of tests and measurements. Published figures refer to them: change no number and no order of draws here."""
 
 from __future__ import annotations
 
