@@ -1,7 +1,7 @@
 """From what a detection head predicts to boxes and back: the public functions.
 
-The formulas are written once on `xp`, the namespace of an array library, for whatever traces or differentiates them;
-only `decode_boxes` has a kernel besides, on the CPU.
+The formulas are written once on `xp`, the namespace of an array library, for CUDA and for whatever traces or
+differentiates them; the CPU backend has kernels besides.
 """
 
 from __future__ import annotations
@@ -157,11 +157,7 @@ def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = _WEIG
     with backend_of(boxes=boxes, anchors=anchors) as backend:
         native_boxes, native_anchors = backend.asarray(boxes, "boxes"), backend.asarray(anchors, "anchors")
         check_pair(native_boxes, "boxes", native_anchors, "anchors")
-        weights = check_weights(weights)
-        dtype = working_dtype(native_boxes, native_anchors)
-        one, other = (native.astype(dtype, copy=False) for native in (native_boxes, native_anchors))
-        with backend.ignore_fp_errors():
-            return _finish(encoded(one, other, weights, backend.xp), native_boxes, boxes, backend)
+        return to_caller(backend.encode_boxes(native_boxes, native_anchors, check_weights(weights)), boxes)
 
 
 # fmt: off
@@ -212,10 +208,7 @@ def distance_to_boxes(points: Array, distances: Array) -> Any:
     with backend_of(points=points, distances=distances) as backend:
         native_points, native_distances = backend.asarray(points, "points"), backend.asarray(distances, "distances")
         check_points(native_points, native_distances)
-        dtype = working_dtype(native_points, native_distances)
-        one, other = (native.astype(dtype, copy=False) for native in (native_points, native_distances))
-        with backend.ignore_fp_errors():
-            return _finish(around(one, other, backend.xp), native_distances, points, backend)
+        return to_caller(backend.distance_to_boxes(native_points, native_distances), points)
 
 
 @overload
@@ -277,10 +270,7 @@ def scale_boxes(
     with backend_of(boxes=boxes) as backend:
         native = backend.asarray(boxes, "boxes")
         check_batched_boxes(native, "boxes")
-        fit = check_fit(from_size, to_size, letterbox)
-        with backend.ignore_fp_errors():
-            scaled = moved(native.astype(working_dtype(native), copy=False), fit, backend.xp)
-            return _finish(scaled, native, boxes, backend)
+        return to_caller(backend.scale_boxes(native, check_fit(from_size, to_size, letterbox)), boxes)
 
 
 @overload
@@ -514,10 +504,6 @@ class Grid(NamedTuple):
 def result_dtype(native: Any) -> Any:
     """The dtype of a result that keeps that of `native` where it is a float."""
     return native.dtype if native.dtype.char in FLOATS else working_dtype(native)
-
-
-def _finish(values: Any, of_dtype: Any, like: Any, backend: Any) -> Any:
-    return to_caller(backend.copy(values.astype(result_dtype(of_dtype), copy=False)), like)
 
 
 def _dtype_like(like: Any, backend: Any) -> Any:

@@ -49,6 +49,21 @@ def _decode_boxes_calls(dtype: str, asarray: Any) -> None:
     _decode.decode_boxes(boxes, boxes)
 
 
+def _encode_boxes_calls(dtype: str, asarray: Any) -> None:
+    boxes, _ = _detections(8, dtype, asarray)
+    _decode.encode_boxes(boxes, boxes)
+
+
+def _distance_to_boxes_calls(dtype: str, asarray: Any) -> None:
+    boxes, _ = _detections(8, dtype, asarray)
+    _decode.distance_to_boxes(boxes[:, :2], boxes)
+
+
+def _scale_boxes_calls(dtype: str, asarray: Any) -> None:
+    boxes, _ = _detections(8, dtype, asarray)
+    _decode.scale_boxes(boxes, (2, 2), (1, 1))
+
+
 def _roi_calls(dtype: str, asarray: Any, forward: Callable[..., Any]) -> None:
     forward(*_images_and_rois(dtype, asarray), 2)
 
@@ -116,6 +131,9 @@ CALLS: dict[str, Callable[[str, Any], None]] = {
     "distance_box_iou": _box_iou_calls,
     "complete_box_iou": _box_iou_calls,
     "decode_boxes": _decode_boxes_calls,
+    "encode_boxes": _encode_boxes_calls,
+    "distance_to_boxes": _distance_to_boxes_calls,
+    "scale_boxes": _scale_boxes_calls,
     "roi_align": _roi_align_calls,
     "roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.roi_align_backward),
     "roi_pool": _roi_pool_calls,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
-from ._decode import decode_boxes
+from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._device import asarray, copy, current_gpu, empty, ignore_fp_errors, to_host, upload, use_backend_of, xp
 from ._multiclass_nms import multiclass_nms
@@ -25,7 +25,9 @@ __all__ = [
     "deform_conv2d",
     "deform_conv2d_backward",
     "distance_box_iou",
+    "distance_to_boxes",
     "empty",
+    "encode_boxes",
     "generalized_box_iou",
     "ignore_fp_errors",
     "multiclass_nms",
@@ -40,6 +42,7 @@ __all__ = [
     "roi_align_backward",
     "roi_pool",
     "roi_pool_backward",
+    "scale_boxes",
     "to_host",
     "upload",
     "use_backend_of",

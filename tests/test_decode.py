@@ -209,14 +209,64 @@ def test_scale_boxes_undoes_the_resizing(ops, sizes, letterbox):
     np.testing.assert_allclose(got, [[0, 0, to_width, to_height]], atol=1e-9 * max(sizes))
 
 
-def test_every_number_of_threads_gives_the_same(threads):
-    anchors, deltas = some(50_000)
+CALLS = {
+    "decode_boxes": lambda boxes, deltas: cvops.decode_boxes(deltas, boxes),
+    "encode_boxes": lambda boxes, deltas: cvops.encode_boxes(boxes[::-1], boxes),
+    "distance_to_boxes": lambda boxes, deltas: cvops.distance_to_boxes(boxes[:, :2], deltas),
+    "scale_boxes": lambda boxes, deltas: cvops.scale_boxes(boxes, (640, 480), (99, 1000), letterbox=True),
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@every_call
+def test_every_number_of_threads_gives_the_same(threads, call):
+    given = some(200_003)
     threads(1)
-    want = cvops.decode_boxes(deltas, anchors)
+    want = call(*given)
     for count in (2, 3):
         threads(count)
-        assert cvops.decode_boxes(deltas, anchors).tobytes() == want.tobytes()
-    check("decode_boxes", deltas[:2000], anchors[:2000])
+        assert call(*given).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "of_anchors", [(1, 7, 1, 4), (5, 1, 3, 4), (7, 3, 4), (3, 4), (5, 7, 1, 4), (1, 4), (5, 1, 1, 4)]
+)
+def test_a_row_is_computed_alike_wherever_it_lies(of_anchors, dtype):
+    """Sixteen rows are computed at a time: alone, last of many, and with anchors in any pattern, to the bit."""
+    anchors, deltas = some(*of_anchors[:-1])[0].astype(dtype), some(5, 7, 3)[1].astype(dtype)
+    of_rows = np.broadcast_to(anchors, deltas.shape)
+    for name in ("decode_boxes", "encode_boxes"):
+        function, values = getattr(cvops, name), deltas if name == "decode_boxes" else of_rows[::-1]
+        got = function(values, anchors)
+        for i in np.ndindex(got.shape[:-1]):
+            assert got[i].tobytes() == function(values[i], of_rows[i]).tobytes()
+        flat = [array.reshape(-1, 4) for array in (got, values, of_rows)]
+        for length in (15, 16, 17, 31, 33):
+            assert function(*(array[:length] for array in flat[1:])).tobytes() == flat[0][:length].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponentials_and_logarithms_are_exact_to_a_few_units(dtype):
+    """Of any magnitude: exp of numbers whose result is subnormal, and log of subnormal numbers."""
+    random, least, most = np.random.default_rng(0), *np.log([np.finfo(dtype).tiny, np.finfo(dtype).max])
+    drawn = np.concatenate([random.uniform(-1, 1, 9999), random.uniform(1.2 * least, 0.999 * most, 9999)])
+    numbers = drawn.astype(dtype)
+    with np.errstate(all="ignore"):
+        near_1 = 1 + random.normal(0, 1e-3, 999)
+        sizes = np.concatenate([np.exp(numbers.astype(np.longdouble)), near_1]).astype(dtype)
+        wanted = np.exp(numbers.astype(np.longdouble)) / 2, np.log(sizes.astype(np.longdouble))
+    unit, centred = np.array([[0, 0, 1, 1]], dtype), np.array([[-0.5, -0.5, 0.5, 0.5]], dtype)
+    deltas, boxes = np.zeros((len(numbers), 4), dtype), np.zeros((len(sizes), 4), dtype)
+    deltas[:, 2:], boxes[:, 2:] = numbers[:, None], sizes[:, None]
+    results = cvops.decode_boxes(deltas, centred, clip=None)[:, 2:], cvops.encode_boxes(boxes, unit)[:, 2:]
+    for got, want, units in zip(results, wanted, (2, 3), strict=True):
+        with np.errstate(all="ignore"):
+            nearest = want.astype(dtype)
+        finite = np.isfinite(nearest)
+        np.testing.assert_array_equal(got[~finite, 1], nearest[~finite])
+        assert got[:, 0].tobytes() == got[:, 1].tobytes()
+        assert (abs(got[finite, 0] - want[finite]) <= units * np.spacing(abs(nearest[finite]))).all()
 
 
 def test_degenerate_anchors_are_no_warning(ops):

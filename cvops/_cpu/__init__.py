@@ -12,7 +12,7 @@ from .._arrays import share
 from .._checks import CONVERSION
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
-from ._decode import decode_boxes
+from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
 from ._deform_conv import deform_conv2d, deform_conv2d_backward
 from ._memory import copy, empty
 from ._memory import copy as to_host
@@ -47,7 +47,9 @@ __all__ = [
     "deform_conv2d",
     "deform_conv2d_backward",
     "distance_box_iou",
+    "distance_to_boxes",
     "empty",
+    "encode_boxes",
     "generalized_box_iou",
     "ignore_fp_errors",
     "multiclass_nms",
@@ -62,6 +64,7 @@ __all__ = [
     "roi_align_backward",
     "roi_pool",
     "roi_pool_backward",
+    "scale_boxes",
     "to_host",
     "xp",
 ]

@@ -1,44 +1,63 @@
-"""Boxes from deltas: one pass, nothing stored but the result."""
+"""From what a head predicts to boxes and back: one pass over the rows, sixteen at a time.
+
+The formulas are those of cvops/_decode.py, in the same order of operations.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from .._checks import working_dtype
-from .._decode import result_dtype
+from .._decode import Fit, result_dtype
 from . import _threads
 from ._jit import jit
 from ._memory import Array, cast, contiguous, empty
-
-_BLOCK = 4096  # rows whose exponentials are computed at a time
+from ._simd import WIDTH, full, load, load_every_fourth, store, store_every_fourth
+from ._simd_math import add, at_most, divide, exp, log, multiply, subtract
 
 
 def decode_boxes(deltas: Array, anchors: Array, weights: tuple[float, ...], clip: float | None) -> Array:
-    dtype = working_dtype(deltas, anchors)
-    result_type = np.dtype(result_dtype(deltas)).char
-    shape = np.broadcast_shapes(deltas.shape, anchors.shape)
-    if deltas.shape != shape:
-        deltas = np.broadcast_to(deltas, shape)
+    return _by_anchors(_decode, deltas, anchors, weights, math.inf if clip is None else clip)
+
+
+def encode_boxes(boxes: Array, anchors: Array, weights: tuple[float, ...]) -> Array:
+    return _by_anchors(_encode, boxes, anchors, weights, math.inf)
+
+
+def _by_anchors(
+    kernel: Callable[..., None], values: Array, anchors: Array, weights: tuple[float, ...], clip: float
+) -> Array:
+    dtype = working_dtype(values, anchors)
+    shape = np.broadcast_shapes(values.shape, anchors.shape)
+    result_type, length = np.dtype(result_dtype(values)).char, math.prod(shape[:-1])
+    if values.shape != shape:
+        values = np.broadcast_to(values, shape)
     rows, repeats = _rows_and_repeats(anchors.shape[:-1], shape[:-1])
     if rows is None:
-        anchors, rows, repeats = np.broadcast_to(anchors, shape), math.prod(shape[:-1]), 1
-    boxes = empty(shape, dtype)
-    real = boxes.dtype.type
+        anchors, rows, repeats = np.broadcast_to(anchors, shape), length, 1
+    result = empty(shape, dtype)
+    with np.errstate(all="ignore"):  # weights and clips beyond float32 become infinite
+        numbers = np.array([*weights, clip], dtype)
+    numbers.setflags(write=False)
     _threads.run(
-        _decode_range,
-        math.prod(shape[:-1]),
-        contiguous(deltas, dtype).reshape(-1, 4),
-        contiguous(anchors, dtype).reshape(-1, 4),
+        kernel,
+        length,
+        _flat(values, dtype),
+        _flat(anchors, dtype),
         rows,
         repeats,
-        tuple(map(real, weights)),
-        real(math.inf if clip is None else clip),
-        boxes.reshape(-1, 4),
-        nanoseconds=8 * math.prod(shape[:-1]),
+        numbers,
+        result.reshape(-1),
+        nanoseconds=4 * length,
     )
-    return cast(boxes, result_type)
+    return cast(result, result_type)
+
+
+def _flat(array: Array, dtype: str) -> Array:
+    return contiguous(array, dtype).reshape(-1)
 
 
 def _rows_and_repeats(of_anchors: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int | None, int]:
@@ -51,31 +70,127 @@ def _rows_and_repeats(of_anchors: tuple[int, ...], shape: tuple[int, ...]) -> tu
     return math.prod(shape[begin:end]), math.prod(shape[end:])
 
 
-def _decode_range(begin, end, deltas, anchors, rows, repeats, weights, clip, boxes):
-    """Rows [begin, end) of `decoded` in cvops/_decode.py, in the same order of operations."""
-    for first in range(begin, end, _BLOCK):
-        last = min(first + _BLOCK, end)
-        with np.errstate(all="ignore"):  # NumPy's exponentials are vectorised, those of the compiler are not
-            growth = deltas[first:last, 2:] / np.array(weights[2:])
-            np.exp(np.minimum(growth, clip, out=growth), out=growth)
-        _decode(first, last, deltas, growth, anchors, rows, repeats, weights, boxes)
+@jit
+def _decode(begin, end, deltas, anchors, rows, repeats, numbers, boxes):
+    some_deltas, some_anchors = np.empty(4 * WIDTH, boxes.dtype), np.empty(4 * WIDTH, boxes.dtype)
+    some_boxes, half = np.empty(4 * WIDTH, boxes.dtype), full(boxes.dtype.type(0.5))
+    for row in range(begin, end, WIDTH):
+        width = min(WIDTH, end - row)
+        x1, y1, x2, y2 = _anchors_of(row, width, anchors, rows, repeats, some_anchors)
+        dx, dy, dw, dh = _rows_from(row, width, deltas, some_deltas)
+        left, right = _side(half, x1, x2, dx, dw, full(numbers[0]), full(numbers[2]), full(numbers[4]))
+        top, bottom = _side(half, y1, y2, dy, dh, full(numbers[1]), full(numbers[3]), full(numbers[4]))
+        if width == WIDTH:
+            store_every_fourth(boxes, 4 * row, left, top, right, bottom)
+        else:
+            store_every_fourth(some_boxes, 0, left, top, right, bottom)
+            boxes[4 * row : 4 * (row + width)] = some_boxes[: 4 * width]
 
 
 @jit
-def _decode(begin, end, deltas, growth, anchors, rows, repeats, weights, boxes):
-    half = boxes.dtype.type(0.5)
-    a, r = begin // repeats % rows, begin % repeats
-    for i in range(begin, end):
-        for axis in range(2):
-            first = anchors[a, axis]
-            size = anchors[a, axis + 2] - first
-            centre = deltas[i, axis] / weights[axis] * size + (first + half * size)
-            side = half * (growth[i - begin, axis] * size)
-            boxes[i, axis] = centre - side
-            boxes[i, axis + 2] = centre + side
-        r += 1
-        if r == repeats:
-            r = 0
-            a += 1
-            if a == rows:
-                a = 0
+def _side(half, first, last, shift, growth, shift_weight, growth_weight, clip):
+    """Both ends along an axis."""
+    size = subtract(last, first)
+    growth = at_most(divide(growth, growth_weight), clip)
+    centre = add(multiply(divide(shift, shift_weight), size), add(first, multiply(half, size)))
+    reach = multiply(half, multiply(exp(growth), size))
+    return subtract(centre, reach), add(centre, reach)
+
+
+@jit
+def _encode(begin, end, boxes, anchors, rows, repeats, numbers, deltas):
+    some_boxes, some_anchors = np.empty(4 * WIDTH, deltas.dtype), np.empty(4 * WIDTH, deltas.dtype)
+    some_deltas, half = np.empty(4 * WIDTH, deltas.dtype), full(deltas.dtype.type(0.5))
+    for row in range(begin, end, WIDTH):
+        width = min(WIDTH, end - row)
+        x1, y1, x2, y2 = _anchors_of(row, width, anchors, rows, repeats, some_anchors)
+        left, top, right, bottom = _rows_from(row, width, boxes, some_boxes)
+        dx, dw = _change(half, left, right, x1, x2, full(numbers[0]), full(numbers[2]))
+        dy, dh = _change(half, top, bottom, y1, y2, full(numbers[1]), full(numbers[3]))
+        if width == WIDTH:
+            store_every_fourth(deltas, 4 * row, dx, dy, dw, dh)
+        else:
+            store_every_fourth(some_deltas, 0, dx, dy, dw, dh)
+            deltas[4 * row : 4 * (row + width)] = some_deltas[: 4 * width]
+
+
+@jit
+def _change(half, first, last, anchor_first, anchor_last, shift_weight, growth_weight):
+    """The two deltas along an axis."""
+    size, of_anchor = subtract(last, first), subtract(anchor_last, anchor_first)
+    centre = add(first, multiply(half, size))
+    moved = subtract(centre, add(anchor_first, multiply(half, of_anchor)))
+    return (
+        divide(multiply(shift_weight, moved), of_anchor),
+        multiply(growth_weight, log(divide(size, of_anchor))),
+    )
+
+
+@jit
+def _rows_from(row, width, values, some):
+    """The four columns of the sixteen rows from `row` on, of which there may be fewer."""
+    if width == WIDTH:
+        return load_every_fourth(values, 4 * row)
+    some[:] = 0
+    some[: 4 * width] = values[4 * row : 4 * (row + width)]
+    return load_every_fourth(some, 0)
+
+
+@jit
+def _anchors_of(row, width, anchors, rows, repeats, some):
+    """As `_rows_from`, the anchors that go with those rows."""
+    first = row // repeats % rows
+    if repeats == 1 and width == WIDTH and first + WIDTH <= rows:
+        return load_every_fourth(anchors, 4 * first)
+    some[:] = 0
+    left = repeats - row % repeats
+    for k in range(width):
+        for corner in range(4):
+            some[4 * k + corner] = anchors[4 * first + corner]
+        left -= 1
+        if left == 0:
+            left = repeats
+            first += 1
+            if first == rows:
+                first = 0
+    return load_every_fourth(some, 0)
+
+
+def distance_to_boxes(points: Array, distances: Array) -> Array:
+    dtype = working_dtype(points, distances)
+    boxes, rows = empty(distances.shape, dtype), len(points)
+    length = math.prod(distances.shape[:-1])
+    of_points, of_distances = _flat(points, dtype), _flat(distances, dtype)
+    _threads.run(_around, length, of_points, of_distances, rows, boxes.reshape(-1), nanoseconds=2 * length)
+    return cast(boxes, np.dtype(result_dtype(distances)).char)
+
+
+@jit
+def _around(begin, end, points, distances, rows, boxes):
+    point = begin % rows if rows else 0
+    for row in range(begin, end):
+        x, y = points[2 * point], points[2 * point + 1]
+        boxes[4 * row] = x - distances[4 * row]
+        boxes[4 * row + 1] = y - distances[4 * row + 1]
+        boxes[4 * row + 2] = x + distances[4 * row + 2]
+        boxes[4 * row + 3] = y + distances[4 * row + 3]
+        point = point + 1 if point + 1 < rows else 0
+
+
+def scale_boxes(boxes: Array, fit: Fit) -> Array:
+    dtype = working_dtype(boxes)
+    scaled, length = empty(boxes.shape, dtype), math.prod(boxes.shape[:-1])
+    with np.errstate(all="ignore"):
+        paddings, gains = (np.array([*pair[::-1]] * (WIDTH // 2), dtype) for pair in (fit.padding, fit.gain))
+    _threads.run(_move, length, _flat(boxes, dtype), paddings, gains, scaled.reshape(-1), nanoseconds=2 * length)
+    return cast(scaled, np.dtype(result_dtype(boxes)).char)
+
+
+@jit
+def _move(begin, end, boxes, paddings, gains, scaled):
+    padding, gain = load(paddings, 0), load(gains, 0)
+    whole = 4 * begin + (4 * end - 4 * begin) // WIDTH * WIDTH
+    for i in range(4 * begin, whole, WIDTH):
+        store(scaled, i, divide(subtract(load(boxes, i), padding), gain))
+    for i in range(whole, 4 * end):
+        scaled[i] = (boxes[i] - paddings[i % 4]) / gains[i % 4]
