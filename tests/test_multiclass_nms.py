@@ -225,6 +225,30 @@ def test_the_best_class_of_a_box(ops):
         assert found[1].tolist() == [0, 3]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_best_class_of_each_of_many_boxes(layout, weighted):
+    """More boxes and classes than are looked at together, with ties, NaN, infinities and zeros of both signs."""
+    boxes, scores = some(2, 1100, 35)
+    random = np.random.default_rng(0)
+    scores = np.round(4 * scores) / 4
+    scores[random.random(scores.shape) < 0.5] = NAN
+    scores[random.random(scores.shape) < 0.1] = -INF
+    scores[random.random(scores.shape) < 0.1] = -0.0
+    scores[0, :700] = np.where(scores[0, :700] > 0, NAN, scores[0, :700])
+    scores[1, :300, 1:] = NAN
+    objectness = random.choice([0.5, 1, -1, 0], (2, 1100)).astype("f4") if weighted else None
+    with np.errstate(all="ignore"):
+        values = scores * objectness[:, :, None] if weighted else scores
+    # In Python's order of tuples: numbers before NaN, greater before less, and earlier before later.
+    rows = values.reshape(-1, 35).tolist()
+    keys = [[(value != value, -value if value == value else 0, c) for c, value in enumerate(row)] for row in rows]
+    found = cvops.multiclass_nms(boxes, LAYOUTS[layout](scores), 1, multi_label=False, objectness=objectness)
+    labels = np.full((2, 1100), -1)
+    labels[found.image, found.box] = found.label
+    assert labels.ravel().tolist() == [min(row)[2] for row in keys]
+
+
 @pytest.mark.parametrize("threshold", [0, 0.3, 1])
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_limits(ops, threshold, class_agnostic):

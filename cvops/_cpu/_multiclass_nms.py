@@ -20,7 +20,8 @@ from ._memory import Array, contiguous, empty
 from ._nms import _gather, _suppress
 from ._nms_few import by_rank
 from ._rank import _key, _sort, group, rank_float64
-from ._simd import any_above, full, load, madd
+from ._simd import any_above, full, load, madd, store
+from ._simd_math import best_lane, better, keep_better
 
 # Scores that are looked at together.
 _LANES = 16
@@ -234,22 +235,48 @@ def _scan_best(
     weighted = factors.size > 0
     tile = 1024 if along_boxes else 1
     best, labels = np.empty(tile, np.float32), np.empty(tile, np.int32)
-    best_bits = best.view(np.int32)
+    best_bits, numbers = best.view(np.int32), np.arange(classes).astype(np.int32)
+    zeros = full(np.float32(0))
     for item in range(begin, end):
         image, part = item // parts, item % parts
         first, last = outer * part // parts, outer * (part + 1) // parts
         place, count = item * size, np.int64(0)
         for box in range(first, last, tile):
             width = min(tile, last - box)
-            for label in range(classes):
-                at = origin + image * strides[0] + box * strides[1] + label * strides[2]
-                for j in range(width):
-                    value = flat[at + j * strides[1]]
+            at = origin + image * strides[0] + box * strides[1]
+            for j in range(width):
+                best[j], labels[j] = np.nan, 0
+            begin_label = 0
+            if not along_boxes and strides[2] == 1:
+                # Sixteen classes at once, then the best lane.
+                begin_label = classes // _LANES * _LANES
+                lanes, label_lanes = full(np.float32(np.nan)), full(np.int32(0))
+                factor = full(factors[image, box] if weighted else np.float32(1))
+                for label in range(0, begin_label, _LANES):
+                    found = load(flat, at + label)
+                    if weighted:
+                        found = madd(found, factor, zeros)
+                    label_lanes = keep_better(lanes, found, label_lanes, load(numbers, label))
+                    lanes = better(lanes, found)
+                best[0], labels[0] = best_lane(lanes, label_lanes)
+            for label in range(begin_label, classes):
+                of_label = at + label * strides[2]
+                whole = width // _LANES * _LANES if strides[1] == 1 else 0
+                own_label = full(np.int32(label))
+                for j in range(0, whole, _LANES):
+                    # A product plus 0 is the product, however it is rounded.
+                    lanes, found = load(best, j), load(flat, of_label + j)
+                    if weighted:
+                        found = madd(found, load(factors, image * factors.shape[1] + box + j), zeros)
+                    store(labels, j, keep_better(lanes, found, load(labels, j), own_label))
+                    store(best, j, better(lanes, found))
+                for j in range(whole, width):
+                    value = flat[of_label + j * strides[1]]
                     if weighted:
                         value *= factors[image, box + j]
-                    better = label == 0 or value > best[j] or (best[j] != best[j] and value == value)
-                    best[j] = value if better else best[j]
-                    labels[j] = label if better else labels[j]
+                    is_better = value > best[j] or (best[j] != best[j] and value == value)
+                    best[j] = value if is_better else best[j]
+                    labels[j] = label if is_better else labels[j]
             if count + width > size:
                 count = np.int64(-1)
                 break

@@ -1,4 +1,4 @@
-"""Arithmetic, exponentials and logarithms of sixteen floats (see `_simd`).
+"""Arithmetic, comparisons, exponentials and logarithms of sixteen floats (see `_simd`).
 
 Sums, products and quotients are rounded one by one, as NumPy's are: only within `exp` and `log` may a product and a sum
 become one instruction. LLVM makes calls of scalar functions of a loop over the C library's, several times slower.
@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from llvmlite import ir
+from numba.core import types
 
 from ._jit import intrinsic
 
@@ -42,6 +43,55 @@ def at_most(typingctx: Any, a: Any, limit: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *arguments), arguments[1], arguments[0])
 
     return a(a, limit), generate
+
+
+def _is_better(builder: Any, best: Any, other: Any) -> Any:
+    return builder.and_(builder.fcmp_unordered(">", other, best), builder.fcmp_ordered("ord", other, other))
+
+
+@intrinsic
+def better(typingctx: Any, best: Any, other: Any) -> Any:
+    """The larger of each pair of lanes, `best` where they are equal; a number where the other is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        best, other = arguments
+        return builder.select(_is_better(builder, best, other), other, best)
+
+    return best(best, best), generate
+
+
+@intrinsic
+def keep_better(typingctx: Any, best: Any, other: Any, kept: Any, candidate: Any) -> Any:
+    """Lanes of `candidate` where `better(best, other)` is `other`, else of `kept`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        best, other, kept, candidate = arguments
+        return builder.select(_is_better(builder, best, other), candidate, kept)
+
+    return kept(best, best, kept, kept), generate
+
+
+@intrinsic
+def best_lane(typingctx: Any, values: Any, labels: Any) -> Any:
+    """(value, label) of the lane that is best by `better`, of the lowest label among equals."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, labels = arguments
+        count = values.type.count
+        half = count // 2
+        while half:
+            turned = ir.Constant(ir.VectorType(ir.IntType(32), count), [(k + half) % count for k in range(count)])
+            others, labels_of_others = (builder.shuffle_vector(each, each, turned) for each in (values, labels))
+            first = builder.icmp_signed("<", labels_of_others, labels)
+            equal = builder.and_(builder.fcmp_ordered("==", others, values), first)
+            wins = builder.or_(_is_better(builder, values, others), equal)
+            values, labels = builder.select(wins, others, values), builder.select(wins, labels_of_others, labels)
+            half //= 2
+        zero = ir.Constant(ir.IntType(32), 0)
+        results = [builder.extract_element(each, zero) for each in (values, labels)]
+        return context.make_tuple(builder, signature.return_type, results)
+
+    return types.Tuple((values.element, labels.element))(values, labels), generate
 
 
 class _Code:
