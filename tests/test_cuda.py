@@ -645,6 +645,39 @@ def test_every_barrier_is_needed(emulated, file, number, line):
     assert (done.returncode == 0) == (line in UNNOTICED), done.stdout + done.stderr
 
 
+# ----------------------------------------------------------------------------------------------- models in comments
+
+
+def test_the_model_of_the_chain_keeps_what_the_kernel_does(emulated, launches):
+    """The Python in the comment at nms_chain, on classes of one box, of some, and of more than a chunk."""
+    text = (device.sources().KERNELS / "nms.cu").read_text()
+    comment = re.search(r"^//     def chain\(.*\n(//.*\n)*?//         return kept\n", text, re.MULTILINE)
+    model: dict[str, Any] = {}
+    exec(re.sub(r"^//(     )?", "", comment[0], flags=re.MULTILINE), model)
+    boxes, scores, _ = data.clustered(1300)
+    idxs = np.searchsorted([1, 40, 300, 1100, 1299], np.random.default_rng(0).permutation(1300), side="right")
+    want = reference.batched_nms_of_many(boxes, scores, idxs, 0.5)
+    by_rank = np.argsort(-scores, kind="stable")
+    order = by_rank[np.argsort(idxs[by_rank], kind="stable")]
+    for chunk in (512, 7):
+        kept = model["chain"](idxs[order].tolist(), suppressors_of(boxes[order], idxs[order], 0.5), chunk)
+        assert {int(order[i]) for i in kept} == set(want.tolist())
+    assert cvops.batched_nms(*map(emulated, (boxes, scores, idxs)), 0.5).values.tolist() == want.tolist()
+    assert "nms_chain" in launches
+
+
+def suppressors_of(boxes, idxs, threshold):
+    """For each box those before it, of its class, that overlap it by more than the threshold."""
+    (x1, y1, x2, y2), suppressors = boxes.T, []
+    area = (x2 - x1) * (y2 - y1)
+    for i in range(len(boxes)):
+        width = np.maximum(np.minimum(x2[:i], x2[i]) - np.maximum(x1[:i], x1[i]), 0)
+        height = np.maximum(np.minimum(y2[:i], y2[i]) - np.maximum(y1[:i], y1[i]), 0)
+        iou = width * height / (area[:i] + area[i] - width * height)
+        suppressors.append(set(np.flatnonzero((iou > threshold) & (idxs[:i] == idxs[i])).tolist()))
+    return suppressors
+
+
 # ------------------------------------------------------------------------------------- NVIDIA's compiler, no GPU
 
 

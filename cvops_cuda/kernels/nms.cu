@@ -419,37 +419,36 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_mask(const NmsMask ar
     }
 }
 
-struct Settling {
-    unsigned words[WORDS], published[2][WORDS];  // published: by turns, so that a barrier for each is enough
-    Word number;
-};
-
-// Whether this thread's box is kept, if the chunk holds the boxes that are alive. suppressors: a bit for each box of
-// the chunk that would suppress it, and `own` the word of them for the boxes of this warp. Each warp settles its own 32
-// boxes once those before are settled: it keeps who has no kept suppressor, again and again, until nothing changes.
-__device__ __forceinline__ bool settle(unsigned (&kept)[WORDS], const unsigned (&suppressors)[WORDS], unsigned own,
-                                       bool alive) {
-#pragma unroll  // so that `suppressors` lies in registers
-    for (int word = 0; word < WORDS; ++word) {
-        if (word == warp()) {
-            unsigned keep = __ballot_sync(ALL, alive), previous;
-            do {
-                previous = keep;
-                keep = __ballot_sync(ALL, alive && !(own & keep));
-            } while (keep != previous);
-            alive = keep >> lane() & 1;
-            if (lane() == 0) kept[word] = keep;
-        }
-        __syncthreads();
-        // Nobody comes after the last word: not to read it lets the caller use `kept` again at once.
-        if (word < WORDS - 1 && word < warp() && suppressors[word] & kept[word]) alive = false;
-    }
-    return alive;
-}
-
-// Sets flags[rank] where the box of that rank is kept, adds the kept ones to counts[rank / COMPACT_THREADS] and to
-// total[0], and hands those that later batches can meet to the table, if `kept` is not null: positions begin + i for
-// candidates[i], the next batch beginning at `end`. ticket, states[:WORDS * blocks], flags and counts start as 0.
+// The chain: which boxes of a batch are kept. A chunk is a block, and a box a thread of it. Three blocks in time, where
+// a class goes through all three; * is where a block publishes what it keeps, and from * to * is a link of the chain:
+//
+//     block 0   settle own *  hand to table
+//     block 1   settle own    await 0 |      settle own *  hand to table
+//     block 2   settle own    await 0 | ...  await 1 |     settle own *  hand to table
+//
+// Each settles at once what is of a class that begins in it, and after the others what is of a class that began before:
+//
+//     def chain(labels, suppressors, CHUNK):  # of each position: its class, and the set of those before it that
+//         kept = set()                        # would suppress it
+//         for first in range(0, len(labels), CHUNK):
+//             chunk = range(first, min(first + CHUNK, len(labels)))
+//             continued = first > 0 and labels[first - 1] == labels[first]
+//             candidates = [i for i in chunk if continued and labels[i] == labels[first]]
+//             for i in sorted(set(chunk) - set(candidates)):  # settle_own
+//                 if not suppressors[i] & kept:
+//                     kept.add(i)
+//             for earlier in range(0, first, CHUNK):  # await_earlier
+//                 published = kept & set(range(earlier, earlier + CHUNK))
+//                 candidates = [i for i in candidates if not suppressors[i] & published]
+//             for i in candidates:  # settle_own
+//                 if not suppressors[i] & kept:
+//                     kept.add(i)
+//         return kept
+//
+// The kernel sets flags[rank] where the box of that rank is kept, adds the kept ones to counts[rank / COMPACT_THREADS]
+// and to total[0], and hands those that later batches can meet to the table, if `kept` of it is not null: positions
+// begin + i for candidates[i], the next batch beginning at `end`. ticket, states[:WORDS * blocks], flags and counts
+// start as 0.
 struct NmsChain {
     const Box* candidates;
     const long long* candidate_ranks;
@@ -469,8 +468,75 @@ struct NmsChain {
     Word* total;
 };
 
+struct Settling {
+    unsigned words[WORDS], published[2][WORDS];  // published: by turns, so that a barrier for each is enough
+    Word number;
+};
+
+// Whether this thread's box is kept, if the chunk holds the boxes that are alive. suppressors: a bit for each box of
+// the chunk that would suppress it, and `own` the word of them for the boxes of this warp. Each warp settles its own 32
+// boxes once those before are settled: it keeps who has no kept suppressor, again and again, until nothing changes.
+__device__ __forceinline__ bool settle_own(unsigned (&kept)[WORDS], const unsigned (&suppressors)[WORDS], unsigned own,
+                                           bool alive) {
+#pragma unroll  // so that `suppressors` lies in registers
+    for (int word = 0; word < WORDS; ++word) {
+        if (word == warp()) {
+            unsigned keep = __ballot_sync(ALL, alive), previous;
+            do {
+                previous = keep;
+                keep = __ballot_sync(ALL, alive && !(own & keep));
+            } while (keep != previous);
+            alive = keep >> lane() & 1;
+            if (lane() == 0) kept[word] = keep;
+        }
+        __syncthreads();
+        // Nobody comes after the last word: not to read it lets the caller use `kept` again at once.
+        if (word < WORDS - 1 && word < warp() && suppressors[word] & kept[word]) alive = false;
+    }
+    return alive;
+}
+
+// Whether this thread's box is a candidate still when all that earlier chunks of its class keep is known. The mask is
+// read before what is waited for.
+__device__ __forceinline__ bool await_earlier(const NmsChain& args, unsigned (&published)[2][WORDS], long long number,
+                                              bool candidate) {
+    int parity = 0;
+    for (long long earlier = 0; earlier < number; ++earlier) {
+        if (!share_a_class(args.candidates, earlier, number)) continue;
+        unsigned words[WORDS], hit = 0;
+#pragma unroll
+        for (int word = 0; word < WORDS; ++word)
+            words[word] = args.mask[words_of(earlier, number) + word * CHUNK + threadIdx.x];
+        unsigned* kept = published[parity ^= 1];
+        if (warp() == 0) kept[lane() % WORDS] = await_all(args.states + WORDS * earlier + lane() % WORDS);
+        __syncthreads();
+#pragma unroll
+        for (int word = 0; word < WORDS; ++word) hit |= words[word] & kept[word];
+        if (hit) candidate = false;
+    }
+    return candidate;
+}
+
+// What is kept of a chunk to where later batches look for it: those of the class that goes on there.
+__device__ __forceinline__ void hand_to_table(const NmsChain& args, unsigned (&words)[WORDS], long long number, Box box,
+                                              bool keep) {
+    Ranked ranked = {nullptr, 0, nullptr, nullptr, args.members, args.labels};
+    Grid grid = args.grid;
+    Table table = args.table;
+    Role role(box, grid);
+    bool met = keep && ranked.label(args.end) == box.label;
+    long long position = args.begin + CHUNK * number + threadIdx.x, chunk = args.begin / CHUNK + number;
+    if (met) args.table.kept[position] = box;
+    if (met && role.hashed) table.insert(box, role, position, grid);
+    int here, place = position_among(words, met && role.listed, here);
+    if (met && role.listed) args.listed[CHUNK * chunk + place] = position;
+    int all = __syncthreads_count(keep);
+    if (threadIdx.x == 0) args.listed_counts[chunk] = here, atomicAdd(args.total, (Word)all);
+}
+
 extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_chain(const NmsChain args) {
     SHARED(Settling, shared);
+    // Chunks are numbered as blocks start, so that those a block waits for have started before it.
     if (threadIdx.x == 0) shared.number = atomicAdd(args.ticket, (Word)1);
     __syncthreads();
     long long number = shared.number, first = CHUNK * number, length = *args.count;
@@ -498,25 +564,11 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_chain(const NmsChain 
     };
 
     bool keep = false;
-    if (__syncthreads_or(alive && !waits)) keep = settle(shared.words, suppressors, own, alive && !waits);
+    if (__syncthreads_or(alive && !waits)) keep = settle_own(shared.words, suppressors, own, alive && !waits);
     if (!last_continued) publish(keep);
     if (continued) {
-        bool candidate = alive && waits;
-        int parity = 0;
-        for (long long earlier = 0; earlier < number; ++earlier) {
-            if (!share_a_class(args.candidates, earlier, number)) continue;
-            unsigned words[WORDS], hit = 0;
-#pragma unroll
-            for (int word = 0; word < WORDS; ++word)
-                words[word] = args.mask[words_of(earlier, number) + word * CHUNK + threadIdx.x];
-            unsigned* published = shared.published[parity ^= 1];
-            if (warp() == 0) published[lane() % WORDS] = await_all(args.states + WORDS * earlier + lane() % WORDS);
-            __syncthreads();
-#pragma unroll
-            for (int word = 0; word < WORDS; ++word) hit |= words[word] & published[word];
-            if (hit) candidate = false;
-        }
-        keep |= settle(shared.words, suppressors, own, candidate);
+        bool candidate = await_earlier(args, shared.published, number, alive && waits);
+        keep |= settle_own(shared.words, suppressors, own, candidate);
         if (last_continued) publish(keep);
     }
     if (keep) {
@@ -524,21 +576,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_chain(const NmsChain 
         args.flags[rank] = 1;
         atomicAdd(args.counts + rank / COMPACT_THREADS, (Word)1);
     }
-    if (!args.table.kept) return;
-
-    Ranked ranked = {nullptr, 0, nullptr, nullptr, args.members, args.labels};
-    Grid grid = args.grid;
-    Table table = args.table;
-    Role role(box, grid);
-    bool met = keep && ranked.label(args.end) == box.label;
-    position += args.begin;
-    if (met) args.table.kept[position] = box;
-    if (met && role.hashed) table.insert(box, role, position, grid);
-    int here, place = position_among(shared.words, met && role.listed, here);
-    long long chunk = args.begin / CHUNK + number;
-    if (met && role.listed) args.listed[CHUNK * chunk + place] = position;
-    int all = __syncthreads_count(keep);
-    if (threadIdx.x == 0) args.listed_counts[chunk] = here, atomicAdd(args.total, (Word)all);
+    if (args.table.kept) hand_to_table(args, shared.words, number, box, keep);
 }
 
 using Words = unsigned[COMPACT_THREADS / 32];
