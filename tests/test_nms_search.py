@@ -206,11 +206,13 @@ def lean(function, *arguments, **options):
     return function(*arguments, **options)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [0, 1, 2, 10, 24, 25, 100, 300, 1000, _few.MOST])
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3, 0.5, 0.7])
-def test_a_lean_call_gives_what_the_general_way_gives(general, size, threshold):
+def test_a_lean_call_gives_what_the_general_way_gives(general, size, threshold, dtype):
     boxes, scores, idxs = data.clustered(size)
-    for values in (scores, np.round(scores, 1), np.where(scores < 0.2, np.float32(math.nan), scores)):
+    boxes, scores = boxes.astype(dtype), scores.astype(dtype) * dtype(1.1)  # in all bits of a float64
+    for values in (scores, np.round(scores, 1), np.where(scores < 0.2, dtype(math.nan), scores)):
         for floor in (None, 0.3, math.inf, -math.inf, 2.0):
             options = {"score_threshold": floor}
             for way, *rest in ((cvops.nms,), (cvops.batched_nms, idxs), (cvops.batched_nms, idxs % 3 - 2**40)):
@@ -250,14 +252,25 @@ def test_lean_calls_of_hostile_boxes(general, name):
 
 BOXES, SCORES, IDXS = data.clustered(30)
 UNALIGNED = np.frombuffer(b"\0" + BOXES.tobytes(), np.uint8)[1:].view(np.float32).reshape(30, 4)
+ODD = np.zeros(30, [("boxes", "f", 4), ("score", "f"), ("tag", "u1")])  # 21 bytes each
+ODD["boxes"], ODD["score"] = BOXES, SCORES
+STRIDED = {
+    "every second one": (BOXES.repeat(2, 0)[::2], SCORES.repeat(2)[::2]),
+    "Fortran order": (np.asfortranarray(BOXES), SCORES),
+    "rows of five": np.split(np.concatenate([BOXES, SCORES[:, None]], 1), [4], 1),
+    "backwards": (BOXES[::-1].copy()[::-1], SCORES[::-1].copy()[::-1]),
+    "backwards both ways": (BOXES[::-1, ::-1].copy()[::-1, ::-1], SCORES),
+}
+STRIDED["rows of five"][1] = STRIDED["rows of five"][1][:, 0]
 NOT_PLAIN = {
-    "strided boxes": (BOXES.repeat(2, 0)[::2], SCORES, 0.5),
-    "Fortran boxes": (np.asfortranarray(BOXES), SCORES, 0.5),
     "unaligned boxes": (UNALIGNED, SCORES, 0.5),
+    "boxes of odd strides": (ODD["boxes"], SCORES, 0.5),
+    "scores of odd strides": (BOXES, ODD["score"], 0.5),
     "big-endian boxes": (BOXES.astype(">f4"), SCORES, 0.5),
     "float64 boxes": (BOXES.astype("d"), SCORES, 0.5),
-    "strided scores": (BOXES, SCORES.repeat(2)[::2], 0.5),
+    "float64 scores": (BOXES, SCORES.astype("d"), 0.5),
     "float16 scores": (BOXES, SCORES.astype("e"), 0.5),
+    "float16 boxes": (BOXES.astype("e"), SCORES, 0.5),
     "a subclass": (BOXES.view(type("Kind", (np.ndarray,), {})), SCORES, 0.5),
     "a threshold of NumPy": (BOXES, SCORES, np.float32(0.5)),
     "an integer threshold": (BOXES, SCORES, 1),
@@ -281,6 +294,17 @@ def test_what_is_right_and_not_plain_goes_the_general_way(general, name):
     boxes, scores, threshold = NOT_PLAIN[name]
     want = general(cvops.nms, np.array(boxes), np.array(scores), threshold)
     np.testing.assert_array_equal(cvops.nms(boxes, scores, threshold), want)
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_lean_calls_take_strides(general, name):
+    boxes, scores = STRIDED[name]
+    assert not (boxes.flags.c_contiguous and scores.flags.c_contiguous)
+    for threshold in (0.3, 0.7):
+        want = general(cvops.nms, BOXES, SCORES, threshold)
+        np.testing.assert_array_equal(lean(cvops.nms, boxes, scores, threshold), want)
+        want = general(cvops.batched_nms, BOXES, SCORES, IDXS, threshold)
+        np.testing.assert_array_equal(lean(cvops.batched_nms, boxes, scores, IDXS, threshold), want)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -320,12 +344,17 @@ def test_read_only_arrays_are_plain_and_share_the_compilation():
         array.setflags(write=False)
     np.testing.assert_array_equal(lean(cvops.nms, *arrays[:2], 0.5), want[0])
     np.testing.assert_array_equal(lean(cvops.batched_nms, *arrays, 0.5), want[1])
-    for kernel in (_few.nms_of_few, _few.batched_nms_of_few):
-        assert len(kernel.signatures) == 1
+    doubles = BOXES.astype("d"), SCORES.astype("d")
+    lean(cvops.nms, *doubles, 0.5), lean(cvops.batched_nms, *doubles, IDXS, 0.5)
+    for array in doubles:
+        array.setflags(write=False)
+    lean(cvops.nms, *doubles, 0.5), lean(cvops.batched_nms, *doubles, IDXS, 0.5)
+    for name in ("nms_of_few", "batched_nms_of_few", "nms_of_few_float64", "batched_nms_of_few_float64"):
+        assert len(getattr(_few, name).signatures) == 1
 
 
 def test_kernels_of_lean_calls_take_nothing_else():
     lean(cvops.nms, BOXES, SCORES, 0.5)
-    for boxes, scores in ((BOXES.astype("d"), SCORES), (BOXES[::2], SCORES), (BOXES, SCORES[:, None])):
+    for boxes, scores in ((BOXES.astype("d"), SCORES), (BOXES[0], SCORES), (BOXES, SCORES[:, None])):
         with pytest.raises(TypeError, match="No matching definition"):
             _few.nms_of_few(boxes, scores, 0.5, math.nan, 30)

@@ -2,9 +2,8 @@
 
 Small calls take one dispatch (`_nms_few`). Three searches for a suppressor give the same answer, and each leaves to the
 next what it is slow at: `_nms_all` looks at every kept box, `_nms_grid` in one cell of a grid, which suits boxes of
-like sizes, and `_nms_hash` in a few buckets by size and place, which suits all boxes. Where thresholds are too low for
-that, `_nms_batches` looks at every kept box with all threads. Below thresholds that geometry can use,
-`_nms_batches` looks at every kept box with all threads.
+like sizes, and `_nms_hash` in a few buckets by size and place, which suits all boxes. Below thresholds that geometry
+can use, `_nms_batches` looks at every kept box with all threads.
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ def nms(
 ) -> Array | tuple[Array, Array]:
     boxes, scores, length, limit = _prepared(boxes, scores, max_output)
     keep = None
-    if len(scores) <= _nms_few.MOST and boxes.dtype == np.float32:
-        keep = _nms_few.nms_of_few(boxes, scores, iou_threshold, _floor(score_threshold), limit)
+    if len(scores) <= _nms_few.MOST:
+        of_few = _nms_few.nms_of_few if boxes.dtype.char == "f" else _nms_few.nms_of_few_float64
+        keep = of_few(boxes, scores, iou_threshold, _floor(score_threshold), limit)
     if keep is None:
         _xywh.check(boxes)
         order = _rank(scores, score_threshold)
@@ -57,8 +57,9 @@ def batched_nms(
     boxes, scores, length, limit = _prepared(boxes, scores, max_output)
     labels = _labels(idxs)
     keep = None
-    if len(scores) <= _nms_few.MOST and boxes.dtype == np.float32:
-        keep = _nms_few.batched_nms_of_few(boxes, scores, labels, iou_threshold, _floor(score_threshold), limit)
+    if len(scores) <= _nms_few.MOST:
+        of_few = _nms_few.batched_nms_of_few if boxes.dtype.char == "f" else _nms_few.batched_nms_of_few_float64
+        keep = of_few(boxes, scores, labels, iou_threshold, _floor(score_threshold), limit)
     if keep is None:
         _xywh.check(boxes)
         keep = order = _rank(scores, score_threshold)

@@ -14,84 +14,153 @@ from numba import types
 
 from ._jit import jit, jit_for
 from ._memory import Array
-from ._nms_all import lowered, search_all
-from ._rank import group, rank
+from ._nms_all import LANES, lowered, overlaps_any, put, search_all
+from ._rank import group, rank, rank_float64
 from ._xywh import looks_like_xywh
 
 # Boxes up to which one dispatch is faster than several, and of which so many may be kept; measured.
 MOST = 2048
 FEW_KEPT = 256
 
-_FLOAT32, _INT64 = np.dtype(np.float32), np.dtype(np.int64)
-_BOXES = types.Array(types.float32, 2, "C", readonly=True)
-_SCORES = types.Array(types.float32, 1, "C", readonly=True)
+_FLOAT64, _FLOAT32, _FLOAT16, _INT64 = map(np.dtype, ("float64", "float32", "float16", "int64"))
+_ndarray = np.ndarray
+
+
+def _arrays_of(real: Any) -> tuple[Any, Any]:
+    """Numba's types of boxes and scores: of any strides, so that columns of an array of detections are taken too."""
+    return types.Array(real, 2, "A", readonly=True), types.Array(real, 1, "A", readonly=True)
+
+
 _LABELS = types.Array(types.int64, 1, "C", readonly=True)
 
 
 def lean_nms(boxes: Any, scores: Any, iou_threshold: Any, score_threshold: Any) -> Array | None:
     """`nms`, or None for the general way to go."""
-    if not _is_plain(boxes, scores, iou_threshold, score_threshold):
+    if not (
+        type(boxes) is type(scores) is _ndarray
+        and (dtype := boxes.dtype) is scores.dtype
+        and type(iou_threshold) is float
+        and boxes.ndim == 2
+        and scores.ndim == 1
+        and (limit := len(scores)) <= MOST
+    ):
         return None
-    floor = math.nan if score_threshold is None else score_threshold
-    keep: Array | None = nms_of_few(boxes, scores, iou_threshold, floor, len(scores))
+    if score_threshold is None:
+        score_threshold = math.nan
+    elif type(score_threshold) is not float or score_threshold != score_threshold:
+        return None
+    keep: Array | None = None
+    if dtype is _FLOAT32:
+        keep = nms_of_few(boxes, scores, iou_threshold, score_threshold, limit)
+    elif dtype is _FLOAT64:
+        keep = nms_of_few_float64(boxes, scores, iou_threshold, score_threshold, limit)
     return keep
 
 
 def lean_batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: Any, score_threshold: Any) -> Array | None:
     """`batched_nms`, or None for the general way to go."""
-    if not _is_plain(boxes, scores, iou_threshold, score_threshold):
+    if not (
+        type(boxes) is type(scores) is type(idxs) is _ndarray
+        and (dtype := boxes.dtype) is scores.dtype
+        and idxs.dtype is _INT64
+        and type(iou_threshold) is float
+        and boxes.ndim == 2
+        and scores.ndim == 1
+        and idxs.shape == scores.shape
+        and (flags := idxs.flags).c_contiguous
+        and flags.aligned
+        and (limit := len(scores)) <= MOST
+    ):
         return None
-    if type(idxs) is not np.ndarray or idxs.dtype is not _INT64 or idxs.shape != scores.shape:
+    if score_threshold is None:
+        score_threshold = math.nan
+    elif type(score_threshold) is not float or score_threshold != score_threshold:
         return None
-    if not _is_contiguous(idxs.flags):
-        return None
-    floor = math.nan if score_threshold is None else score_threshold
-    keep: Array | None = batched_nms_of_few(boxes, scores, idxs, iou_threshold, floor, len(scores))
+    keep: Array | None = None
+    if dtype is _FLOAT32:
+        keep = batched_nms_of_few(boxes, scores, idxs, iou_threshold, score_threshold, limit)
+    elif dtype is _FLOAT64:
+        keep = batched_nms_of_few_float64(boxes, scores, idxs, iou_threshold, score_threshold, limit)
     return keep
 
 
-def _is_plain(boxes: Any, scores: Any, iou_threshold: Any, score_threshold: Any) -> bool:
-    """Whether these arguments are right, few, and as kernels take them."""
-    if not (
-        type(boxes) is np.ndarray
-        and type(scores) is np.ndarray
-        and boxes.dtype is _FLOAT32
-        and scores.dtype is _FLOAT32
-        and type(iou_threshold) is float
+@jit
+def _is_plain(boxes, scores, iou_threshold):
+    """Whether the arguments are right and aligned, and no word about xywh is due."""
+    return (
+        boxes.shape[0] == scores.size
+        and boxes.shape[1] == 4
         and 0.0 <= iou_threshold <= 1.0
-        and (score_threshold is None or (type(score_threshold) is float and score_threshold == score_threshold))
-    ):
-        return False
-    shape = scores.shape
-    if len(shape) != 1 or shape[0] > MOST or boxes.shape != (shape[0], 4):
-        return False
-    return _is_contiguous(boxes.flags) and _is_contiguous(scores.flags)
+        and (boxes.ctypes.data | boxes.strides[0] | boxes.strides[1]) % boxes.itemsize == 0
+        and (scores.ctypes.data | scores.strides[0]) % scores.itemsize == 0
+        and not looks_like_xywh(boxes, 0)
+    )
 
 
-def _is_contiguous(flags: Any) -> bool:
-    return flags.c_contiguous is flags.aligned is True
-
-
-@jit_for(_BOXES, _SCORES, types.float64, types.float64, types.int64)
+@jit_for(*_arrays_of(types.float32), types.float64, types.float64, types.int64)
 def nms_of_few(boxes, scores, iou_threshold, floor, limit):
-    """The indices that nms keeps, or None if many are kept or the boxes look like xywh."""
-    if looks_like_xywh(boxes, 0):
-        return None
-    order = rank(scores, floor)
-    ranked = np.empty((order.size, 4), boxes.dtype)
-    gather_range(0, order.size, boxes, order, ranked)
-    kept = np.empty(order.size, np.bool_)
-    if not search_all(ranked, lowered(iou_threshold, boxes), limit, FEW_KEPT, kept):
-        return None
-    return _aligned(order[: select(order, kept, order)])
+    """The indices that nms keeps, or None for the general way to go: if many are kept, for one."""
+    return _nms(boxes, rank(scores, floor), iou_threshold, limit) if _is_plain(boxes, scores, iou_threshold) else None
 
 
-@jit_for(_BOXES, _SCORES, _LABELS, types.float64, types.float64, types.int64)
+@jit_for(*_arrays_of(types.float64), types.float64, types.float64, types.int64)
+def nms_of_few_float64(boxes, scores, iou_threshold, floor, limit):
+    if not _is_plain(boxes, scores, iou_threshold):
+        return None
+    return _nms(boxes, rank_float64(scores, floor), iou_threshold, limit)
+
+
+@jit
+def _nms(boxes, order, iou_threshold, limit):
+    count = _search(boxes, order, lowered(iou_threshold, boxes), limit)
+    return None if count < 0 else _aligned(order[:count])
+
+
+@jit
+def _search(boxes, order, threshold, limit):
+    """Move the indices of the boxes that are kept to the front of `order`; returns how many, or -1 for too many.
+
+    As `search_all`, in one pass.
+    """
+    zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
+    blocks = np.empty((min(order.size, FEW_KEPT) // LANES + 1, 5, LANES), boxes.dtype)
+    held = count = np.int64(0)
+    for i in range(order.size):
+        index = order[i]
+        x1, y1, x2, y2 = boxes[index, 0], boxes[index, 1], boxes[index, 2], boxes[index, 3]
+        width, height = x2 - x1, y2 - y1
+        area = width * height
+        if width > zero and height > zero and zero < area < infinity:
+            if overlaps_any(blocks, held, x1, y1, x2, y2, area, threshold):
+                continue
+            if held == FEW_KEPT:
+                return -1
+            put(blocks[held // LANES], held % LANES, x1, y1, x2, y2, area)
+            held += 1
+        if count == limit:
+            break
+        order[count] = index
+        count += 1
+    return count
+
+
+@jit_for(*_arrays_of(types.float32), _LABELS, types.float64, types.float64, types.int64)
 def batched_nms_of_few(boxes, scores, labels, iou_threshold, floor, limit):
-    """The indices that batched_nms keeps, or None if many of a class are kept or the boxes look like xywh."""
-    if looks_like_xywh(boxes, 0):
+    """The indices that batched_nms keeps, or None for the general way to go: if many of a class are kept, for one."""
+    if not _is_plain(boxes, scores, iou_threshold):
         return None
-    order = rank(scores, floor)
+    return _batched_nms(boxes, rank(scores, floor), labels, iou_threshold, limit)
+
+
+@jit_for(*_arrays_of(types.float64), _LABELS, types.float64, types.float64, types.int64)
+def batched_nms_of_few_float64(boxes, scores, labels, iou_threshold, floor, limit):
+    if not _is_plain(boxes, scores, iou_threshold):
+        return None
+    return _batched_nms(boxes, rank_float64(scores, floor), labels, iou_threshold, limit)
+
+
+@jit
+def _batched_nms(boxes, order, labels, iou_threshold, limit):
     if order.size == 0:
         return _aligned(order)
     ranks, starts = group(labels, order)

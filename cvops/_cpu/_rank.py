@@ -37,13 +37,12 @@ def rank(scores, floor):
         digits, width = 3, 11
     else:
         digits, width = 4, 8
-    bits = scores.view(np.int32)
     elements = np.empty(scores.size, np.uint64)  # key, and index in the low half
     counts = np.zeros((digits, 1 << width), np.uint32)
     mask = np.uint64((1 << width) - 1)
     count = np.int64(0)
     for i in range(scores.size):
-        key = _key(bits[i])
+        key = _key(np.float32(scores[i]).view(np.int32))
         elements[count] = key << np.uint64(32) | np.uint64(i)
         takes_part = np.uint32(key < limit)  # added, because a branch would often be foretold wrongly
         count += takes_part
@@ -104,18 +103,38 @@ def _make_places(counts):
 def rank_float64(scores, floor):
     """As `rank`, of any number of float64 scores."""
     limit = _NOT_RANKED_64 if floor != floor else _key_of_float64(np.float64(floor).view(np.int64))
-    bits = scores.view(np.int64)
     keys, order = np.empty(scores.size, np.uint64), np.empty(scores.size, np.int64)
-    counts = np.zeros((6, 2048), np.int64)
+    if scores.size <= _FEW:
+        digits, width = 0, 0
+    elif scores.size <= _SHORT_DIGITS_UP_TO:
+        digits, width = 8, 8
+    else:
+        digits, width = 6, 11
+    counts = np.zeros((digits, 1 << width), np.int64)
+    mask = np.uint64((1 << width) - 1)
     count = np.int64(0)
     for i in range(scores.size):
-        key = _key_of_float64(bits[i])
+        key = _key_of_float64(np.float64(scores[i]).view(np.int64))
         keys[count], order[count] = key, i
         takes_part = np.int64(key < limit)
         count += takes_part
-        for digit in range(6):
-            counts[digit, key >> np.uint64(11 * digit) & np.uint64(2047)] += takes_part
-    return _sort(keys[:count], order[:count], counts, 11)[1]
+        for digit in range(digits):
+            counts[digit, key >> np.uint64(digit * width) & mask] += takes_part
+    if digits == 0:
+        _insert_pairs(keys, order, count)
+        return order[:count]
+    return _sort(keys[:count], order[:count], counts, width)[1]
+
+
+@jit
+def _insert_pairs(keys, items, count):
+    """As `_insert`, stable, of keys and what goes along with them."""
+    for i in range(1, count):
+        key, item, place = keys[i], items[i], i
+        while place > 0 and keys[place - 1] > key:
+            keys[place], items[place] = keys[place - 1], items[place - 1]
+            place -= 1
+        keys[place], items[place] = key, item
 
 
 @jit
