@@ -38,7 +38,7 @@ def head_row(
         name=f"{name}, {shape}, score {floor:g}, IoU {iou_threshold:g}" + (f", {most:,} candidates" if most else ""),
         inputs=f"clustered({length}, seed=image), uniform scores to the power {power}",
         sides={"cvops": partial(_selected, boxes, scores.transpose(0, 2, 1), iou_threshold, **options)}
-        | peers.sides(peers.MULTICLASS_NMS, *given, but=("ONNX Runtime",) if most else ()),
+        | peers.sides(peers.MULTICLASS_NMS, *given, but=("ONNX Runtime", "OpenVINO") if most else ()),
         check=same_detections,
     )
 

@@ -278,9 +278,36 @@ def _onnxruntime_multiclass_nms(
     return lambda: run()[0][:, [0, 2, 1]]
 
 
+def _openvino_multiclass_nms(boxes: Array, scores: Array, floor: float, iou_threshold: float, most: int | None) -> Call:
+    """The limit of candidates is one for each class there, and is not used."""
+    import openvino
+
+    nodes = [openvino.opset9.parameter(list(array.shape), array.dtype.type) for array in (boxes, scores)]
+    node = openvino.opset9.multiclass_nms(
+        *nodes, sort_result_type="score", output_type="i64", iou_threshold=iou_threshold, score_threshold=floor,
+        keep_top_k=300,
+    )  # fmt: skip
+    model = openvino.Model([node.output(0), node.output(1), node.output(2)], nodes)
+    options = {"INFERENCE_NUM_THREADS": cvops.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    for i, array in enumerate((boxes, scores)):
+        request.set_input_tensor(i, openvino.Tensor(array))
+    length = boxes.shape[1]
+
+    def call() -> Array:
+        request.infer()
+        rows, places, counts = (request.get_output_tensor(i).data for i in range(3))
+        total = int(counts.sum())
+        place = places[:total, 0]
+        return np.stack([place // length, place % length, rows[:total, 0].astype(np.int64)], 1)
+
+    return call
+
+
 MULTICLASS_NMS: dict[str, Maker] = {
     "torchvision": _torchvision_multiclass_nms,
     "ONNX Runtime": _onnxruntime_multiclass_nms,
+    "OpenVINO": _openvino_multiclass_nms,
 }
 
 
