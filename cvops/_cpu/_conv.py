@@ -60,6 +60,7 @@ def conv2d(
             rows = min(band, out_height - first)
             corner = first * stride[0] - padding[0], -padding[1]
             pixels = image.ravel() if lies_ready else _sorted(image, corner, stride, plane_shape, dtype)
+            pixels.setflags(write=False)  # as inputs are: one compilation
             _threads.run(
                 _conv_range,
                 -(-((rows - 1) * plane_width + out_width) // _TILE),

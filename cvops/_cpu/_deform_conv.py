@@ -341,9 +341,7 @@ def _none_like(array: Array) -> Array:
 
 def _flat(array: Array, dtype: str) -> Array:
     """(images, channels, rows, columns) as a contiguous (images, channels, pixels): itself where it is so already."""
-    array = contiguous(array, dtype).reshape(*array.shape[:2], array.shape[2] * array.shape[3])
-    array.setflags(write=False)  # as inputs are: one compilation
-    return array
+    return contiguous(array, dtype).reshape(*array.shape[:2], array.shape[2] * array.shape[3])
 
 
 def _flat_out(result: Array, dtype: str) -> Array:

@@ -13,10 +13,17 @@ Array = np.ndarray[Any, Any]
 
 
 def contiguous(array: Array, dtype: str) -> Array:
-    """`array` C-contiguous and of type code `dtype`, read-only: itself where it is so already."""
+    """`array` C-contiguous and of type code `dtype`: its own memory where it is so already.
+
+    Read-only, as inputs are, also where it is an intermediate result: one compilation.
+    """
     if array.dtype.char != dtype or not array.flags.c_contiguous:
         array = np.array(array, dtype, order="C")
-        array.setflags(write=False)
+    elif array.flags.writeable:
+        array = array.view()
+    else:
+        return array
+    array.setflags(write=False)
     return array
 
 
