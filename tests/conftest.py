@@ -17,7 +17,7 @@ from tests.host_emulation import device
 
 # The same examples on every run, so that a failure is a change of the code and not of the dice.
 hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
-hypothesis.settings.load_profile("cvops")
+hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profile("cvops"), max_examples=25)
 
 # JAX reads this when it first computes: two devices on the host, for what runs on several.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -63,7 +63,8 @@ def pytest_collection_modifyitems(config, items):
     items[:] = filter(runs, items)
 
 
-def pytest_configure():
+def pytest_configure(config):
+    hypothesis.settings.load_profile("few" if "not slow" in config.getoption("markexpr") else "cvops")
     unknown = libraries.required() - {*libraries.OPTIONAL, *libraries.CONVERTERS, "nvrtc"}
     if unknown:
         raise pytest.UsageError(f"CVOPS_REQUIRE lists {', '.join(sorted(unknown))}, which no test asks for")

@@ -87,6 +87,7 @@ def test_cold_calls_have_rows_of_their_own_on_the_page():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 is of x86")
 def test_without_avx512_numba_and_numpy_do_without():
     code = """

@@ -271,6 +271,7 @@ def test_cases_of_several_batches(sizes):
     assert max(sizes.boxes) > host_emulation.nms_module()._BATCH
 
 
+@pytest.mark.slow
 def test_cases_on_the_cpu(counts):
     gpu_day.compared([NUMPY], gpu_cases.cases(TINY, ["float32", "float64", "float16"]))
     assert counts["passed"] > 100

@@ -26,6 +26,7 @@ def test_info_reports_versions_threads_cache_and_backends():
     assert {"numpy", "numba", "threads", "blas", "cache", "cpu backend", "cuda backend", "torch", "jax"} <= set(report)
 
 
+@pytest.mark.slow
 def test_warmup_from_the_command_line():
     done = python("-m", "cvops", "warmup", "--operators", "nms", "box_iou", "--dtypes", "float32", "float64")
     assert done.returncode == 0, done.stderr

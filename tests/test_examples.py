@@ -94,6 +94,7 @@ def test_default_run(tmp_path):
     assert (before != input_picture(file)).any(axis=2).mean() > 0.5  # candidates all over the place
 
 
+@pytest.mark.slow
 def test_the_picture_in_the_readme_is_what_the_default_run_draws(tmp_path):
     detect(tmp_path)
     shown, drawn = (picture(folder / "detections.png").astype(int) for folder in (ROOT / "docs", tmp_path))
@@ -114,6 +115,7 @@ def test_every_candidate_is_in_the_first_panel(name, tmp_path):
     assert corners.mean() > 0.98  # here and there the line has the colour of the picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(DETECTION_FILES, every=4))
 def test_every_shipped_file(name, tmp_path):
     file = load(name)
@@ -355,7 +357,7 @@ def run_without_frameworks(folder, *command):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", few(EXAMPLES, every=4))
 def test_help_needs_no_framework(example, tmp_path):
     result = run_without_frameworks(tmp_path, ROOT / "examples" / example, "--help")
     assert (result.returncode, result.stderr) == (0, "")

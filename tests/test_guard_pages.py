@@ -24,6 +24,7 @@ def run(*command):
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=900, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", few(["float32", "float64", "float16"], 3))
 def test_every_operator(dtype):
     result = run("-X", "faulthandler", "-m", "tests.guarded", dtype)

@@ -153,7 +153,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", few(DAMAGES, 4))
 def test_a_damaged_entry_costs_a_compilation_and_a_warning(folder, damage, monkeypatch):
     (entry,) = folder.iterdir()
     DAMAGES[damage](entry)

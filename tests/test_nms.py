@@ -99,7 +99,7 @@ def test_nms_of_any_boxes_among_many(ops, detections, threshold):
 
 
 @pytest.mark.parametrize("threshold", strategies.few(THRESHOLDS, every=7))
-@pytest.mark.parametrize("name", strategies.many(1))
+@pytest.mark.parametrize("name", strategies.few(strategies.many(1), every=2))
 def test_nms_of_many_boxes(ops, name, threshold):
     crowd = strategies.crowd()
     boxes, scores = np.concatenate([many(ops.many - len(crowd))[name], crowd]), data.uniform_scores(ops.many)
@@ -463,7 +463,7 @@ def test_max_output_counts_what_survives(ops, limit, keep):
     assert ops.batched_nms(boxes, values, np.resize([5, -5], 8), 0.5, max_output=limit).tolist() == keep
 
 
-@pytest.mark.parametrize("size", [4, 300, MANY])
+@pytest.mark.parametrize("size", strategies.few([4, 300, MANY], every=2))
 @pytest.mark.parametrize("limit", strategies.few([None, 0, 3, 2 * MANY], every=3))
 def test_padded(array, size, limit):
     boxes, scores, idxs = data.clustered(size)

@@ -34,6 +34,7 @@ def picture(path):
         return opened.format, np.asarray(opened.convert("RGB"))
 
 
+@pytest.mark.slow
 def test_default_run(tmp_path):
     result = run(tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

@@ -163,7 +163,7 @@ def test_many_rois(ops, operator, dtype, large):
     check_backward(ops, operator, grad, maps, rois, 1 / 16, **options)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", few(["float32", "float64"], every=2))
 def test_the_number_of_threads_changes_no_bit(operator, dtype, large, threads):
     layout, shape, rois, output_size = large
     maps, options = layout(strategies.normal(shape, dtype)), options_of(operator, 2, True)

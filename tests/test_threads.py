@@ -16,6 +16,7 @@ import pytest
 import cvops
 from cvops import _process
 from cvops._cpu import _threads
+from tests.strategies import few
 
 # What every process below computes: large enough for the pool, with the answer computed on one thread.
 WORK = """
@@ -78,7 +79,7 @@ def test_environment_sets_the_threads():
     assert run(code, work="", CVOPS_NUM_THREADS="5").strip() == "5"
 
 
-@pytest.mark.parametrize("text", ["0", "two", "-1", "1.5"])
+@pytest.mark.parametrize("text", few(["0", "two", "-1", "1.5"], every=4))
 def test_environment_must_be_a_number_of_threads(text):
     code = """
     import cvops
@@ -307,6 +308,7 @@ def cold(code, cache, tmp_path):
     return [run(code, work=COLD, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
 
 
+@pytest.mark.slow
 @needs_fork
 @every_cache
 @pytest.mark.parametrize("imported", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -400,6 +402,7 @@ def test_an_error_of_what_is_done_apart_reaches_the_caller():
         _process.load("cvops.no_such_module")
 
 
+@pytest.mark.slow
 @every_cache
 @pytest.mark.parametrize("imported", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_first_calls_while_the_interpreter_exits(tmp_path, imported, cache):

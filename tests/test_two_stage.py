@@ -42,6 +42,7 @@ def default(tmp_path_factory):
     return written(tmp_path_factory.mktemp("default") / "run")
 
 
+@pytest.mark.slow
 def test_default_run(default):
     assert min(default.shape[:2]) >= 200
     assert len(np.unique(default.reshape(-1, 3), axis=0)) > 1000  # a photograph is on it

@@ -138,7 +138,8 @@ def peaks(case, count):
     return dict(map(json.loads, output.splitlines()))
 
 
-@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [20_000, 100_000])
 def test_very_many_rois(count):
     own = peaks("many_rois", count)
     assert len(own) == 13

@@ -130,6 +130,7 @@ def test_the_answer_is_the_same():
     assert len(told_of) == 1
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own():
     code = """
 import numpy as np, cvops
