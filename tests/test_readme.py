@@ -50,7 +50,10 @@ def test_there_are_two_commands():
     assert commands[1].endswith("/pytest")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "benchmarks/README.md", "CONTRIBUTING.md"])
+PAGES = ["README.md", "docs/benchmarks.md", "docs/platforms.md", "benchmarks/README.md", "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)", text):
