@@ -17,9 +17,11 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 # ------------------------------------------------------------------------------------------------------- many boxes
 
 
-def few(cases, every):
-    """The cases of a large grid, of which all but one of `every` are slow."""
-    return [pytest.param(case, marks=pytest.mark.slow if i % every else ()) for i, case in enumerate(cases)]
+def few(cases, every, but=lambda case: False):
+    """The cases of a large grid, of which all but one of `every` are slow, and of those what `but` tells."""
+    return [
+        pytest.param(case, marks=pytest.mark.slow if i % every or but(case) else ()) for i, case in enumerate(cases)
+    ]
 
 
 def many(n):

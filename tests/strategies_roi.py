@@ -211,6 +211,11 @@ ratios = st.sampled_from([-1, 0, 1, 2, 3, 7])
 # ----------------------------------------------------------------------------------------------------- combinations
 
 
+def has_its_own_kernels(case):
+    """Whether kernels are compiled for these dtypes alone: boxes are more precise than maps."""
+    return case["dtypes"] in ("f4 f8", "f2 f8")
+
+
 def pairwise(**axes):
     """Dictionaries with one value for each axis: few, but every two values of two axes are together in one of them."""
     values = list(axes.values())

@@ -25,6 +25,7 @@ def run(name, folder, *arguments):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @every_example
 def test_the_detections_are_those_of_the_candidates(name, tmp_path):
     """Those of batched_nms on the boxes from which the head is made, up to the rounding of the way there and back."""

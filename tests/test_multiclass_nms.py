@@ -204,7 +204,7 @@ def test_a_floor_for_each_class(ops):
             assert set(label.tolist()) == {0, 2, 4}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", strategies.few(LAYOUTS, every=3))
 @pytest.mark.parametrize("dtype", strategies.FLOATS)
 def test_ties_nan_and_zeros(ops, layout, dtype):
     boxes = np.arange(24, dtype=np.float32)[None, :, None] * 10 + np.array([0, 0, 1, 1], np.float32)

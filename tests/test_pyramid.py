@@ -77,7 +77,7 @@ CASES = strategies.pairwise(
 )
 
 
-@pytest.mark.parametrize("case", few(CASES, every=3), ids=str)
+@pytest.mark.parametrize("case", few(CASES, 3, strategies.has_its_own_kernels), ids=str)
 def test_multiscale_roi_align(ops, case):
     dtype, dtype_of_boxes = case["dtypes"].split()
     layout = strategies.LAYOUTS[case["layout"]]
@@ -244,7 +244,7 @@ def test_only_the_area_counts(ops):
     assert levels_of(ops, np.array(boxes, np.float32), 2, 3, 4, 5) == [4, 4, 4, 3, 3]
 
 
-@pytest.mark.parametrize("dtypes", ["f4 f4", "f8 f8", "f8 f4", "f4 f8", "f2 f4"])
+@pytest.mark.parametrize("dtypes", few(["f4 f4", "f8 f8", "f8 f4", "f4 f8", "f2 f4"], every=4))
 def test_areas_around_the_limits_of_levels(ops, dtypes):
     """Boxes about 30 roundings of float32 to both sides of where a level begins."""
     dtype, dtype_of_boxes = (np.dtype(name).type for name in dtypes.split())

@@ -100,22 +100,22 @@ def check_case(ops, operator, output_size, ratio, aligned, scale, kind, images, 
     check_backward(ops, operator, layout(grad), maps, boxes, scale, **options)
 
 
-@pytest.mark.parametrize("case", few(CASES, every=3), ids=str)
+@pytest.mark.parametrize("case", few(CASES, 3, strategies.has_its_own_kernels), ids=str)
 def test_roi_align(ops, case):
     check_case(ops, "roi_align", **case)
 
 
-@pytest.mark.parametrize("case", few(CASES, every=3), ids=str)
+@pytest.mark.parametrize("case", few(CASES, 3, strategies.has_its_own_kernels), ids=str)
 def test_roi_pool(ops, case):
     check_case(ops, "roi_pool", **case)
 
 
-@pytest.mark.parametrize("case", few(PS_CASES, every=3), ids=str)
+@pytest.mark.parametrize("case", few(PS_CASES, 5, strategies.has_its_own_kernels), ids=str)
 def test_ps_roi_align(ops, case):
     check_case(ops, "ps_roi_align", **case)
 
 
-@pytest.mark.parametrize("case", few(PS_CASES, every=3), ids=str)
+@pytest.mark.parametrize("case", few(PS_CASES, 3, strategies.has_its_own_kernels), ids=str)
 def test_ps_roi_pool(ops, case):
     check_case(ops, "ps_roi_pool", **case)
 
@@ -530,7 +530,7 @@ def test_coordinates_that_overflow_by_the_scale(ops, operator, scale):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("output_size", [1, 2, 7])
+@pytest.mark.parametrize("output_size", few([1, 2, 7], every=2))
 def test_huge_finite_coordinates(ops, operator, dtype, output_size):
     """Moved to within 2**30 cells of the origin before anything else."""
     maps = strategies.normal((1, channels_of(operator, output_size**2, 2), 6, 7), dtype)
