@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 _ROTATED_FORMATS = ("xywhr", "cxcywhr", "xyxyxyxy")
-_BLOCK = 1 << 14  # boxes that are converted at a time
+_BLOCK = 1 << 14  # boxes that are converted, or masks that are looked at, at a time
+_MASK_SIDES = 1 << 22  # rows and columns of them, unless one mask has more
 
 
 @overload
@@ -489,8 +490,20 @@ def _boxes_of(masks: Any, backend: Any) -> Any:
         check_dtype(masks, "masks", BOX_DTYPES)
     if masks.size == 0:
         return backend.copy(xp.zeros((len(masks), 4), "f"))
-    if backend.current_gpu() is not None and masks.dtype.char in FLOATS:
-        masks = masks.view(f"u{masks.itemsize}") << 1  # all but the sign: CuPy takes subnormal numbers for zero
+    if backend.current_gpu() is not None:
+        if masks.dtype.char in FLOATS:
+            masks = masks.view(f"u{masks.itemsize}") << 1  # all but the sign: CuPy takes subnormal numbers for zero
+        return backend.copy(_edges(masks, xp))
+    # On the CPU some masks at a time, as `box_convert`.
+    step = max(min(_BLOCK, _MASK_SIDES // sum(masks.shape[1:])), 1)
+    boxes = backend.empty((len(masks), 4), "f")
+    for begin in range(0, len(masks), step):
+        boxes[begin : begin + step] = _edges(masks[begin : begin + step], xp)
+    return boxes
+
+
+def _edges(masks: Any, xp: Any) -> Any:
+    """`masks_to_boxes` of native masks that are not empty."""
     rows, columns = masks.any(axis=2), masks.any(axis=1)
     last_row, last_column = masks.shape[1] - 1, masks.shape[2] - 1
     edges = [
@@ -499,7 +512,7 @@ def _boxes_of(masks: Any, backend: Any) -> Any:
         last_column - columns[:, ::-1].argmax(axis=1),
         last_row - rows[:, ::-1].argmax(axis=1),
     ]
-    return backend.copy((xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f"))
+    return (xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f")
 
 
 def _check_format(fmt: Any, name: str) -> None:

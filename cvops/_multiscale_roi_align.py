@@ -390,7 +390,8 @@ def arranged(
         else math.nan
         for scale in in_order[:-1]
     ]
-    rois = backend.asarray(rois.astype(dtype, copy=False), "boxes")
+    if backend.current_gpu() is not None:
+        rois = backend.asarray(rois.astype(dtype, copy=False), "boxes")
     samples = as_sampling_ratio(options.sampling_ratio, "sampling_ratio")
     return Pyramid(order, rois, in_order, limits, samples, flag(options.aligned, "aligned"))
 

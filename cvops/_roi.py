@@ -614,7 +614,10 @@ def named_boxes(boxes: Any) -> dict[str, Any]:
 
 
 def rois_of(boxes: Any, images: int, like: Any, backend: Any) -> Any:
-    """`boxes` as one native array of shape (K, 5), checked. `like` is an array whose precision a list takes part in."""
+    """`boxes` as RoIs (K, 5) that the backend takes, checked. `like` is an array whose precision a list takes part in.
+
+    A list stays one on the CPU, which need not have all RoIs at once.
+    """
     if not isinstance(boxes, (list, tuple)):
         rois = backend.asarray(boxes, "boxes")
         check_rois(rois, "boxes", 5)
@@ -624,7 +627,10 @@ def rois_of(boxes: Any, images: int, like: Any, backend: Any) -> Any:
     for i, native in enumerate(natives):
         check_rois(native, f"boxes[{i}]", 4)
     # In working precision, because float16 would not hold the index of every image.
-    rois = backend.xp.empty((sum(map(len, natives)), 5), working_dtype(like, *natives))
+    dtype = working_dtype(like, *natives)
+    if backend.current_gpu() is None:
+        return backend.RoisOfImages(natives, dtype)
+    rois = backend.xp.empty((sum(map(len, natives)), 5), dtype)
     end = 0
     for i, native in enumerate(natives):
         begin, end = end, end + len(native)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import cvops
+from cvops import _boxes
 from tests import compare, data, reference, strategies
 from tests.libraries import to_numpy
 
@@ -328,6 +329,16 @@ masks = hnp.arrays(
 @given(masks)
 def test_masks_to_boxes(ops, masks):
     check("masks_to_boxes", masks, on=ops)
+
+
+def test_masks_to_boxes_of_many_masks(monkeypatch):
+    """On the CPU some are looked at after the others."""
+    masks = np.random.default_rng(0).uniform(size=(23, 5, 4)) > 0.9
+    want = cvops.masks_to_boxes(masks)
+    for block, sides in ((7, 1 << 20), (1 << 20, 30), (1, 1)):
+        monkeypatch.setattr(_boxes, "_BLOCK", block)
+        monkeypatch.setattr(_boxes, "_MASK_SIDES", sides)
+        np.testing.assert_array_equal(cvops.masks_to_boxes(masks), want)
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "i4", "f4"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 
 import cvops
-from cvops._cpu import _roi, _roi_few
+from cvops._cpu import _roi, _roi_few, _xywh
 from tests import compare
 from tests import reference_roi as reference
 from tests import strategies_roi as strategies
@@ -75,6 +76,50 @@ def test_bits_do_not_depend_on_chunks(case, threads, monkeypatch):
                     same_bits(call(), whole[name])
 
 
+FORMS = {
+    "list": lambda boxes: [boxes[boxes[:, 0] == image, 1:] for image in range(3)],
+    "list of float16": lambda boxes: [boxes[boxes[:, 0] == image, 1:].astype("e") for image in range(3)],
+    "columns": np.asfortranarray,
+    "big endian": lambda boxes: boxes.astype(">f4"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
+def test_bits_do_not_depend_on_the_form_of_boxes(form, dtype, monkeypatch):
+    """Those that would have to be copied are copied in parts, whose RoIs are no others in no other order."""
+    shape = (3, 5, 12, 9)
+    rows = strategies.rois("all", 60, shape, 0.5, "f2").astype("f4")
+    rows = rows[(rows[:, 0] != 1) | (np.arange(60) < 1)]  # one image has next to none
+    boxes = rows[np.argsort(rows[:, 0], kind="stable")]
+    maps, grad = strategies.normal(shape, dtype), strategies.normal((len(boxes), 5, 2, 2), dtype, seed=1)
+    deep = (3, 20, 12, 9)
+    deep_maps = strategies.normal(deep, dtype)
+    argmax = cvops.roi_pool(maps, boxes, 2, 0.5, return_argmax=True)[1]
+    pool = cvops.MultiScaleRoIAlign(["a", "b"], 2, 2, canonical_scale=12, canonical_level=1, scales=[1, 0.5])
+    pyramid = {"a": strategies.normal((3, 5, 20, 26), dtype), "b": maps}
+    calls = {
+        "roi_align": lambda boxes: cvops.roi_align(maps, boxes, 2, 0.5),
+        "roi_align_backward": lambda boxes: cvops.roi_align_backward(grad, boxes, shape, 0.5),
+        "roi_pool": lambda boxes: cvops.roi_pool(maps, boxes, 2, 0.5, return_argmax=True),
+        "roi_pool_backward": lambda boxes: cvops.roi_pool_backward(grad, boxes, argmax, shape, 0.5),
+        "ps_roi_align": lambda boxes: cvops.ps_roi_align(deep_maps, boxes, 2, 0.5),
+        "ps_roi_align_backward": lambda boxes: cvops.ps_roi_align_backward(grad, boxes, deep, 0.5),
+        "ps_roi_pool": lambda boxes: cvops.ps_roi_pool(deep_maps, boxes, 2, 0.5),
+        "ps_roi_pool_backward": lambda boxes: cvops.ps_roi_pool_backward(grad, boxes, deep, 0.5),
+        "pyramid": lambda boxes: pool(pyramid, boxes, []),
+        "pyramid backward": lambda boxes: tuple(pool.backward(grad, pyramid, boxes, []).values()),
+    }
+    given = FORMS[form](boxes)
+    for call in calls.values():
+        whole = call(boxes)
+        for small in [None, *SMALL.values()]:
+            with monkeypatch.context() as patch:
+                for bound, value in zip(BOUNDS, small or (), strict=False):
+                    patch.setattr(_roi, bound, value)
+                same_bits(call(given), whole)
+
+
 def test_chunks_against_the_reference(monkeypatch):
     """A small case, so that the bits above are not merely those of one mistake made twice."""
     monkeypatch.setattr(_roi_few, "_MOST_VALUES", -1)
@@ -96,5 +141,20 @@ def test_a_bad_image_index_in_a_late_chunk(operator, monkeypatch):
         monkeypatch.setattr(_roi, name, value)
     boxes = np.zeros((9, 5), np.float32)
     boxes[8, 0] = 1
-    with pytest.raises(ValueError, match=r"image indices from 0 to 0 in column 0, got 1\.0 in row 8"):
-        getattr(cvops, operator)(np.zeros((1, 4, 5, 5), np.float32), boxes, 2)
+    for given in (boxes, boxes.astype("f2"), np.asfortranarray(boxes)):
+        with pytest.raises(ValueError, match=r"image indices from 0 to 0 in column 0, got 1\.0 in row 8"):
+            getattr(cvops, operator)(np.zeros((1, 4, 5, 5), np.float32), given, 2)
+
+
+@pytest.mark.parametrize("inverted", [4, 5])
+@pytest.mark.parametrize("form", ["array", "list", "columns"])
+def test_boxes_in_parts_that_look_like_xywh(form, inverted, monkeypatch):
+    """More than half of all are inverted, wherever they are."""
+    monkeypatch.setattr(_xywh, "_untold", [True])
+    monkeypatch.setattr(_roi, "_PLACED", 2)
+    boxes = np.array([[0, 9, 9, 1, 1]] * inverted + [[0, 0, 0, 4, 4]] * (9 - inverted), np.float32)
+    given = {"array": boxes, "list": [boxes[:, 1:]], "columns": np.asfortranarray(boxes)}[form]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cvops.roi_align(np.ones((1, 1, 8, 8)), given, 2)
+    assert len(told) == (inverted == 5)

@@ -34,6 +34,7 @@ from ._roi import (
 )
 from ._roi_few import lean_roi_align as lean_roi_align
 from ._roi_few import lean_roi_pool as lean_roi_pool
+from ._rois import RoisOfImages as RoisOfImages
 
 __all__ = [
     "asarray",

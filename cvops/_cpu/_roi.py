@@ -5,8 +5,8 @@ All but roi_pool are linear. roi_align, ps_roi_align and ps_roi_pool differ in t
 
 The workspace is bounded. RoIs are done in chunks, in the order of `_roi_tables.place`, so that a gradient is summed in
 one order whatever the chunks. Arrays that kernels cannot read where they lie, or results that they cannot write, are
-copied in parts of some images and channels. A few thousand RoIs on contiguous or channels-last maps of float32 or
-float64 are one chunk, and nothing is copied.
+copied in parts of some images and channels; so are very many RoIs that are a list or of another dtype. A few thousand
+RoIs on contiguous or channels-last maps of float32 or float64 are one chunk, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _roi_kernels, _roi_tables, _threads, _xywh
+from . import _roi_kernels, _roi_tables, _rois, _threads, _xywh
 from ._memory import Array, contiguous, empty
 from ._roi_kernels import FEW_CHANNELS
 from ._roi_tables import ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM
+from ._rois import Rois
 from ._simd import WIDTH
 
 Shape = tuple[int, ...]
@@ -48,7 +49,7 @@ _FIRST = np.zeros(1, np.int64)
 
 def roi_align(
     features: Array,
-    rois: Array,
+    rois: Rois,
     output_size: tuple[int, int],
     spatial_scale: float,
     sampling_ratio: int,
@@ -58,14 +59,14 @@ def roi_align(
 
 
 def roi_align_backward(
-    grad: Array, rois: Array, input_shape: Shape, spatial_scale: float, sampling_ratio: int, aligned: bool
+    grad: Array, rois: Rois, input_shape: Shape, spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Array:
     return multiscale_roi_align_backward(grad, rois, [input_shape], [spatial_scale], [], sampling_ratio, aligned)[0]
 
 
 def multiscale_roi_align(
     features: Sequence[Array],
-    rois: Array,
+    rois: Rois,
     output_size: tuple[int, int],
     spatial_scales: Sequence[float],
     area_limits: Sequence[float],
@@ -79,7 +80,7 @@ def multiscale_roi_align(
 
 def multiscale_roi_align_backward(
     grad: Array,
-    rois: Array,
+    rois: Rois,
     input_shapes: Sequence[Shape],
     spatial_scales: Sequence[float],
     area_limits: Sequence[float],
@@ -91,39 +92,37 @@ def multiscale_roi_align_backward(
 
 
 def ps_roi_align(
-    features: Array, rois: Array, output_size: tuple[int, int], spatial_scale: float, sampling_ratio: int
+    features: Array, rois: Rois, output_size: tuple[int, int], spatial_scale: float, sampling_ratio: int
 ) -> Array:
     groups = math.prod(output_size)
     return _sample([features], rois, output_size, [spatial_scale], [], ALIGN_CENTRES, sampling_ratio, groups)
 
 
 def ps_roi_align_backward(
-    grad: Array, rois: Array, input_shape: Shape, spatial_scale: float, sampling_ratio: int
+    grad: Array, rois: Rois, input_shape: Shape, spatial_scale: float, sampling_ratio: int
 ) -> Array:
     groups = math.prod(grad.shape[2:])
     return _sample_backward(grad, rois, [input_shape], [spatial_scale], [], ALIGN_CENTRES, sampling_ratio, groups)[0]
 
 
-def ps_roi_pool(features: Array, rois: Array, output_size: tuple[int, int], spatial_scale: float) -> Array:
-    rois = _in_working_precision(rois, features)
-    _xywh.check(rois, 1)
+def ps_roi_pool(features: Array, rois: Rois, output_size: tuple[int, int], spatial_scale: float) -> Array:
+    rois = _checked(rois, features)
     groups = math.prod(output_size)
     direct = _reads_directly([features], len(rois), groups)
     chunks = _averages(rois, features, features.shape, spatial_scale, output_size, direct, True)
     return _forward([features], len(rois), chunks, output_size, groups, direct)
 
 
-def ps_roi_pool_backward(grad: Array, rois: Array, input_shape: Shape, spatial_scale: float) -> Array:
+def ps_roi_pool_backward(grad: Array, rois: Rois, input_shape: Shape, spatial_scale: float) -> Array:
     bins = grad.shape[2:]
     chunks = _averages(rois, grad, input_shape, spatial_scale, bins, True, False)
     return _backward(grad, chunks, [input_shape], math.prod(bins))[0]
 
 
 def roi_pool(
-    features: Array, rois: Array, output_size: tuple[int, int], spatial_scale: float, return_argmax: bool
+    features: Array, rois: Rois, output_size: tuple[int, int], spatial_scale: float, return_argmax: bool
 ) -> Array | tuple[Array, Array]:
-    rois = _in_working_precision(rois, features)
-    _xywh.check(rois, 1)
+    rois = _checked(rois, features)
     storage, (_, channels, *sides), bins = _storage(features), features.shape, math.prod(output_size)
     direct, whole = channels < FEW_CHANNELS, _lies_flat(features, storage)
     shape = (len(rois), channels, *output_size)
@@ -164,19 +163,20 @@ def roi_pool(
     return (pooled, argmax) if return_argmax else pooled
 
 
-def roi_pool_backward(grad: Array, rois: Array, argmax: Array, input_shape: Shape, spatial_scale: float) -> Array:
-    rois, levels = _in_working_precision(rois, grad), _levels([input_shape], [spatial_scale])
-    storage, (images, channels, *sides), bins = _storage(grad), input_shape, math.prod(grad.shape[2:])
+def roi_pool_backward(grad: Array, rois: Rois, argmax: Array, input_shape: Shape, spatial_scale: float) -> Array:
+    order_by = input_shape[0], _levels([input_shape], [spatial_scale]), _NO_LIMITS, MAXIMUM, 1, 0
+    storage, (_, channels, *sides), bins = _storage(grad), input_shape, math.prod(grad.shape[2:])
     whole = grad.dtype.char == storage and grad.flags.c_contiguous and argmax.flags.c_contiguous
     value_bytes = bins * (grad.itemsize + np.dtype(storage).itemsize + 4)  # of a channel of a RoI
     most = _PLACED if whole else min(_PLACED, CHUNK_BYTES // (min(channels, WIDTH) * value_bytes + 1) + 1)
     result = empty(input_shape, grad.dtype.char)
 
     def chunks(roi_bytes: int) -> Iterator[Chunk]:
-        for begin in range(0, max(len(rois), 1), most):
-            bad, *chunk = _roi_tables.place(rois, images, levels, _NO_LIMITS, MAXIMUM, 1, 0, begin, most)
-            _check_images(bad, rois, images)
-            yield chunk
+        for some, rows in _batches(rois, _working(rois, grad), order_by):
+            for begin in range(0, max(len(some), 1), most):
+                bad, order, starts = _roi_tables.place(some, *order_by, begin, most)
+                _check_images(bad, bad, some, input_shape[0])
+                yield order if rows is None else rows[order], starts
 
     def add(grad: Array, argmax: Array, chunk: Chunk, fresh: bool, result: Array) -> None:
         images, channels, *_ = result.shape
@@ -210,7 +210,7 @@ def roi_pool_backward(grad: Array, rois: Array, argmax: Array, input_shape: Shap
 
 def _sample(
     features: Sequence[Array],
-    rois: Array,
+    rois: Rois,
     bins: tuple[int, int],
     scales: Sequence[float],
     area_limits: Sequence[float],
@@ -218,8 +218,7 @@ def _sample(
     ratio: int,
     groups: int,
 ) -> Array:
-    rois = _in_working_precision(rois, features[0])
-    _xywh.check(rois, 1)
+    rois = _checked(rois, features[0])
     shapes, direct = [array.shape for array in features], _reads_directly(features, len(rois), groups)
     chunks = _samples(rois, features[0], shapes, scales, area_limits, kind, bins, ratio, direct, True)
     return _forward(features, len(rois), chunks, bins, groups, direct)
@@ -227,7 +226,7 @@ def _sample(
 
 def _sample_backward(
     grad: Array,
-    rois: Array,
+    rois: Rois,
     shapes: Sequence[Shape],
     scales: Sequence[float],
     area_limits: Sequence[float],
@@ -240,7 +239,7 @@ def _sample_backward(
 
 
 def _samples(
-    rois: Array,
+    rois: Rois,
     like: Array,
     shapes: Sequence[Shape],
     scales: Sequence[float],
@@ -251,31 +250,31 @@ def _samples(
     direct: bool,
     emit_nan: bool,
 ) -> Chunks:
-    rois, levels = _in_working_precision(rois, like), _levels(shapes, scales)
     limits = np.array(area_limits, "d") if area_limits else _NO_LIMITS
+    order = shapes[0][0], _levels(shapes, scales), limits, kind, bins[0], ratio
     tiles, multiple_of = (0, 1) if direct else (max(map(_tiles, shapes)), _roi_kernels.UNIT)
 
-    def table(*progress: Any) -> Any:
+    def table(rois: Array, *progress: Any) -> Any:
         return _roi_tables.sampled(
-            rois, shapes[0][0], levels, limits, *progress, tiles, kind, *bins, ratio, multiple_of, emit_nan
+            rois, *order[:3], *progress, tiles, kind, *bins, ratio, multiple_of, emit_nan
         )  # fmt: skip
 
-    return partial(_chunks, table, rois, shapes[0][0])
+    return partial(_chunks, table, rois, _working(rois, like), order)
 
 
 def _windows(
-    rois: Array, like: Array, shape: Shape, scale: float, kind: int, bins: tuple[int, ...], tiles: int, multiple_of: int
+    rois: Rois, like: Array, shape: Shape, scale: float, kind: int, bins: tuple[int, ...], tiles: int, multiple_of: int
 ) -> Chunks:
-    rois, levels = _in_working_precision(rois, like), _levels([shape], [scale])
+    order = shape[0], _levels([shape], [scale]), _NO_LIMITS, kind, bins[0], 0
 
-    def table(*progress: Any) -> Any:
-        return _roi_tables.windows(rois, shape[0], levels, _NO_LIMITS, *progress, tiles, kind, *bins, multiple_of)
+    def table(rois: Array, *progress: Any) -> Any:
+        return _roi_tables.windows(rois, *order[:3], *progress, tiles, kind, *bins, multiple_of)
 
-    return partial(_chunks, table, rois, shape[0])
+    return partial(_chunks, table, rois, _working(rois, like), order)
 
 
 def _averages(
-    rois: Array, like: Array, shape: Shape, scale: float, bins: tuple[int, ...], direct: bool, emit_nan: bool
+    rois: Rois, like: Array, shape: Shape, scale: float, bins: tuple[int, ...], direct: bool, emit_nan: bool
 ) -> Chunks:
     tiles, multiple_of = (0, 1) if direct else (_tiles(shape), _roi_kernels.UNIT)
     of_windows = _windows(rois, like, shape, scale, AVERAGE, bins, tiles, multiple_of)
@@ -288,16 +287,44 @@ def _averages(
     return chunks
 
 
-def _chunks(table: Callable[..., Any], rois: Array, images: int, roi_bytes: int) -> Iterator[Chunk]:
+def _chunks(
+    table: Callable[..., Any], rois: Rois, dtype: str, order_by: tuple[Any, ...], roi_bytes: int
+) -> Iterator[Chunk]:
     """What `table` makes of all RoIs, chunk after chunk; at least one."""
-    order, starts, done = _NO_PLACES, _NO_PLACES, 0
-    while True:
-        bad, order, starts, chunk = table(done, _PLACED, order, starts, CHUNK_BYTES, roi_bytes)
-        _check_images(bad, rois, images)
-        yield chunk
-        done += len(chunk[0])
-        if done >= len(rois):
-            return
+    for some, rows in _batches(rois, dtype, order_by):
+        order, starts, done = _NO_PLACES, _NO_PLACES, 0
+        while True:
+            bad, order, starts, chunk = table(some, done, _PLACED, order, starts, CHUNK_BYTES, roi_bytes)
+            _check_images(bad, bad, some, order_by[0])
+            yield chunk if rows is None else [rows[chunk[0]], *chunk[1:]]
+            done += len(chunk[0])
+            if done >= len(some):
+                break
+
+
+def _batches(rois: Rois, dtype: str, order_by: tuple[Any, ...]) -> Iterator[tuple[Array, Array | None]]:
+    """The RoIs in type code `dtype`, and which they are.
+
+    All of them, None, if they are so already or few. Else a copy of all could be too large: then of some in the order
+    of `_roi_tables.place`, and then of the next, which together have that order.
+    """
+    if len(rois) <= _PLACED or (isinstance(rois, np.ndarray) and rois.dtype.char == dtype and rois.flags.c_contiguous):
+        yield _rois.block(rois, 0, len(rois), dtype), None
+        return
+    images, levels, *_ = order_by
+    most = max(_PLACED // 2, 1)
+    blocks = [(begin, min(begin + most, len(rois))) for begin in range(0, len(rois), most)]
+    places = _roi_tables.strips(len(levels) * images)
+    for begin, end in blocks:
+        some = _rois.block(rois, begin, end, dtype)
+        bad = _roi_tables.count_strips(some, *order_by, _NO_PLACES, places)
+        _check_images(bad, begin + bad, some, images)
+    for first, last in blocks:
+        order, cursors = np.zeros(last - first, np.int64), places.copy()
+        for begin, end in blocks:
+            some = _rois.block(rois, begin, end, dtype)
+            _roi_tables.find_places(some, *order_by, _NO_PLACES, cursors, begin, first, order)
+        yield _rois.take(rois, order, dtype), order
 
 
 def _forward(
@@ -588,13 +615,21 @@ def _storage(images: Array) -> str:
     return "d" if images.dtype.char == "d" else "f"
 
 
-def _working(rois: Array, images: Array) -> str:
+def _working(rois: Rois, images: Array) -> str:
     """Type code of the working precision."""
     return "d" if "d" in (rois.dtype.char, images.dtype.char) else "f"
 
 
-def _in_working_precision(rois: Array, images: Array) -> Array:
-    return contiguous(rois, _working(rois, images))
+def _checked(rois: Rois, images: Array) -> Rois:
+    """`rois`, copied in working precision if they are few, and looked at by `_xywh`."""
+    dtype = _working(rois, images)
+    if len(rois) <= _PLACED:
+        rois = _rois.block(rois, 0, len(rois), dtype)
+        _xywh.check(rois, 1)
+    else:
+        parts = (_rois.block(rois, begin, begin + _PLACED, dtype) for begin in range(0, len(rois), _PLACED))
+        _xywh.check_in_parts(parts, len(rois), 1)
+    return rois
 
 
 def _levels(shapes: Sequence[tuple[int, ...]], scales: Sequence[float]) -> Array:
@@ -602,9 +637,10 @@ def _levels(shapes: Sequence[tuple[int, ...]], scales: Sequence[float]) -> Array
     return np.array([[shape[2], shape[3], scale] for shape, scale in zip(shapes, scales, strict=True)], "d")
 
 
-def _check_images(bad: int, rois: Array, images: int) -> None:
+def _check_images(bad: int, row: int, rois: Array, images: int) -> None:
+    """Raise if rois[bad], which is the caller's row `row`, is on no image; -1 is none."""
     if bad >= 0:
-        text = f"`boxes` must have image indices from 0 to {images - 1} in column 0, got {rois[bad, 0]} in row {bad}"
+        text = f"`boxes` must have image indices from 0 to {images - 1} in column 0, got {rois[bad, 0]} in row {row}"
         raise ValueError(text)
 
 

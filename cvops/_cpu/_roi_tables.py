@@ -103,31 +103,61 @@ def place(rois, images, levels, area_limits, kind, rows, ratio, begin, most):
     Returns (-1 or a row whose image there is not, the RoIs of the places from `begin` on, at most so many, where those
     of each map start among them).
     """
-    maps = len(levels) * images
-    strip_starts, starts = np.zeros(maps * _STRIPS + 1, np.int64), np.zeros(maps + 1, np.int64)
+    cursors = strips(len(levels) * images)
     order = np.zeros(min(len(rois) - begin, most), np.int64)
+    starts = np.zeros(len(levels) * images + 1, np.int64)
     known = np.empty(min(len(rois), most), np.int64)  # the strips of the first RoIs: those of all could be too many
+    bad = count_strips(rois, images, levels, area_limits, kind, rows, ratio, known, cursors)
+    if bad >= 0:
+        return bad, order[:0], starts
+    for m in range(len(starts)):
+        starts[m] = min(max(cursors[m * _STRIPS] - begin, 0), len(order))
+    find_places(rois, images, levels, area_limits, kind, rows, ratio, known, cursors, 0, begin, order)
+    return -1, order, starts
+
+
+@jit
+def strips(maps):
+    """What `count_strips` adds to: nothing yet."""
+    return np.zeros(maps * _STRIPS + 1, np.int64)
+
+
+@jit
+def count_strips(rois, images, levels, area_limits, kind, rows, ratio, known, cursors):
+    """Let cursors[s] grow by how many of these RoIs lie in strips before s, and tell in `known` which the first lie in.
+
+    Returns -1 or a row whose image there is not: then no place is right.
+    """
+    counts = np.zeros(len(cursors), np.int64)
     for k in range(len(rois)):
         strip = _strip(rois, k, images, levels, area_limits, kind, rows, ratio)
         if strip < 0:
-            return k, order[:0], starts
+            return k
         if k < len(known):
             known[k] = strip
-        strip_starts[strip + 1] += 1
-    for strip in range(maps * _STRIPS):
-        strip_starts[strip + 1] += strip_starts[strip]
-    for m in range(maps + 1):
-        starts[m] = min(max(strip_starts[m * _STRIPS] - begin, 0), len(order))
+        counts[strip + 1] += 1
+    before = 0
+    for strip in range(len(cursors)):
+        before += counts[strip]
+        cursors[strip] += before
+    return -1
+
+
+@jit
+def find_places(rois, images, levels, area_limits, kind, rows, ratio, known, cursors, first, begin, order):
+    """Enter in `order`, which begins at place `begin`, those of these RoIs that it has room for.
+
+    They are numbered from `first` on. cursors[s] is the next place in strip s, and goes on.
+    """
     for k in range(len(rois)):
         if k < len(known):
             strip = known[k]
         else:
             strip = max(_strip(rois, k, images, levels, area_limits, kind, rows, ratio), 0)
-        r = strip_starts[strip] - begin
-        strip_starts[strip] += 1
+        r = cursors[strip] - begin
+        cursors[strip] += 1
         if 0 <= r < len(order):
-            order[r] = k
-    return -1, order, starts
+            order[r] = first + k
 
 
 @jit

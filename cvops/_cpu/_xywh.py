@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 from ._jit import jit
 from ._memory import Array
@@ -18,15 +19,34 @@ def check(boxes: Array, first: int = 0) -> None:
         tell()
 
 
+def check_in_parts(parts: Iterable[Array], number: int, first: int) -> None:
+    """As `check`, of so many boxes that come in parts."""
+    if number < _FEWEST or not _untold:
+        return
+    upright = 0
+    for boxes in parts:
+        upright += count_upright(boxes, first, (number + 1) // 2 - upright)
+        if 2 * upright >= number:
+            return
+    tell()
+
+
 @jit
 def looks_like_xywh(boxes, first):
     """Whether more than half of the boxes, of which there are some, are inverted along an axis."""
+    half = (len(boxes) + 1) // 2
+    return len(boxes) >= _FEWEST and count_upright(boxes, first, half) < half
+
+
+@jit
+def count_upright(boxes, first, enough):
+    """How many boxes are not inverted along an axis, or `enough` if there are more: mostly half of those looked at."""
     upright = 0
     for i in range(len(boxes)):
+        if upright >= enough:
+            break
         upright += not (boxes[i, first + 2] < boxes[i, first] or boxes[i, first + 3] < boxes[i, first + 1])
-        if 2 * upright >= len(boxes):  # mostly after half of them
-            return False
-    return len(boxes) >= _FEWEST
+    return upright
 
 
 def tell() -> None:
