@@ -118,7 +118,7 @@ def multiclass_nms(
     class_agnostic : bool
         Whether boxes suppress those of other classes too.
     objectness : array of shape (N, L), float64 | float32 | float16, optional
-        Scores are multiplied by this (YOLOv5, YOLOX), in working precision.
+        Scores are multiplied by this (YOLOv5, YOLOX), in float64 if any array is float64, else in float32.
     metric : {"iou"}
         How the overlap of two boxes is measured.
     padded : bool

@@ -90,8 +90,8 @@ def _importing(library):
 
 
 # The modules of these names. A test that has one of them is left out where that is missing.
-torch, torchvision, jax, onnxruntime, scipy, pandas, ml_dtypes = map(
-    _importing, ("torch", "torchvision", "jax", "onnxruntime", "scipy", "pandas", "ml_dtypes")
+torch, torchvision, jax, onnxruntime, openvino, scipy, pandas, ml_dtypes = map(
+    _importing, ("torch", "torchvision", "jax", "onnxruntime", "openvino", "scipy", "pandas", "ml_dtypes")
 )
 
 

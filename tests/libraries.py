@@ -22,6 +22,7 @@ OPTIONAL = (
     "torchvision",
     "onnxruntime",
     "onnx",
+    "openvino",
     "cv2",
     "scipy",
     "pandas",

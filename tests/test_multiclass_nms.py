@@ -365,6 +365,24 @@ def test_onnx_runtime_finds_the_same(onnxruntime):
     assert {*zip(*map(np.ndarray.tolist, got), strict=True)} == {(n, b, c) for n, c, b in want.tolist()}
 
 
+@pytest.mark.parametrize("most", [20, 10_000])
+def test_openvino_finds_the_same(openvino, most):
+    """In the same order too."""
+    boxes, scores = some(2, 300, 6)
+    boxes = np.sort(boxes.reshape(2, 300, 2, 2), 2).reshape(2, 300, 4)
+    given = boxes, np.ascontiguousarray(scores.transpose(0, 2, 1))
+    nodes = [openvino.opset9.parameter(list(array.shape), np.float32) for array in given]
+    limits = {"iou_threshold": 0.45, "score_threshold": 0.3, "keep_top_k": most}
+    node = openvino.opset9.multiclass_nms(*nodes, sort_result_type="score", output_type="i64", **limits)
+    model = openvino.Model([node.output(i) for i in range(3)], nodes)
+    rows, places, counts = openvino.Core().compile_model(model, "CPU")(given).values()
+    want = places[: counts.sum(), 0], rows[: counts.sum(), 0]
+    got = cvops.multiclass_nms(boxes, scores, np.float32(0.45), score_threshold=0.3, max_output=most)
+    assert len(want[0]) > 30
+    assert (got.image * 300 + got.box).tolist() == want[0].tolist()
+    assert got.label.tolist() == want[1].tolist()
+
+
 # --------------------------------------------------------------------------------------------------------- refused
 
 REFUSED = [
