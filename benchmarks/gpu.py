@@ -90,6 +90,7 @@ def rows(quick: bool) -> Iterator[Row]:
     for case in SMALL if quick else [*CASES, TINY]:
         yield from roi_rows("roi_align", case, case.samples)
         yield from roi_rows("roi_pool", case)
+    yield from decode_boxes_rows(2_000 if quick else 200_000)
     position_sensitive = SMALL_POSITION_SENSITIVE if quick else POSITION_SENSITIVE
     yield from roi_rows("ps_roi_align", position_sensitive, position_sensitive.samples)
     yield from roi_rows("ps_roi_pool", position_sensitive)
@@ -266,6 +267,22 @@ def batched_nms_rows(n: int) -> Iterator[Row]:
     table = "batched_nms, 80 classes, threshold 0.5"
     check = of_padded(same_indices(scores))
     yield from measured_rows(table, f"{n:,} boxes", f"clustered({n})", arrays, sides, check, n)
+
+
+def decode_boxes_rows(n: int) -> Iterator[Row]:
+    """Torchvision's decoder of its R-CNN heads, whose deltas have weights as here."""
+    weights = 10.0, 10.0, 5.0, 5.0
+    deltas = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    arrays = {"deltas": deltas, "anchors": clustered(n)[0]}
+
+    def peer(given: Arrays) -> Any:
+        coder = load("torchvision.models.detection._utils").BoxCoder(weights)
+        return coder.decode_single(given["deltas"], given["anchors"])
+
+    sides = both(lambda given: cvops.decode_boxes(given["deltas"], given["anchors"], weights=weights))
+    sides["torchvision"] = peer
+    inputs = f"normal deltas, clustered({n})"
+    yield from measured_rows("decode_boxes", f"{n:,} boxes", inputs, arrays, sides, all_close_to_largest, n)
 
 
 def of_padded(check: Callable[[Any, Any], str]) -> Callable[[Any, Any], str]:

@@ -222,8 +222,8 @@ def _nms(
         keep[...] = -1
         return (keep, zeros((), "int64")) if padded else keep
     # No IoU is above 1, whatever rounding says.
-    threshold = math.inf if iou_threshold >= 1 else _round_down(iou_threshold, dtype)
-    floor = math.nan if score_threshold is None else _round_down(score_threshold, dtype)
+    threshold = math.inf if iou_threshold >= 1 else _lowered(iou_threshold, dtype)
+    floor = math.nan if score_threshold is None else _lowered(score_threshold, dtype)
     ranking = Ranking(scores, dtype_code(scores), idxs, 0 if idxs is None else dtype_code(idxs), len(scores), floor)
     if len(scores) <= NMS.BLOCK_THREADS:
         keep, count = _in_one_block(boxes, ranking, dtype, threshold, size)
@@ -235,7 +235,7 @@ def _nms(
 
 
 @functools.lru_cache(256)
-def _round_down(value: float, dtype: str) -> float:
+def _lowered(value: float, dtype: str) -> float:
     """The largest number in working precision that is not above `value`: a comparison with both decides alike."""
     real = np.float64 if dtype == "d" else np.float32
     with np.errstate(over="ignore"):

@@ -59,6 +59,21 @@ def test_padded_indices_are_compared_up_to_their_number():
         check(np.array([0, 2]), (np.array([0, 2, 1]), np.array(3)))
 
 
+def test_sides_of_decode_boxes_agree(torch, torchvision, monkeypatch):
+    """On the CPU, where the same functions run."""
+
+    def compared(table, name, inputs, arrays, functions, check, size):
+        tensors = {each: torch.from_numpy(array) for each, array in arrays.items()}
+        results = {side: gpu.to_host(function(tensors)) for side, function in functions.items()}
+        for result in results.values():
+            assert result.shape == (size, 4)
+            check(results["torchvision"], result)
+        yield from results
+
+    monkeypatch.setattr(gpu, "measured_rows", compared)
+    assert list(gpu.decode_boxes_rows(50)) == ["cvops", "cvops, torch tensors", "torchvision"]
+
+
 def test_rows_are_timed_by_their_clock():
     boxes, scores, _ = data.clustered(20)
     row = harness.Row(
