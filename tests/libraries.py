@@ -222,3 +222,11 @@ def dtype_in(array, dtype):
     if type(array).__module__.startswith("jax"):
         return require("jax").dtypes.canonicalize_dtype(dtype)
     return dtype
+
+
+def on_one_thread(torch):
+    """A fixture: torch whose threads do not wait for each other in a loop, which is long for many small products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(before)

@@ -659,7 +659,7 @@ def test_texts_are_no_arrays(array):
         cvops.DeformConv2d(1, 1, 1).load_state_dict({3: wrong})
 
 
-def test_sequences_that_are_none(array):
+def test_wrong_sequences(array):
     image, boxes = array(np.ones((1, 1, 3, 3), np.float32)), array(np.zeros((1, 5), np.float32))
     offset, weight = array(np.zeros((1, 2, 3, 3), np.float32)), array(np.ones((1, 1, 1, 1), np.float32))
     pool = cvops.MultiScaleRoIAlign

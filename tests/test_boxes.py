@@ -503,13 +503,13 @@ def test_formats_are_keywords_where_torchvision_has_none():
 
 
 @pytest.mark.parametrize("size", [(5,), (5, 6, 7), (-1, 5), (5, math.nan)])
-def test_image_sizes_that_are_none(size):
+def test_wrong_image_sizes(size):
     with pytest.raises(ValueError, match="`size` must be "):
         cvops.clip_boxes_to_image(some_boxes(2), size)
 
 
 @pytest.mark.parametrize("value", ["3", None, 1j, [3]])
-def test_numbers_that_are_none(value):
+def test_wrong_numbers(value):
     with pytest.raises(TypeError, match="`min_size` must be "):
         cvops.remove_small_boxes(some_boxes(2), value)
     with pytest.raises(TypeError, match="`eps` must be "):

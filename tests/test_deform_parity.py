@@ -10,7 +10,7 @@ from hypothesis import given
 
 import cvops
 from tests import compare, strategies_deform
-from tests.libraries import require
+from tests.libraries import on_one_thread, require
 from tests.strategies_deform import CASES, LARGE, NAMES, OFFSETS, Case
 
 # Where an offset is NaN, torchvision ends the process; the gradient of an infinite one is NaN there.
@@ -18,13 +18,7 @@ FINITE = [kind for kind in OFFSETS if kind != "NaN and infinite"]
 SOME = [case for case in CASES if case.offsets in FINITE]
 
 
-@pytest.fixture(scope="module")
-def torch(torch):
-    """On one thread: its threads wait for each other in a loop, which takes long for many small products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(before)
+torch = pytest.fixture(scope="module", name="torch")(on_one_thread)
 
 
 def in_one_dtype(case, dtype):

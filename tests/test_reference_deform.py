@@ -10,17 +10,12 @@ import pytest
 
 from tests import reference_deform as reference
 from tests import strategies_deform as strategies
+from tests.libraries import on_one_thread
 
 INF, NAN = math.inf, math.nan
 
 
-@pytest.fixture(scope="module")
-def torch(torch):
-    """On one thread: its threads wait for each other in a loop, which takes long for many small products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(before)
+torch = pytest.fixture(scope="module", name="torch")(on_one_thread)
 
 
 def maps(*rows, dtype=np.float64):

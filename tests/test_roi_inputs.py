@@ -365,7 +365,7 @@ def test_an_argmax_of_another_shape_or_dtype(array):
             cvops.roi_pool_backward(grad, boxes, array(argmax.astype(dtype)), MAP.shape)
 
 
-def test_input_shapes_that_are_none(operator):
+def test_wrong_input_shapes(operator):
     for shape in [(2, 18, 7), (2, 18, 7, 8, 1), (), (-2, 18, 7, 8), (2, 18, -7, 8), (2, 18, 7, -8)]:
         with pytest.raises(ValueError, match=r"`input_shape` must"):
             gradient(operator, grad_of(operator), ROIS, *argmax_of(operator), shape=shape)
@@ -377,7 +377,7 @@ def test_input_shapes_that_are_none(operator):
 # ------------------------------------------------------------------------------------------------- refused: numbers
 
 
-def test_output_sizes_that_are_none(operator):
+def test_wrong_output_sizes(operator):
     for size in [0, -1, (2, 0), (-3, 2), (), (2,), (2, 3, 4), [0, 1]]:
         with pytest.raises(ValueError, match="`output_size` must"):
             pooled(operator, MAP, ROIS, size)
@@ -386,7 +386,7 @@ def test_output_sizes_that_are_none(operator):
             pooled(operator, MAP, ROIS, size)
 
 
-def test_scales_that_are_none(operator):
+def test_wrong_scales(operator):
     grad, argmax = grad_of(operator), argmax_of(operator)
     wrong = [(scale, ValueError, f"{scale:g}") for scale in (0, 0.0, -1, -1e-300, NAN, INF, -INF, np.float32(-2))]
     kinds = [None, "0.5", (0.5, 0.5), [1.0], 1j, True, np.array([0.5]), np.array([0.5, 0.5])]
@@ -399,7 +399,7 @@ def test_scales_that_are_none(operator):
 
 
 @pytest.mark.parametrize("operator", ["roi_align", "ps_roi_align"], indirect=True)
-def test_sampling_ratios_that_are_none(operator):
+def test_wrong_sampling_ratios(operator):
     for ratio in [None, "2", 2.0, NAN, (2, 2), np.array([2]), True]:
         message = f"`sampling_ratio` must.*, got {type(ratio).__name__}"
         with pytest.raises(TypeError, match=message):

@@ -292,7 +292,7 @@ def test_image_shapes(torch_ops, torch, request, kind, module):
         torch.testing.assert_close(pool(maps, boxes, shapes), other(maps, boxes, shapes))
 
 
-def test_image_shapes_that_are_none(torch_ops, torch):
+def test_wrong_image_shapes(torch_ops, torch):
     maps, boxes = tensors(torch, MAPS), tensors(torch, LISTS)
     pool = torch_ops.MultiScaleRoIAlign(list(MAPS), 2, 2)
     for wrong in (3, "ab", {1: 2}, None):
