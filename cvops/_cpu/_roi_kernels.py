@@ -111,6 +111,31 @@ def forward(
     bins,
     pooled,
 ):
+    """Pool the RoIs of the items [begin, end). Of an item, and of RoI r on its map, it computes
+
+        for p in bin rows:
+            for q in bin columns:
+                total = 0
+                for y in taps of bin row p:
+                    row = 0
+                    for x in taps of bin column q:
+                        row += weight[x] * block[offset[y] + offset[x]]
+                    total += weight[y] * row
+                pooled[order[r], :, p, q] = total
+
+    where `block` is the map of pixels by 16 channels, so that each line is about 16 numbers. A bin of three taps along
+    y, which are rows of the map, and five along x:
+
+              x0     x1     x2     x3   |  x4     x4     x4     x4
+        y0    w0     w1     w2     w3   |  w4/2   w4/4   w4/8   w4/8     row = sum over x of weight * pixel
+        y1    .      .      .      .    |  .      .      .      .        total += weight[y0] * row, and so on
+        y2    .      .      .      .    |  .      .      .      .
+              first unit, for all p     |  second unit, for all p: `total` goes on from `values`
+
+    The taps along x come in units of four; the table splits the last one until a unit is full. The loop over units is
+    outside of that over p, so that the offsets and weights of a unit are read once for all bins of a column. What the
+    units have added up so far waits in `values`.
+    """
     images, channels, height, width = shape
     plane, pixel = strides
     rows, columns = bins
