@@ -206,14 +206,14 @@ def lean(function, *arguments, **options):
     return function(*arguments, **options)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("size", [0, 1, 2, 10, 24, 25, 100, 300, 1000, _few.MOST])
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3, 0.5, 0.7])
 def test_a_lean_call_gives_what_the_general_way_gives(general, size, threshold, dtype):
     boxes, scores, idxs = data.clustered(size)
     boxes, scores = boxes.astype(dtype), scores.astype(dtype) * dtype(1.1)  # in all bits of a float64
     for values in (scores, np.round(scores, 1), np.where(scores < 0.2, dtype(math.nan), scores)):
-        for floor in (None, 0.3, math.inf, -math.inf, 2.0):
+        for floor in (None, 0.3, float(scores[0]) if size else 0.5, math.inf, -math.inf, 2.0, 1e6):
             options = {"score_threshold": floor}
             for way, *rest in ((cvops.nms,), (cvops.batched_nms, idxs), (cvops.batched_nms, idxs % 3 - 2**40)):
                 if size < 1000:  # of which never too many are kept
@@ -269,6 +269,7 @@ NOT_PLAIN = {
     "big-endian boxes": (BOXES.astype(">f4"), SCORES, 0.5),
     "float64 boxes": (BOXES.astype("d"), SCORES, 0.5),
     "float64 scores": (BOXES, SCORES.astype("d"), 0.5),
+    "strided float16": (BOXES.astype("e").repeat(2, 0)[::2], SCORES.astype("e"), 0.5),
     "float16 scores": (BOXES, SCORES.astype("e"), 0.5),
     "float16 boxes": (BOXES.astype("e"), SCORES, 0.5),
     "a subclass": (BOXES.view(type("Kind", (np.ndarray,), {})), SCORES, 0.5),
@@ -344,12 +345,14 @@ def test_read_only_arrays_are_plain_and_share_the_compilation():
         array.setflags(write=False)
     np.testing.assert_array_equal(lean(cvops.nms, *arrays[:2], 0.5), want[0])
     np.testing.assert_array_equal(lean(cvops.batched_nms, *arrays, 0.5), want[1])
-    doubles = BOXES.astype("d"), SCORES.astype("d")
-    lean(cvops.nms, *doubles, 0.5), lean(cvops.batched_nms, *doubles, IDXS, 0.5)
-    for array in doubles:
-        array.setflags(write=False)
-    lean(cvops.nms, *doubles, 0.5), lean(cvops.batched_nms, *doubles, IDXS, 0.5)
-    for name in ("nms_of_few", "batched_nms_of_few", "nms_of_few_float64", "batched_nms_of_few_float64"):
+    for dtype in (np.float64, np.float16):
+        boxes, scores = BOXES.astype(dtype), SCORES.astype(dtype)
+        for writable in (True, False):
+            boxes.setflags(write=writable)
+            scores.setflags(write=writable)
+            lean(cvops.nms, boxes, scores, 0.5), lean(cvops.batched_nms, boxes, scores, IDXS, 0.5)
+    names = "nms_of_few", "batched_nms_of_few", "nms_of_few_float64", "batched_nms_of_few_float64", "_widened"
+    for name in names:
         assert len(getattr(_few, name).signatures) == 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from .._checks import rounded
 from ._jit import jit, jit_for
 from ._memory import Array
 from ._nms_all import LANES, lowered, overlaps_any, put, search_all
@@ -54,6 +55,9 @@ def lean_nms(boxes: Any, scores: Any, iou_threshold: Any, score_threshold: Any) 
         keep = nms_of_few(boxes, scores, iou_threshold, score_threshold, limit)
     elif dtype is _FLOAT64:
         keep = nms_of_few_float64(boxes, scores, iou_threshold, score_threshold, limit)
+    elif dtype is _FLOAT16 and _is_contiguous(boxes.flags) and _is_contiguous(scores.flags):
+        boxes, scores = _widened(boxes.view(np.uint16), scores.view(np.uint16))
+        keep = nms_of_few(boxes, scores, iou_threshold, rounded(score_threshold, "e"), limit)
     return keep
 
 
@@ -67,8 +71,7 @@ def lean_batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: Any, sco
         and boxes.ndim == 2
         and scores.ndim == 1
         and idxs.shape == scores.shape
-        and (flags := idxs.flags).c_contiguous
-        and flags.aligned
+        and _is_contiguous(idxs.flags)
         and (limit := len(scores)) <= MOST
     ):
         return None
@@ -81,7 +84,14 @@ def lean_batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: Any, sco
         keep = batched_nms_of_few(boxes, scores, idxs, iou_threshold, score_threshold, limit)
     elif dtype is _FLOAT64:
         keep = batched_nms_of_few_float64(boxes, scores, idxs, iou_threshold, score_threshold, limit)
+    elif dtype is _FLOAT16 and _is_contiguous(boxes.flags) and _is_contiguous(scores.flags):
+        boxes, scores = _widened(boxes.view(np.uint16), scores.view(np.uint16))
+        keep = batched_nms_of_few(boxes, scores, idxs, iou_threshold, rounded(score_threshold, "e"), limit)
     return keep
+
+
+def _is_contiguous(flags: Any) -> bool:
+    return flags.c_contiguous is flags.aligned is True
 
 
 @jit
@@ -173,6 +183,28 @@ def _batched_nms(boxes, order, labels, iou_threshold, limit):
         if not search_all(ranked[segment], threshold, limit, FEW_KEPT, kept[segment]):
             return None
     return _aligned(order[: min(select(order, by_rank(kept, ranks), order), limit)])
+
+
+@jit_for(types.Array(types.uint16, 2, "C", readonly=True), types.Array(types.uint16, 1, "C", readonly=True))
+def _widened(boxes, scores):
+    """Both in float32, from the bits of float16."""
+    wide_boxes, wide_scores = np.empty(boxes.shape, np.float32), np.empty(scores.shape, np.float32)
+    widen(boxes.ravel(), wide_boxes.ravel())
+    widen(scores, wide_scores)
+    return wide_boxes, wide_scores
+
+
+@jit
+def widen(halves, widened):
+    """Set `widened` to the float16 numbers of these bits: several times faster than a cast of NumPy's."""
+    for i in range(halves.size):
+        bits = np.uint32(halves[i])
+        magnitude = (bits & np.uint32(0x7FFF)) << np.uint32(13)
+        # The exponent counts from 15 in float16 and from 127 in float32; all ones stay all ones.
+        value = np.uint32(magnitude).view(np.float32) * np.float32(2.0**112)
+        if magnitude >= np.uint32(0x0F800000):
+            value = np.uint32(magnitude | np.uint32(0x7F800000)).view(np.float32)
+        widened[i] = -value if bits & np.uint32(0x8000) else value
 
 
 @jit
