@@ -62,6 +62,7 @@ class Sizes(NamedTuple):
 
     boxes: tuple[int, ...]  # of nms: one block, one batch, several, and the edges between them
     hostile: int
+    head: tuple[int, int, int]  # images, boxes, classes
     maps: tuple[int, int, int, int]
     sensitive: tuple[int, int, int, int]
     bins: tuple[int, int]  # of `sensitive`
@@ -74,6 +75,7 @@ class Sizes(NamedTuple):
 SMALL = Sizes(
     boxes=(31, 700, 1500, 17500),
     hostile=700,
+    head=(2, 60, 5),
     maps=(2, 21, 20, 31),
     sensitive=(2, 30, 13, 21),
     bins=(2, 3),
@@ -87,6 +89,7 @@ SMALL = Sizes(
 FULL = Sizes(
     boxes=(0, 1, 31, 1024, 1025, 5000, 16384, 16385, 40000),
     hostile=6000,
+    head=(3, 900, 20),
     maps=(2, 136, 40, 61),
     sensitive=(2, 5 * 49, 38, 50),
     bins=(7, 7),
@@ -107,6 +110,7 @@ def cases(sizes: Sizes, dtypes: list[str]) -> Iterator[Case]:
         for dtype, threshold in few or [("float32", 0.5)]:
             yield from _nms(n, dtype, threshold)
     yield from _hostile_nms(sizes.hostile)
+    yield from _multiclass_nms(sizes.head, dtypes)
     yield from _boxes(dtypes)
     for dtype in dtypes:
         yield from _roi(sizes, dtype)
@@ -163,6 +167,28 @@ def _hostile_nms(n: int) -> Iterator[Case]:
     options: dict[str, Any] = {"iou_threshold": 0.5, "score_threshold": 0.4, "max_output": 20}
     case = _case("nms", {"boxes": boxes, "scores": scores}, "tests.reference", "NaN, ties, limits", **options)
     yield case._replace(captured=False)
+
+
+def _multiclass_nms(head: tuple[int, int, int], dtypes: list[str]) -> Iterator[Case]:
+    """Of scores in the order (N, C, L); the floors of classes and the objectness are arrays too."""
+    images, length, classes = head
+    random = np.random.default_rng(0)
+    boxes = clustered(images * length)[0].reshape(images, length, 4)
+    arrays: Arrays = {"boxes": boxes, "scores": random.random((images, classes, length)).transpose(0, 2, 1)}
+    factors: Arrays = {"objectness": random.random((images, length)), "score_threshold": random.random(classes)}
+    limits: dict[str, Any] = {"max_candidates": length, "max_per_class": 9, "max_output": 40}
+    for dtype in dtypes:
+        given = {name: array.astype(_dtype(dtype)) for name, array in arrays.items()}
+        more: Arrays = given | {name: array.astype(_dtype(dtype)) for name, array in factors.items()}
+        for label, of_case, options in (
+            ("", given, {"score_threshold": 0.7}),
+            ("padded", given, {"padded": True, **limits}),
+            ("best class", more, {"padded": True, "multi_label": False, "max_output": 40}),
+            ("floors", more, {"padded": True, "class_agnostic": True, **limits}),
+        ):
+            name = ", ".join(filter(None, [label, dtype]))
+            case = _case("multiclass_nms", of_case, "tests.reference_multiclass", name, iou_threshold=0.5, **options)
+            yield case._replace(captured=bool(label))
 
 
 def _boxes(dtypes: list[str]) -> Iterator[Case]:

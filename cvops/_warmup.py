@@ -5,7 +5,6 @@ The functions take a dtype and what makes an array of the wanted backend from a 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -33,10 +32,9 @@ def _batched_nms_calls(dtype: str, asarray: Any) -> None:
 
 def _multiclass_nms_calls(dtype: str, asarray: Any) -> None:
     boxes, scores = (asarray(np.zeros((1, 8, size), dtype)) for size in (4, 2))
-    with contextlib.suppress(NotImplementedError):  # of CUDA
-        for multi_label in (True, False):
-            _multiclass.multiclass_nms(boxes, scores, 0.5, multi_label=multi_label)
-            _multiclass.multiclass_nms(boxes, scores, 0.5, max_candidates=1, max_output=1, padded=True)
+    for multi_label in (True, False):
+        _multiclass.multiclass_nms(boxes, scores, 0.5, multi_label=multi_label)
+        _multiclass.multiclass_nms(boxes, scores, 0.5, max_candidates=1, max_output=1, padded=True)
 
 
 def _box_iou_calls(dtype: str, asarray: Any) -> None:

@@ -38,6 +38,15 @@ NMS = SimpleNamespace(
     SIZE_BUCKET_PAIRS=4096,  # of which the table of kept boxes knows whether they are occupied
     BOX_BYTES={4: 24, 8: 40},
 )
+MULTICLASS_NMS = SimpleNamespace(
+    SCAN_THREADS=256,  # of a block that scans
+    SCAN_ROUNDS={4: 16, 8: 8},  # scores of such a thread
+    RANK_THREADS=1024,  # of the block that ranks the candidates of an image
+    WRITE_THREADS=1024,  # of the block that writes its detections
+    CHUNK=NMS.CHUNK,  # what boxes are to nms
+    SIZE_BUCKET_PAIRS=NMS.SIZE_BUCKET_PAIRS,
+    BOX_BYTES=NMS.BOX_BYTES,
+)
 PS_ROI = SimpleNamespace(
     THREADS=256,  # of a block, at most
     CHANNELS=4,  # of a thread and a block
@@ -63,6 +72,7 @@ _OF_FILES = {
     "boxes": BOXES,
     "conv": CONV,
     "deform_conv": DEFORM_CONV,
+    "multiclass_nms": MULTICLASS_NMS,
     "nms": NMS,
     "ps_roi": PS_ROI,
     "roi_align": ROI_ALIGN,

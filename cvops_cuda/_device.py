@@ -194,6 +194,15 @@ def contiguous(array: Array) -> Array:
     return array if array.flags.c_contiguous else cupy.ascontiguousarray(array)
 
 
+def flat(array: Array) -> tuple[Array, int, tuple[int, ...]]:
+    """(the memory of `array` as one dimension, where in it the first element lies, the strides in elements)."""
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    spans = [stride * (size - 1) for size, stride in zip(array.shape, strides, strict=True)]
+    first = -sum(span for span in spans if span < 0)
+    memory = array.data - first * array.itemsize
+    return cupy.ndarray((sum(map(abs, spans)) + 1,), array.dtype, memory), first, strides
+
+
 def copy(array: Array) -> Array:
     """A new C-contiguous array with the values of `array`."""
     return cupy.array(array, order="C")

@@ -221,8 +221,7 @@ def _nms(
         keep = empty((size,), "int64")
         keep[...] = -1
         return (keep, zeros((), "int64")) if padded else keep
-    # No IoU is above 1, whatever rounding says.
-    threshold = math.inf if iou_threshold >= 1 else _lowered(iou_threshold, dtype)
+    threshold = comparable(iou_threshold, dtype)
     floor = math.nan if score_threshold is None else _lowered(score_threshold, dtype)
     ranking = Ranking(scores, dtype_code(scores), idxs, 0 if idxs is None else dtype_code(idxs), len(scores), floor)
     if len(scores) <= NMS.BLOCK_THREADS:
@@ -232,6 +231,12 @@ def _nms(
     else:
         keep, count = _in_batches(boxes, ranking, dtype, threshold, size, iou_threshold)
     return (keep, count) if padded else keep[: read(count)]
+
+
+def comparable(iou_threshold: float, dtype: str) -> float:
+    """The threshold with which kernels compare an IoU in working precision."""
+    # No IoU is above 1, whatever rounding says.
+    return math.inf if iou_threshold >= 1 else _lowered(iou_threshold, dtype)
 
 
 @functools.lru_cache(256)

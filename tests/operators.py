@@ -69,7 +69,7 @@ class Operator(NamedTuple):
     args: tuple[Any, ...]
     want: Callable[..., Any]
     options: dict[str, Any] = {}  # noqa: RUF012
-    lacks: tuple[str, ...] = ()  # layers that have not got it: "torch", "jax", "cuda"
+    lacks: tuple[str, ...] = ()  # layers that have not got it: "torch", "jax"
     gradient: str = ""  # the public function that computes it
     ragged: bool = False  # whether the length of the result depends on values
     indices: bool = False  # whether the result is exact
@@ -83,7 +83,7 @@ OPERATORS = {
     "batched_nms": Operator((BOXES, SCORES, IDXS, 0.3), reference.batched_nms, ragged=True, indices=True),
     "multiclass_nms": Operator(
         (BOXES[None], np.stack([SCORES, SCORES[::-1]], 1)[None], 0.3), reference_multiclass.multiclass_nms,
-        lacks=("cuda",), ragged=True, indices=True, in_torchvision=False,
+        ragged=True, indices=True, in_torchvision=False,
     ),
     "roi_align": Operator((MAP, ROIS, (2, 3), 0.5, 2, True), reference_roi.roi_align, gradient="roi_align_backward"),
     "roi_pool": Operator((MAP, ROIS, (2, 3), 0.5), _first(reference_roi.roi_pool), gradient="roi_pool_backward"),

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from tests.reference import iou, working
+from tests.reference import batched_nms_of_many, iou, working
 
 
 def multiclass_nms(
@@ -72,3 +72,31 @@ def multiclass_nms(
         for k, (_, b, c) in enumerate(best):
             box[n, k], label[n, k] = b, c
     return box, label, np.array([len(best) for best in found], np.int64)
+
+
+def multiclass_nms_of_many(
+    boxes,
+    scores,
+    iou_threshold,
+    *,
+    score_threshold=-math.inf,
+    max_candidates=None,
+    max_per_class=None,
+    max_output=None,
+    class_agnostic=False,
+):
+    """`multiclass_nms` for thousands of candidates with finite scores: rows of (image, box, label)."""
+    rows = []
+    for n, (own, values) in enumerate(zip(boxes, scores, strict=True)):
+        box, label = np.nonzero(values > score_threshold)
+        best = np.argsort(-values[box, label], kind="stable")[:max_candidates]
+        box, label = box[best], label[best]
+        by_rank = -np.arange(len(best)).astype(np.float64)
+        idxs = np.zeros_like(label) if class_agnostic else label
+        found, of_class = [], {}
+        for k in batched_nms_of_many(own[box], by_rank, idxs, iou_threshold).tolist():
+            of_class[label[k]] = of_class.get(label[k], 0) + 1
+            if max_per_class is None or of_class[label[k]] <= max_per_class:
+                found.append((n, box[k], label[k]))
+        rows += found[:max_output]
+    return np.array(rows, np.int64).reshape(-1, 3)

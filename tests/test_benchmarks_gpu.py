@@ -274,7 +274,7 @@ def test_a_lost_context_ends_a_stage(monkeypatch, capsys):
 
 def test_cases_are_of_every_operator():
     classes = {"DeformConv2d", "PSRoIAlign", "PSRoIPool", "RoIAlign", "RoIPool", "LastLevelMaxPool", "LastLevelP6P7"}
-    others = {"multiclass_nms", "get_num_threads", "set_num_threads", "warmup"}  # and what calls the functions
+    others = {"get_num_threads", "set_num_threads", "warmup"}  # and what calls the functions
     for sizes in (gpu_cases.SMALL, gpu_cases.FULL):
         names = [case.name for case in gpu_cases.cases(sizes, ["float32"])]
         assert {name.partition(",")[0].partition(".")[0] for name in names} == {*cvops.__all__} - classes - others

@@ -19,16 +19,26 @@ import pytest
 
 import cvops
 from cvops import _arrays, _warmup
-from tests import compare, data, host_emulation, libraries, reference, reference_roi, strategies_roi
+from tests import (
+    compare,
+    data,
+    host_emulation,
+    libraries,
+    reference,
+    reference_multiclass,
+    reference_roi,
+    strategies_roi,
+)
 from tests.host_emulation import device, mutant
 
 FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 # Files whose kernels decide something by comparing floats: nothing in them may be flushed to zero.
-DECIDING = ("nms", "roi_align", "roi_pool", "ps_roi", "deform_conv")
+DECIDING = ("nms", "multiclass_nms", "roi_align", "roi_pool", "ps_roi", "deform_conv")
 
 # Modules that exist: (file, type code of its elements).
-MODULES = [(file, dtype) for file in FILES for dtype in ("fd" if file in ("nms", "boxes") else "fdeE")]
+_OF_TWO_TYPES = "nms", "multiclass_nms", "boxes"
+MODULES = [(file, dtype) for file in FILES for dtype in ("fd" if file in _OF_TWO_TYPES else "fdeE")]
 
 
 # ------------------------------------------------------------------------------------------------------- interface
@@ -104,6 +114,16 @@ def padded_calls(emulated):
         yield partial(cvops.nms, boxes, scores, 0.5, score_threshold=0.1, max_output=limit, padded=True)
         for labels in (idxs, emulated(idxs.values.astype(np.float32))):
             yield partial(cvops.batched_nms, boxes, scores, labels, 0.5, max_output=limit, padded=True)
+    head, wide = emulated(np.stack([boxes.values[:60]] * 2)), scores.values[:1680].reshape(2, 60, 14)
+    of_head, rows, floors = emulated(wide[:, ::-1, 2::3]), emulated(wide[:, :, 0]), emulated(wide[0, 0, ::4])
+    for options in (
+        {},
+        {"score_threshold": 0.3, "max_candidates": 30, "max_per_class": 5},
+        {"score_threshold": floors, "objectness": rows, "multi_label": False},
+        {"class_agnostic": True, "max_per_class": 4},
+    ):
+        yield partial(cvops.multiclass_nms, head, of_head, 0.5, max_output=9, padded=True, **options)
+    yield partial(cvops.multiclass_nms, head, of_head, 0.5, max_per_class=0, max_output=3, padded=True)
     for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
         yield partial(getattr(cvops, name), few, few)
     yield partial(cvops.box_area, few)
@@ -159,6 +179,7 @@ def test_what_cannot_be_captured(emulated):
     maps = emulated(np.ones((1, 2, 3, 3), "f"))
     for call in (
         lambda: cvops.nms(boxes, scores, 0.5),
+        lambda: cvops.multiclass_nms(emulated(boxes.values[None]), emulated(scores.values[None, :, None]), 0.5),
         lambda: cvops.FeaturePyramidNetwork([2], 2)({"a": maps}),
         lambda: cvops.remove_small_boxes(boxes, 9),
         lambda: device.load().xp.asarray([1.0, 2.0]),
@@ -231,6 +252,10 @@ def calls_of_the_table(emulated):
         yield f"`nms`, {label} boxes", partial(cvops.nms, boxes, scores, 0.5, padded=True)
         yield f"`batched_nms`, {label} boxes", partial(cvops.batched_nms, boxes, scores, idxs, 0.5, padded=True)
     few = emulated(data.clustered(30)[0])
+    head = emulated(few.values[None]), emulated(scores.values[:90].reshape(1, 3, 30).transpose(0, 2, 1))
+    of_head = partial(cvops.multiclass_nms, *head, 0.5, max_output=9, padded=True)
+    yield "`multiclass_nms`", of_head
+    yield "`multiclass_nms`, `multi_label=False`", partial(of_head, multi_label=False)
     yield "`box_iou` and its like", partial(cvops.complete_box_iou, few, few)
     rois, shape = emulated(strategies_roi.rois("all", 9, MAPS.shape)), MAPS.shape
     maps, grad = emulated(MAPS), emulated(strategies_roi.normal((9, 5, 2, 3)))
@@ -287,6 +312,37 @@ def test_launches_of_nms_whatever_the_threshold(emulated, launches, small_batche
         cvops.nms(boxes, scores, threshold, padded=True)
         assert launches == [*RANKS, "zeros", *SEARCH, *near, *SEARCH, "nms_compact"]
         launches.clear()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_launches_of_multiclass_nms(emulated, launches, dtype):
+    """Five, whatever the scores; and one wait for the device where the number of detections is the length."""
+    boxes = emulated(np.stack([data.clustered(50)[0]] * 2).astype(dtype))
+    for share in (0, 0.1, 1):
+        for scan, options in (
+            ("multiclass_scan", {}),
+            ("multiclass_scan", {"class_agnostic": True, "max_per_class": 2, "max_candidates": 70}),
+            ("multiclass_best", {"multi_label": False}),
+        ):
+            scores = np.random.default_rng(0).random((2, 7, 50)).astype(dtype)
+            call = partial(cvops.multiclass_nms, boxes, emulated(scores.transpose(0, 2, 1)), 0.5, max_output=20)
+            kernels = ["zeros", scan, "multiclass_rank", "multiclass_suppress", "multiclass_write"]
+            call(score_threshold=1 - share, padded=True, **options)
+            assert launches == kernels
+            launches.clear()
+            call(score_threshold=1 - share, **options)
+            assert launches == [*kernels[:-1], "to_host", kernels[-1]]
+            launches.clear()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+def test_launches_of_multiclass_nms_of_nothing(emulated, launches, shape):
+    """No kernel, and no wait."""
+    boxes, scores = emulated(np.zeros((*shape[:2], 4), "f")), emulated(np.zeros(shape, "f"))
+    cvops.multiclass_nms(boxes, scores, 0.5)
+    assert launches == []
+    cvops.multiclass_nms(boxes, scores, 0.5, max_output=4, padded=True)
+    assert launches == ["zeros"]
 
 
 @pytest.mark.parametrize("name", ["box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"])
@@ -567,6 +623,20 @@ def test_no_schedule_changes_nms(emulated, seeds, small_batches, name, dtype):
         assert got.tolist() == reference.nms_of_many(boxes, scores, 0.3).tolist()
         got = cvops.batched_nms(emulated(boxes), emulated(scores), emulated(idxs), 0.3)
         assert got.tolist() == reference.batched_nms_of_many(boxes, scores, idxs, 0.3).tolist()
+
+
+@pytest.mark.parametrize("options", [{"max_per_class": 7}, {"score_threshold": 0.6}, {"max_candidates": 900}])
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_no_schedule_changes_multiclass_nms(emulated, seeds, options, class_agnostic):
+    """Several parts and chunks of an image; boxes and classes that take two digits; ties."""
+    options = {"class_agnostic": class_agnostic, "max_output": 1100, **options}
+    for images, length, classes in ((2, 300, 9), (1, 9, 260)):
+        boxes = data.clustered(images * length)[0].reshape(images, length, 4)
+        scores = np.random.default_rng(0).integers(0, 99, (images, classes, length)).astype("f4") / 99
+        scores = scores.transpose(0, 2, 1)
+        got = cvops.multiclass_nms(emulated(boxes), emulated(scores), 0.9, **options)
+        want = reference_multiclass.multiclass_nms_of_many(boxes, scores, 0.9, **options)
+        assert np.stack([array.values for array in got], 1).tolist() == want.tolist()
 
 
 @pytest.mark.parametrize("layout", [MAPS, CHANNELS_LAST], ids=["contiguous", "channels-last"])

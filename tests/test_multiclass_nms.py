@@ -20,23 +20,6 @@ from tests.libraries import to_numpy
 INF, NAN = math.inf, math.nan
 
 
-@pytest.fixture(scope="module", params=[name for name in libraries.PRESENT if name not in libraries.CUDA])
-def array(request):
-    """As in conftest.py, on the CPU alone."""
-    return libraries.CONVERTERS[request.param]
-
-
-@pytest.fixture(scope="module")
-def ops():
-    """As in conftest.py, on the CPU alone."""
-    return libraries.Operators("numpy")
-
-
-def test_cuda_says_that_it_has_none(emulated):
-    with pytest.raises(NotImplementedError, match="multiclass_nms does not compute on CUDA arrays yet"):
-        cvops.multiclass_nms(emulated(BOXES), emulated(SCORES), 0.5)
-
-
 BOXES = np.array([[[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]]], np.float32)
 SCORES = np.array([[[0.8, 0.1], [0.9, 0.1], [0.1, 0.7]]], np.float32)
 

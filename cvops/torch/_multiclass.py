@@ -130,7 +130,7 @@ def multiclass_nms(
     TypeError, ValueError
         As `cvops.multiclass_nms`.
     NotImplementedError
-        For CUDA tensors; and under torch.func.vmap without `padded`: the lengths would differ.
+        Under torch.func.vmap without `padded`: the lengths would differ.
 
     Notes
     -----

@@ -159,6 +159,29 @@ __device__ int position_among(unsigned (&words)[WARPS], bool flag, int& total) {
     return before;
 }
 
+// Whether this thread's box is kept, if the chunk holds the boxes that are alive. suppressors: a bit for each box of
+// the chunk that would suppress it, and `own` the word of them for the boxes of this warp. Each warp settles its own 32
+// boxes once those before are settled: it keeps who has no kept suppressor, again and again, until nothing changes.
+__device__ __forceinline__ bool settle_own(unsigned (&kept)[WORDS], const unsigned (&suppressors)[WORDS], unsigned own,
+                                           bool alive) {
+#pragma unroll  // so that `suppressors` lies in registers
+    for (int word = 0; word < WORDS; ++word) {
+        if (word == warp()) {
+            unsigned keep = __ballot_sync(ALL, alive), previous;
+            do {
+                previous = keep;
+                keep = __ballot_sync(ALL, alive && !(own & keep));
+            } while (keep != previous);
+            alive = keep >> lane() & 1;
+            if (lane() == 0) kept[word] = keep;
+        }
+        __syncthreads();
+        // Nobody comes after the last word: not to read it lets the caller use `kept` again at once.
+        if (word < WORDS - 1 && word < warp() && suppressors[word] & kept[word]) alive = false;
+    }
+    return alive;
+}
+
 // -------------------------------------------------------------------------------------- boxes kept in earlier batches
 
 // IoU > t means that the widths differ by less than a factor 1 / t and that the common width is at least t times the

@@ -143,6 +143,15 @@ def contiguous(array):
     return np.ascontiguousarray(array)
 
 
+def flat(array):
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    spans = [stride * (size - 1) for size, stride in zip(array.shape, strides, strict=True)]
+    upwards = array[tuple(slice(None, None, -1 if span < 0 else None) for span in spans)]
+    size = (sum(map(abs, spans)) + 1,)
+    memory = np.lib.stride_tricks.as_strided(upwards, size, (array.itemsize,), writeable=False)
+    return memory, -sum(span for span in spans if span < 0), strides
+
+
 def copy(array):
     result = empty(array.shape, array.dtype)
     result[...] = array

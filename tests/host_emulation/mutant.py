@@ -10,7 +10,16 @@ import sys
 
 import numpy as np
 
-from tests import data, host_emulation, reference, reference_deform, reference_roi, strategies_deform, strategies_roi
+from tests import (
+    data,
+    host_emulation,
+    reference,
+    reference_deform,
+    reference_multiclass,
+    reference_roi,
+    strategies_deform,
+    strategies_roi,
+)
 from tests.host_emulation import device
 
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
@@ -39,6 +48,22 @@ def nms_workload(package):
         np.testing.assert_array_equal(package.nms(boxes, scores, threshold, None, None, False), want)
         want = reference.batched_nms_of_many(boxes, scores, idxs, threshold)
         np.testing.assert_array_equal(package.batched_nms(boxes, scores, idxs, threshold, None, None, False), want)
+
+
+def multiclass_nms_workload(package):
+    """More candidates than a block has threads, in parts, kept ones in several chunks, and limits of each kind."""
+    images, length, classes = 3, 600, 3
+    boxes = data.clustered(images * length)[0].reshape(images, length, 4)
+    scores = np.random.default_rng(0).permutation(images * length * classes) // 3
+    scores = scores.astype(np.float32).reshape(images, classes, length).transpose(0, 2, 1)
+    for class_agnostic in (False, True):
+        want = reference_multiclass.multiclass_nms_of_many(
+            boxes, scores, 0.8, max_per_class=120, class_agnostic=class_agnostic
+        )
+        got = package.multiclass_nms(
+            boxes, scores, None, 0.8, None, None, 120, None, True, class_agnostic, "iou", False
+        )
+        np.testing.assert_array_equal(np.stack(got, 1), want)
 
 
 def roi_pool_workload(package):
@@ -97,6 +122,7 @@ def roi_align_workload(package):
 # Calls that reach every barrier of a file, with the results they must have.
 WORKLOADS = {
     "nms": nms_workload,
+    "multiclass_nms": multiclass_nms_workload,
     "roi_align": roi_align_workload,
     "roi_pool": roi_pool_workload,
     "ps_roi": ps_roi_workload,
