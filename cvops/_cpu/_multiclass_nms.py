@@ -17,9 +17,9 @@ from .._checks import working_dtype
 from . import _threads, _xywh
 from ._jit import jit
 from ._memory import Array, contiguous, empty
-from ._nms import _gather, _suppress
+from ._nms import gather, suppress
 from ._nms_few import by_rank
-from ._rank import _key, _sort, group, rank_float64
+from ._rank import group, key_of_float32, rank_float64, sort_by_key
 from ._simd import any_above, full, load, madd, store
 from ._simd_math import best_lane, better, keep_better
 
@@ -58,11 +58,11 @@ def multiclass_nms(
         rows = _rows(numbers, bounds, length, classes, boxes.ndim == 4)
         if class_agnostic:
             limit = most if max_per_class is None else len(numbers)
-            kept = _suppress(_boxes_of(boxes, rows, dtype), bounds, iou_threshold, limit)
+            kept = suppress(_boxes_of(boxes, rows, dtype), bounds, iou_threshold, limit)
         else:
             ranks, starts = group(_labels(numbers, bounds, classes), np.arange(len(numbers)))
             ranked = _boxes_of(boxes, rows[ranks], dtype)
-            kept = by_rank(_suppress(ranked, starts, iou_threshold, of_class), ranks)
+            kept = by_rank(suppress(ranked, starts, iou_threshold, of_class), ranks)
     counts = np.zeros(images, np.int64)
     _limit(numbers, bounds, classes, -1 if max_per_class is None else of_class, most, kept, counts)
     if padded:
@@ -218,7 +218,7 @@ def _scan(
                         floor = floors[k + j]
                     values[j] = flat[at + (k + j) * step] * factor
                     own = np.uint64(number + (k + j) * next_number)
-                    elements[place + count] = _key(value_bits[j]) << np.uint64(bits) | own
+                    elements[place + count] = key_of_float32(value_bits[j]) << np.uint64(bits) | own
                     count += all_pass or values[j] > floor
             if count < 0:
                 break
@@ -282,7 +282,7 @@ def _scan_best(
                 break
             for j in range(width):
                 own = np.uint64((box + j) * classes + labels[j])
-                elements[place + count] = _key(best_bits[j]) << np.uint64(bits) | own
+                elements[place + count] = key_of_float32(best_bits[j]) << np.uint64(bits) | own
                 count += all_pass or best[j] > floors[labels[j]]
         counts[image, part] = count
 
@@ -309,7 +309,7 @@ def _rank_images(begin, end, elements, counts, size, most, bits, bounds, numbers
         for k in range(keys.size):
             for digit in range(digits):
                 digit_counts[digit, keys[k] >> np.uint64(width * digit) & ones] += 1
-        keys, _ = _sort(keys, np.empty(keys.size, np.int64), digit_counts, width)
+        keys, _ = sort_by_key(keys, np.empty(keys.size, np.int64), digit_counts, width)
         for k in range(bounds[image + 1] - bounds[image]):
             numbers[bounds[image] + k] = np.int64(keys[k] & mask)
 
@@ -385,7 +385,7 @@ def _labels(numbers, bounds, classes):
 def _boxes_of(boxes: Array, rows: Array, dtype: str) -> Array:
     """boxes[rows] of all images, in working precision."""
     if boxes.flags.c_contiguous and boxes.dtype.char == dtype:
-        ranked = _gather(boxes.reshape(-1, 4), rows)
+        ranked = gather(boxes.reshape(-1, 4), rows)
     else:
         places = np.unravel_index(rows, boxes.shape[:-1])
         ranked = boxes[places].astype(dtype)

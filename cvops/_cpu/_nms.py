@@ -39,7 +39,7 @@ def nms(
     if keep is None:
         _xywh.check(boxes)
         order = _rank(scores, score_threshold)
-        kept = _suppress(_gather(boxes, order), np.array([0, len(order)]), iou_threshold, limit)
+        kept = suppress(gather(boxes, order), np.array([0, len(order)]), iou_threshold, limit)
         keep = _select(order, kept)[:limit]
     return _result(keep, length if padded else None)
 
@@ -64,7 +64,7 @@ def batched_nms(
         keep = order = _rank(scores, score_threshold)
         if len(order) > 0:
             ranks, starts = group(labels, order)
-            kept = _suppress(_gather(boxes, order[ranks]), starts, iou_threshold, limit)
+            kept = suppress(gather(boxes, order[ranks]), starts, iou_threshold, limit)
             keep = _select(order, _nms_few.by_rank(kept, ranks))[:limit]
     return _result(keep, length if padded else None)
 
@@ -121,7 +121,7 @@ def _labels(idxs: Array) -> Array:
     return labels
 
 
-def _gather(boxes: Array, order: Array) -> Array:
+def gather(boxes: Array, order: Array) -> Array:
     ranked = np.empty((len(order), 4), boxes.dtype)
     _threads.run(_nms_few.gather_range, len(order), boxes, order, ranked, nanoseconds=8 * len(order))
     return ranked
@@ -131,7 +131,7 @@ def _select(order: Array, kept: Array) -> Array:
     return order[: _nms_few.select(order, kept, order)]
 
 
-def _suppress(ranked: Array, starts: Array, iou_threshold: float, limit: int) -> Array:
+def suppress(ranked: Array, starts: Array, iou_threshold: float, limit: int) -> Array:
     """Flags of the boxes that are kept, at most `limit` in each segment ranked[starts[s]:starts[s + 1]]."""
     kept = np.empty(len(ranked), np.bool_)
     if iou_threshold >= 1:  # no IoU is above 1

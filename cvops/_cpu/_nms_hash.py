@@ -17,12 +17,13 @@ from ._nms_all import LANES, lowered, overlaps, overlaps_any, put
 
 
 def buckets(iou_threshold: float, dtype: Any) -> tuple[float, int, float, float]:
-    """(threshold for the geometry, bits of a float64 below its size level, bucket pitch in largest sizes, least area).
+    """What `search_near_range` takes last: (t, shift, pitch, least area).
 
-    The geometry takes a threshold that is a little lower, so that rounding in working precision hides no pair. Levels
-    and pitch shrink with 1 - t, as the room between two kept boxes does.
+    `t` is a threshold for the geometry that is a little lower, so that rounding in working precision hides no pair. The
+    bits of a size, as a float64, from bit `shift` on are its size bucket. The side of a cell is `pitch` times the
+    largest size of the bucket. Size buckets and cells shrink with 1 - t, as the room between two kept boxes does.
     """
-    octaves = max(4 * (1 - iou_threshold), 2.0**-8)  # of size in one level: two of them from t = 0.5 downwards
+    octaves = max(4 * (1 - iou_threshold), 2.0**-8)  # of size in one bucket: two of them from t = 0.5 downwards
     shift = 53 - max(0, math.floor(math.log2(2 / octaves)))
     return iou_threshold * (1 - 1e-5), shift, max(4 * (1 - iou_threshold), 1e-3), 16 * float(np.finfo(dtype).tiny)
 
@@ -37,56 +38,58 @@ def search_near_range(begin, end, segments, ranked, starts, iou_threshold, limit
 
 
 @jit
-def _level(size, shift):
-    """Bucket of a positive float64 by size: its leading bits, a logarithm that is exactly monotone."""
+def _size_bucket(size, shift):
+    """The leading bits of a positive float64: a logarithm that is exactly monotone."""
     return np.float64(size).view(np.int64) >> shift
 
 
 @jit
-def _least(level, shift):
-    """The smallest size of a level."""
-    return np.int64(level << shift).view(np.float64)
+def _smallest(bucket, shift):
+    """The smallest size of a size bucket."""
+    return np.int64(bucket << shift).view(np.float64)
 
 
 @jit
-def _scale(level, shift, pitch):
-    """Cells of a level's buckets per unit of length: a cell is `pitch` times the level's largest size."""
-    return 1 / (pitch * _least(level + 1, shift))
+def _scale(bucket, shift, pitch):
+    """Cells of a size bucket in a unit of length."""
+    return 1 / (pitch * _smallest(bucket + 1, shift))
 
 
 @jit
 def _cell(position):
+    """The cell of a position in units of cells, within reach of integers."""
     return np.int64(math.floor(min(max(position, -(2.0**62)), 2.0**62)))
 
 
 @jit
-def _slot(x, y, a, c, mask):
-    """Slot in the hash table of the cell (x, y) of the levels a (width) and c (height)."""
+def _chain(x, y, a, c, mask):
+    """Which of the mask + 1 chains holds the cell (x, y) of the size buckets a (of width) and c (of height)."""
     key = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(y) * np.uint64(0xC2B2AE3D27D4EB4F)
     key += np.uint64(a * 2053 + c) * np.uint64(0x165667B19E3779F9)
-    # Every bit of the key reaches every bit of the slot: regular grids of boxes must not share slots.
+    # Every bit of the key reaches every bit of the result: the cells of a regular grid of boxes must not share chains.
     key = (key ^ (key >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     return np.int64((key ^ (key >> np.uint64(32))) & mask)
 
 
 @jit
-def _pair_of_levels(a, c):
+def _pair(a, c):
+    """Where `occupied` has the size buckets a and c, among others."""
     return (a * 67 + c) & 4095
 
 
 @jit
 def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
-    """As `search_all`, but each box is compared only with kept ones of like size and place."""
+    """As `search_all`, but each box is compared only with kept ones of like size and position."""
     zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
-    slots = 64
-    while slots < len(boxes) // 8:
-        slots *= 2
-    mask = np.uint64(slots - 1)
-    heads = np.full(slots, -1, np.int32)  # newest block of each chain
+    number = 64
+    while number < len(boxes) // 8:
+        number *= 2
+    mask = np.uint64(number - 1)
+    heads = np.full(number, -1, np.int32)  # newest block of each chain
     blocks = np.empty((len(boxes), 5, LANES), boxes.dtype)
     older = np.empty(len(boxes), np.int32)
     filled = np.empty(len(boxes), np.int32)
-    occupied = np.zeros(4096, np.bool_)  # by pair of levels, so that empty scales cost nothing; may err to True
+    occupied = np.zeros(4096, np.bool_)  # by pair of size buckets, so that empty scales cost nothing; may err to True
     # Where an area or a size may underflow or overflow, sizes say nothing about IoU: such boxes are compared with all
     # their like, those within a factor 2^30 included, which is more than any ratio that a threshold lets through.
     least_size, largest_size = 2.0**-900, 2.0**900
@@ -102,14 +105,14 @@ def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
         if width > zero and height > zero and zero < area < infinity:
             w, h = np.float64(width), np.float64(height)
             margin = min(area / least_area, min(w, h) / least_size, largest_size / max(w, h))
-            a, c = _level(w, shift), _level(h, shift)
+            a, c = _size_bucket(w, shift), _size_bucket(h, shift)
             column, row = _cell(x1 * _scale(a, shift, pitch)), _cell(y1 * _scale(c, shift, pitch))
-            slot = _slot(column, row, a, c, mask)
+            chain = _chain(column, row, a, c, mask)
             if margin < 2.0**30 and overlaps_any(delicate, held, x1, y1, x2, y2, area, threshold):
                 continue
-            # Most suppressors are in the candidate's own bucket, so that one comes first.
+            # Most suppressors are in the candidate's own cell, so that one comes first.
             if margin >= 1 and (
-                _overlaps_chain(blocks, older, heads[slot], x1, y1, x2, y2, area, threshold)
+                _overlaps_chain(blocks, older, heads[chain], x1, y1, x2, y2, area, threshold)
                 or _overlaps_near(
                     heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch
                 )
@@ -119,10 +122,10 @@ def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
                 put(delicate[held // LANES], held % LANES, x1, y1, x2, y2, area)
                 held += 1
             if margin >= 1:
-                occupied[_pair_of_levels(a, c)] = True
-                block = heads[slot]
+                occupied[_pair(a, c)] = True
+                block = heads[chain]
                 if block < 0 or filled[block] == LANES:
-                    older[used], heads[slot], filled[used] = block, used, 0
+                    older[used], heads[chain], filled[used] = block, used, 0
                     block = used
                     used += 1
                 put(blocks[block], filled[block], x1, y1, x2, y2, area)
@@ -140,24 +143,24 @@ def _overlaps_near(heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, t
     holds for heights. `floor` and rounding are monotone, so an edge in this range has its cell in the range of cells.
     """
     x, y, w, h = np.float64(x1), np.float64(y1), np.float64(x2 - x1), np.float64(y2 - y1)
-    first, last = _level(h * t, shift), _level(h / t, shift)
-    for a in range(_level(w * t, shift), _level(w / t, shift) + 1):
-        narrowest, widest = _least(a, shift), _least(a + 1, shift)
+    first, last = _size_bucket(h * t, shift), _size_bucket(h / t, shift)
+    for a in range(_size_bucket(w * t, shift), _size_bucket(w / t, shift) + 1):
+        narrowest, widest = _smallest(a, shift), _smallest(a + 1, shift)
         scale = _scale(a, shift, pitch)
         widest = min(widest, w / t)
         left = _cell((x - (widest - t * max(w, widest))) * scale)
         right = _cell((x + (w - t * max(w, narrowest))) * scale)
         for c in range(first, last + 1):
-            if not occupied[_pair_of_levels(a, c)]:
+            if not occupied[_pair(a, c)]:
                 continue
-            lowest, highest = _least(c, shift), _least(c + 1, shift)
+            lowest, highest = _smallest(c, shift), _smallest(c + 1, shift)
             scale = _scale(c, shift, pitch)
             highest = min(highest, h / t)
             top = _cell((y - (highest - t * max(h, highest))) * scale)
             bottom = _cell((y + (h - t * max(h, lowest))) * scale)
             for column in range(left, right + 1):
                 for row in range(top, bottom + 1):
-                    block = heads[_slot(column, row, a, c, mask)]
+                    block = heads[_chain(column, row, a, c, mask)]
                     if _overlaps_chain(blocks, older, block, x1, y1, x2, y2, area, threshold):
                         return True
     return False
@@ -165,6 +168,7 @@ def _overlaps_near(heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, t
 
 @jit
 def _overlaps_chain(blocks, older, block, x1, y1, x2, y2, area, threshold):
+    """Whether the candidate overlaps a box of this block, or of those before it in its chain, by more than that."""
     while block >= 0:
         if overlaps(blocks[block], x1, y1, x2, y2, area, threshold):
             return True

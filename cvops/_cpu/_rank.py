@@ -30,7 +30,7 @@ def rank(scores, floor):
 
     All of them where `floor` is NaN.
     """
-    limit = _NOT_RANKED_32 if floor != floor else _key(np.float32(floor).view(np.int32))
+    limit = _NOT_RANKED_32 if floor != floor else key_of_float32(np.float32(floor).view(np.int32))
     if scores.size <= _FEW:
         digits, width = 0, 0
     elif _SHORT_DIGITS_UP_TO < scores.size < _SHORT_DIGITS_FROM:
@@ -42,7 +42,7 @@ def rank(scores, floor):
     mask = np.uint64((1 << width) - 1)
     count = np.int64(0)
     for i in range(scores.size):
-        key = _key(np.float32(scores[i]).view(np.int32))
+        key = key_of_float32(np.float32(scores[i]).view(np.int32))
         elements[count] = key << np.uint64(32) | np.uint64(i)
         takes_part = np.uint32(key < limit)  # added, because a branch would often be foretold wrongly
         count += takes_part
@@ -71,7 +71,7 @@ def rank(scores, floor):
 
 
 @jit
-def _key(bits):
+def key_of_float32(bits):
     """The key of a float32 of these bits: 0.0 and -0.0 are equal and NaN is the largest."""
     magnitude = np.uint64(np.int64(bits) & 0x7FFFFFFF)
     key = np.uint64(0x7FFFFFFF) - magnitude if bits >= 0 else np.uint64(0x7FFFFFFF) + magnitude
@@ -123,7 +123,7 @@ def rank_float64(scores, floor):
     if digits == 0:
         _insert_pairs(keys, order, count)
         return order[:count]
-    return _sort(keys[:count], order[:count], counts, width)[1]
+    return sort_by_key(keys[:count], order[:count], counts, width)[1]
 
 
 @jit
@@ -166,7 +166,7 @@ def group(labels, order):
         classes[rank] -= np.uint64(low)
         for digit in range(digits):
             counts[digit, classes[rank] >> np.uint64(8 * digit) & np.uint64(255)] += 1
-    classes, ranks = _sort(classes, ranks, counts, 8)
+    classes, ranks = sort_by_key(classes, ranks, counts, 8)
     starts = np.empty(order.size + 1, np.int64)
     starts[0], segments = 0, 1
     for k in range(1, order.size):
@@ -177,7 +177,7 @@ def group(labels, order):
 
 
 @jit
-def _sort(keys, items, counts, width):
+def sort_by_key(keys, items, counts, width):
     """(keys, items) sorted by key, from `counts` of each value of each digit of `width` bits; uses up what it gets."""
     if keys.size == 0:
         return keys, items
