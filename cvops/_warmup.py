@@ -54,7 +54,7 @@ def _encode_boxes_calls(dtype: str, asarray: Any) -> None:
 
 def _distance_to_boxes_calls(dtype: str, asarray: Any) -> None:
     boxes, _ = _detections(8, dtype, asarray)
-    _decode.distance_to_boxes(boxes[:, :2], boxes)
+    _decode.distance_to_boxes(asarray(np.zeros((8, 2), dtype)), boxes)
 
 
 def _scale_boxes_calls(dtype: str, asarray: Any) -> None:
