@@ -484,10 +484,7 @@ def _are_big(boxes: Any, min_size: float) -> Any:
 def _boxes_of(masks: Any, backend: Any) -> Any:
     """`masks_to_boxes` of a native array."""
     xp = backend.xp
-    if masks.ndim != 3:
-        raise ValueError(f"`masks` must have shape (N, H, W), got {masks.shape}")
-    if masks.dtype.char != "?":
-        check_dtype(masks, "masks", BOX_DTYPES)
+    _check_masks(masks)
     if masks.size == 0:
         return backend.copy(xp.zeros((len(masks), 4), "f"))
     if backend.current_gpu() is not None:
@@ -500,6 +497,13 @@ def _boxes_of(masks: Any, backend: Any) -> Any:
     for begin in range(0, len(masks), step):
         boxes[begin : begin + step] = _edges(masks[begin : begin + step], xp)
     return boxes
+
+
+def _check_masks(masks: Any) -> None:
+    if masks.ndim != 3:
+        raise ValueError(f"`masks` must have shape (N, H, W), got {masks.shape}")
+    if masks.dtype.char != "?":
+        check_dtype(masks, "masks", BOX_DTYPES)
 
 
 def _edges(masks: Any, xp: Any) -> Any:

@@ -244,7 +244,9 @@ def masks_to_boxes(masks: Array) -> jax.Array:
     >>> cvops.jax.masks_to_boxes(jnp.eye(4, dtype=bool)[None, 1:3]).tolist()
     [[1.0, 0.0, 2.0, 1.0]]
     """
-    return _boxes._boxes_of(array_of(masks, "masks"), TRACED)
+    native = array_of(masks, "masks")
+    _boxes._check_masks(native)
+    return _boxes._edges(native, jnp) if native.size else jnp.zeros((len(native), 4), "f")
 
 
 def _real(boxes: Any) -> Any:
