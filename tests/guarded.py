@@ -16,6 +16,7 @@ import numpy as np
 
 import cvops
 from tests import strategies_roi as strategies
+from tests.operators import OPERATORS, converted
 
 SIDES = ("before the input", "behind the input")
 _NONE = 0  # PROT_NONE, everywhere
@@ -42,6 +43,11 @@ def guarded(array, side):
 
 def calls(dtype, guard):
     """(name, call) of every operator, on arrays that `guard` copied."""
+    for name, row in OPERATORS.items():
+        yield (
+            name,
+            functools.partial(getattr(cvops, name), *(converted(value, guard) for value in row.args), **row.options),
+        )
     random = np.random.default_rng(0)
     for length in (1, 15, 257, 1500, 9000):
         corner = random.uniform(0, 40 * length**0.5, (length, 2))

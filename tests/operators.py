@@ -138,3 +138,10 @@ OPERATORS = {
 }  # fmt: skip
 # Functions that take no arrays, and so have no call here: a test of their own reaches each.
 WITHOUT_ARRAYS = {"get_num_threads", "set_num_threads", "warmup", "make_points", "make_anchors"}
+
+
+def converted(value, convert):
+    """The value with each array in it, also in lists, passed through `convert`."""
+    if isinstance(value, list) and any(isinstance(each, np.ndarray) for each in value):
+        return [convert(each) for each in value]
+    return convert(value) if isinstance(value, np.ndarray) else value

@@ -30,6 +30,7 @@ from tests import (
     strategies_roi,
 )
 from tests.host_emulation import device, mutant
+from tests.operators import OPERATORS, converted
 
 FILES = sorted(path.stem for path in (device.ROOT / "cvops_cuda" / "kernels").glob("*.cu"))
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -110,6 +111,10 @@ def padded_calls(emulated):
     """Calls of every operator that can be captured in a CUDA graph, on arrays that are there."""
     boxes, scores, idxs = (emulated(array) for array in data.clustered(1700))
     few = emulated(boxes.values[:30])
+    for name, row in OPERATORS.items():
+        if not row.ragged:
+            args = [converted(value, emulated) for value in row.args]
+            yield partial(getattr(cvops, name), *args, **row.options)
     for limit in (None, 10):
         yield partial(cvops.nms, boxes, scores, 0.5, score_threshold=0.1, max_output=limit, padded=True)
         for labels in (idxs, emulated(idxs.values.astype(np.float32))):
@@ -124,18 +129,6 @@ def padded_calls(emulated):
     ):
         yield partial(cvops.multiclass_nms, head, of_head, 0.5, max_output=9, padded=True, **options)
     yield partial(cvops.multiclass_nms, head, of_head, 0.5, max_per_class=0, max_output=3, padded=True)
-    for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
-        yield partial(getattr(cvops, name), few, few)
-    yield partial(cvops.box_area, few)
-    yield partial(cvops.box_convert, few, "xyxy", "cxcywh")
-    yield partial(cvops.clip_boxes_to_image, few, (300, 400))
-    yield partial(cvops.scale_boxes, few, (300, 400), (150, 200), letterbox=True)
-    yield partial(cvops.decode_boxes, few, few)
-    yield partial(cvops.encode_boxes, few, few)
-    yield partial(cvops.masks_to_boxes, emulated(MAPS[0] > 1))
-    yield partial(cvops.decode_boxes, few, few)
-    yield partial(cvops.encode_boxes, few, few)
-    yield partial(cvops.scale_boxes, few, (64, 64), (30, 40), letterbox=True)
     yield partial(cvops.make_points, [(2, 3)], [8], like=few)
     yield partial(cvops.make_anchors, [(2, 3)], [8], scales=(32,), ratios=(1,), like=few)
     maps, rois = emulated(MAPS), emulated(strategies_roi.rois("all", 9, MAPS.shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests import operators
 from tests.libraries import require
 
 jax = None  # set by the fixture, because it may be missing
@@ -28,9 +29,15 @@ def normal(*shape):
     return RANDOM.standard_normal((N, *shape), "f4")
 
 
+def of_row(name, row):
+    """The call of a row of operators.py, whose arrays the second device has backwards."""
+    args = {f"argument {i}": value for i, value in enumerate(row.args)}
+    arrays = {key: np.stack([value, value[::-1]]) for key, value in args.items() if isinstance(value, np.ndarray)}
+    return arrays, lambda ops, **given: getattr(ops, name)(*(args | given).values(), **row.options)
+
+
 # What each device has of each argument, along the first axis; and how the operator is called with that of one device.
 POOLED = {"input": normal(2, 8, 7, 6), "boxes": rois(3)}
-PAIRS = {"boxes1": boxes(4), "boxes2": boxes(3)}
 OPERATORS = {
     "roi_align": (POOLED, lambda ops, input, boxes: ops.roi_align(input, boxes, 2, 0.8, 2)),
     "roi_pool": (POOLED, lambda ops, input, boxes: ops.roi_pool(input, boxes, (3, 2))),
@@ -74,22 +81,6 @@ OPERATORS = {
         {"boxes": boxes(9), "scores": RANDOM.random((N, 9), "f4"), "idxs": RANDOM.integers(0, 2, (N, 9), "i4")},
         lambda ops, boxes, scores, idxs: ops.batched_nms(boxes, scores, idxs, 0.2, max_output=5),
     ),
-    "decode_boxes": (
-        {"deltas": normal(3, 2, 4), "anchors": boxes(2)},
-        lambda ops, deltas, anchors: ops.decode_boxes(deltas, anchors, (2, 2, 1, 1)),
-    ),
-    "encode_boxes": (
-        {"boxes": boxes(3), "anchors": boxes(3)},
-        lambda ops, boxes, anchors: ops.encode_boxes(boxes, anchors),
-    ),
-    "distance_to_boxes": (
-        {"points": normal(3, 2), "distances": normal(2, 3, 4)},
-        lambda ops, points, distances: ops.distance_to_boxes(points, distances),
-    ),
-    "scale_boxes": (
-        {"boxes": boxes(3)},
-        lambda ops, boxes: ops.scale_boxes(boxes, (64, 64), (30, 40), letterbox=True),
-    ),
     "multiclass_nms": (
         {"boxes": np.stack([boxes(9)] * 2, 1), "scores": RANDOM.random((N, 2, 9, 3), "f4")},
         lambda ops, boxes, scores: ops.multiclass_nms(boxes, scores, 0.2, max_output=9),
@@ -105,14 +96,12 @@ OPERATORS = {
             boxes, scores, 0.2, max_output=5, score_threshold=floors, objectness=objectness, multi_label=False
         ),
     ),
-    "box_area": ({"boxes": boxes(4)}, lambda ops, boxes: ops.box_area(boxes)),
-    "box_iou": (PAIRS, lambda ops, **pair: ops.box_iou(**pair)),
-    "generalized_box_iou": (PAIRS, lambda ops, **pair: ops.generalized_box_iou(**pair)),
-    "distance_box_iou": (PAIRS, lambda ops, **pair: ops.distance_box_iou(**pair)),
-    "complete_box_iou": (PAIRS, lambda ops, **pair: ops.complete_box_iou(**pair)),
-    "box_convert": ({"boxes": boxes(4)}, lambda ops, boxes: ops.box_convert(boxes, "xyxy", "cxcywh")),
-    "clip_boxes_to_image": ({"boxes": boxes(4)}, lambda ops, boxes: ops.clip_boxes_to_image(boxes, (6, 9))),
-    "masks_to_boxes": ({"masks": RANDOM.random((N, 3, 5, 6)) > 0.7}, lambda ops, masks: ops.masks_to_boxes(masks)),
+    # All others by their ordinary calls.
+    **{
+        name: of_row(name, row)
+        for name, row in operators.OPERATORS.items()
+        if not row.gradient and not row.ragged and "jax" not in row.lacks
+    },
 }
 # Which arguments differ from device to device: none, each alone, and all.
 CASES = [

@@ -10,16 +10,9 @@ import pytest
 import cvops
 from tests import compare
 from tests.libraries import require, to_numpy
-from tests.operators import OPERATORS, WITHOUT_ARRAYS
+from tests.operators import OPERATORS, WITHOUT_ARRAYS, converted
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
-
-
-def converted(value, convert):
-    """The value with each array in it, also in lists, passed through `convert`."""
-    if isinstance(value, list) and any(isinstance(each, np.ndarray) for each in value):
-        return [convert(each) for each in value]
-    return convert(value) if isinstance(value, np.ndarray) else value
 
 
 def call(name, convert=np.array):
