@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,31 +14,64 @@ from tests.data import Array, clustered
 from . import peers
 from .harness import DisagreementError, Row, all_close_to_largest
 
+TABLE = "multiclass_nms of scores in the order (N, C, L), at most 300 for each image"
+MOST = 300
+
+
+class Head(NamedTuple):
+    """What a head gives, and what is asked for."""
+
+    name: str
+    shape: tuple[int, int, int]  # images, boxes, classes
+    power: int  # of uniform scores: the higher, the fewer pass
+    floor: float
+    iou_threshold: float
+    candidates: int | None
+
+    def __str__(self) -> str:
+        text = f"{self.name}, {self.shape}, score {self.floor:g}, IoU {self.iou_threshold:g}"
+        return text + (f", {self.candidates:,} candidates" if self.candidates else "")
+
+    @property
+    def inputs(self) -> str:
+        """How `inputs` makes them."""
+        return f"clustered({self.shape[1]}, seed=image), uniform scores to the power {self.power}"
+
+
+def _heads(shape: tuple[int, int, int], of_one: tuple[int, int, int]) -> list[Head]:
+    return [
+        Head("a YOLO's, few scores pass", shape, 2000, 0.25, 0.45, None),
+        Head("a YOLO's, all scores pass", shape, 1, 0.001, 0.7, 30_000),
+        Head("one image", of_one, 20, 0.05, 0.5, None),
+    ]
+
+
+HEADS, SMALL = _heads((8, 8400, 80), (1, 2000, 20)), _heads((2, 500, 10), (1, 300, 5))
+
 
 def rows(quick: bool) -> Iterator[Row]:
-    shape = (2, 500, 10) if quick else (8, 8400, 80)
-    of_one = (1, 300, 5) if quick else (1, 2000, 20)
-    yield head_row("a YOLO's, few scores pass", shape, 2000, 0.25, 0.45, None)
-    yield head_row("a YOLO's, all scores pass", shape, 1, 0.001, 0.7, 30_000)
-    yield head_row("one image", of_one, 20, 0.05, 0.5, None)
+    yield from map(head_row, SMALL if quick else HEADS)
     yield decode_row(2_000 if quick else 200_000)
 
 
-def head_row(
-    name: str, shape: tuple[int, int, int], power: int, floor: float, iou_threshold: float, most: int | None
-) -> Row:
-    """Scores (N, C, L) in memory, uniform ones to this power: the higher, the fewer pass."""
-    images, length, classes = shape
+def inputs(head: Head) -> tuple[Array, Array]:
+    """Boxes (N, L, 4), and scores (N, C, L) in memory."""
+    images, length, classes = head.shape
     boxes = np.stack([clustered(length, seed=seed)[0] for seed in range(images)])
-    scores = np.random.default_rng(0).random((images, classes, length), np.float32) ** np.float32(power)
-    options: Any = {"score_threshold": floor, "max_output": 300, "max_candidates": most}
-    given = boxes, scores, floor, iou_threshold, most
+    scores = np.random.default_rng(0).random((images, classes, length), np.float32) ** np.float32(head.power)
+    return boxes, scores
+
+
+def head_row(head: Head) -> Row:
+    boxes, scores = inputs(head)
+    options: Any = {"score_threshold": head.floor, "max_output": MOST, "max_candidates": head.candidates}
+    given = boxes, scores, head.floor, head.iou_threshold, head.candidates
     return Row(
-        table="multiclass_nms of scores in the order (N, C, L), at most 300 for each image",
-        name=f"{name}, {shape}, score {floor:g}, IoU {iou_threshold:g}" + (f", {most:,} candidates" if most else ""),
-        inputs=f"clustered({length}, seed=image), uniform scores to the power {power}",
-        sides={"cvops": partial(_selected, boxes, scores.transpose(0, 2, 1), iou_threshold, **options)}
-        | peers.sides(peers.MULTICLASS_NMS, *given, but=("ONNX Runtime", "OpenVINO") if most else ()),
+        table=TABLE,
+        name=str(head),
+        inputs=head.inputs,
+        sides={"cvops": partial(_selected, boxes, scores.transpose(0, 2, 1), head.iou_threshold, **options)}
+        | peers.sides(peers.MULTICLASS_NMS, *given, but=("ONNX Runtime", "OpenVINO") if head.candidates else ()),
         check=same_detections,
     )
 

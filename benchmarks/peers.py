@@ -243,25 +243,28 @@ BATCHED_NMS: dict[str, Maker] = {
 def _torchvision_multiclass_nms(
     boxes: Array, scores: Array, floor: float, iou_threshold: float, most: int | None
 ) -> Call:
-    """A loop over the images of boxes (N, L, 4) and scores (N, C, L), as detectors have it."""
+    import torch
+
+    return partial(
+        detections_by_torchvision, torch.from_numpy(boxes), torch.from_numpy(scores), floor, iou_threshold, most
+    )
+
+
+def detections_by_torchvision(boxes: Any, scores: Any, floor: float, iou_threshold: float, most: int | None) -> Any:
+    """Rows (image, box, class) by a loop over the images of tensors (N, L, 4) and (N, C, L), as detectors have it."""
     import torch
     from torchvision.ops import batched_nms
 
-    of_boxes, of_scores = torch.from_numpy(boxes), torch.from_numpy(scores)
-
-    def call() -> Any:
-        rows = []
-        for n, (own, values) in enumerate(zip(of_boxes, of_scores, strict=True)):
-            label, box = torch.where(values > floor)
-            score = values[label, box]
-            if most is not None and len(score) > most:
-                score, best = score.topk(most)
-                label, box = label[best], box[best]
-            keep = batched_nms(own[box], score, label, iou_threshold)[:300]
-            rows.append(torch.stack([torch.full_like(keep, n), box[keep], label[keep]], 1))
-        return torch.cat(rows)
-
-    return call
+    rows = []
+    for n, (own, values) in enumerate(zip(boxes, scores, strict=True)):
+        label, box = torch.where(values > floor)
+        score = values[label, box]
+        if most is not None and len(score) > most:
+            score, best = score.topk(most)
+            label, box = label[best], box[best]
+        keep = batched_nms(own[box], score, label, iou_threshold)[:300]
+        rows.append(torch.stack([torch.full_like(keep, n), box[keep], label[keep]], 1))
+    return torch.cat(rows)
 
 
 def _onnxruntime_multiclass_nms(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import cvops
-from benchmarks import gpu, gpu_cases, gpu_day, harness
+from benchmarks import gpu, gpu_cases, gpu_day, harness, heads
 from benchmarks.gpu_day import Stage
 from tests import data, host_emulation
 from tests.host_emulation import device
@@ -72,6 +72,95 @@ def test_sides_of_decode_boxes_agree(torch, torchvision, monkeypatch):
 
     monkeypatch.setattr(gpu, "measured_rows", compared)
     assert list(gpu.decode_boxes_rows(50)) == ["cvops", "cvops, torch tensors", "torchvision"]
+
+
+def test_sides_of_multiclass_nms_agree(torch, torchvision, monkeypatch):
+    """On the CPU, where the same functions run."""
+
+    def compared(table, name, inputs, arrays, functions, check):
+        tensors = {each: torch.from_numpy(array) for each, array in arrays.items()}
+        results = {side: gpu.to_host(function(tensors)) for side, function in functions.items()}
+        for result in results.values():
+            assert check(results["torchvision"], result) == check(result, results["torchvision"]) == ""
+        with pytest.raises(harness.DisagreementError):
+            check(results["cvops"], results["torchvision"][9:])
+        yield from results
+
+    monkeypatch.setattr(gpu, "measured_rows", compared)
+    for head in heads.SMALL:
+        sides = ["cvops", "cvops, torch tensors", "cvops, padded", "cvops, padded, torch tensors", "torchvision"]
+        assert list(gpu.multiclass_nms_rows(head)) == sides
+
+
+class Simulated:
+    """CUDA in place of torch's: a queue that has room for so much, and a host that takes its time. In microseconds."""
+
+    HOST, ROOM = 5.0, 1000
+
+    def __init__(self):
+        self.now, self.ends = 0.0, [0.0]
+
+    def launch(self, length):
+        """Queue a kernel of this length, once there is room; return when it will have ended."""
+        self.now = max(self.now, self.ends[-self.ROOM :][0] if len(self.ends) >= self.ROOM else 0) + self.HOST
+        self.ends.append(max(self.now, self.ends[-1]) + length)
+        return self.ends[-1]
+
+    def wait(self):
+        self.now = max(self.now, self.ends[-1])
+
+    def load(self, name):
+        event, device = partial(SimulatedEvent, self), types.SimpleNamespace(attributes={"ClockRate": 1e6})
+        cuda = types.SimpleNamespace(
+            Event=event, Device=lambda: device, synchronize=self.wait, _sleep=lambda cycles: self.launch(cycles / 1e3)
+        )
+        return types.SimpleNamespace(cuda=cuda)
+
+
+class SimulatedEvent:
+    def __init__(self, simulated, enable_timing):
+        self.simulated = simulated
+
+    def record(self):
+        self.end = self.simulated.launch(0)
+
+    def query(self):
+        return self.end <= self.simulated.now
+
+    def synchronize(self):
+        self.simulated.now = max(self.simulated.now, self.end)
+
+    def elapsed_time(self, later):
+        return (later.end - self.end) / 1e3
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    simulated = Simulated()
+    monkeypatch.setattr(gpu, "load", simulated.load)
+    monkeypatch.setattr(gpu, "perf_counter", lambda: simulated.now / 1e6)
+    return simulated
+
+
+@pytest.mark.parametrize(("launches", "length"), [(1, 1), (3, 2), (30, 1), (70, 1), (150, 2), (600, 1)])
+def test_device_time_is_without_the_host(simulated, launches, length):
+    """Also of many short kernels, for which the host would take longer than the device, or wait for room."""
+
+    def call():
+        for _ in range(launches):
+            simulated.launch(length)
+
+    assert gpu.device_seconds(call, 64) == pytest.approx(64e-6 * launches * length)
+
+
+def test_device_time_of_a_call_that_waits(simulated):
+    """It shows the host's part."""
+
+    def call():
+        simulated.launch(2)
+        simulated.wait()
+
+    assert gpu.device_seconds(call, 64) == pytest.approx(64 * (Simulated.HOST + 2) * 1e-6, rel=0.1)
 
 
 def test_rows_are_timed_by_their_clock():
