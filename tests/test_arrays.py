@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -822,3 +823,24 @@ for wrong in ([[0, 0, 1, 1]], None, Array(), Array):
         print("`boxes`" in str(error))
 """
     assert run(f"{code}\nprint(*{HEAVY})") == ["True"] * 4
+
+
+# --------------------------------------------------------------------------------------------- what libraries warn of
+
+deprecation = pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+
+
+@deprecation
+@pytest.mark.parametrize(
+    "module", ["cuda.pathfinder", "cupy_backends.cuda", "cupyx", "jax._src.core", "torch.cuda", "triton"]
+)
+def test_deprecations_within_libraries_fail_no_test(module, category):
+    """As torch.cuda has one where pynvml is installed: which ones come, depends on the machine."""
+    warnings.warn_explicit("it is deprecated", category, "file.py", 1, module)
+
+
+@deprecation
+@pytest.mark.parametrize("module", ["cvops._nms", "tests.test_arrays", "cudata"])
+def test_deprecations_elsewhere_fail(module, category):
+    with pytest.raises(category):
+        warnings.warn_explicit("it is deprecated", category, "file.py", 1, module)
