@@ -19,7 +19,9 @@ from tests.host_emulation import device
 hypothesis.settings.register_profile("cvops", derandomize=True, max_examples=100, deadline=None, database=None)
 hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profile("cvops"), max_examples=25)
 
-# JAX reads this when it first computes: two devices on the host, for what runs on several.
+# JAX reads these when it first computes. What is tested of it is the CPU, also where it finds a GPU: `cvops.jax` is
+# registered there alone. Two devices on the host, for what runs on several.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
 # On a machine with a GPU the suite runs without Numba too: what needs it is skipped.

@@ -54,6 +54,11 @@ def ops():
         yield cvops.jax
 
 
+def test_the_device_is_the_cpu():
+    """Whatever this machine has: there alone `cvops.jax` is registered."""
+    assert jax.config.jax_platforms == "cpu"
+
+
 def transformed(transform, function):
     return jax.jit(function) if transform == "jit" else function
 
