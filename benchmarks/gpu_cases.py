@@ -197,16 +197,16 @@ def _boxes(dtypes: list[str]) -> Iterator[Case]:
         boxes1, boxes2 = (clustered(n, seed=n)[0].astype(_dtype(dtype)) for n in (9, 60))
         for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
             yield _case(name, {"boxes1": boxes1, "boxes2": boxes2}, module, dtype)
-    boxes = clustered(50)[0]
-    arrays: Arrays = {"boxes": boxes}
-    yield _case("box_area", arrays, module)
-    yield _case("box_convert", arrays, module, in_fmt="xyxy", out_fmt="cxcywh")
-    # The one uploads the size, the other reads how many boxes are left.
-    yield _case("clip_boxes_to_image", arrays, module, size=(300, 400))._replace(captured=False)
-    yield _case("remove_small_boxes", arrays, module, min_size=40.0)._replace(captured=False)
+        arrays: Arrays = {"boxes": clustered(50)[0].astype(_dtype(dtype))}
+        yield _case("box_area", arrays, module, dtype)
+        yield _case("box_convert", arrays, module, dtype, in_fmt="xyxy", out_fmt="cxcywh")
+        yield _case("clip_boxes_to_image", arrays, module, dtype, size=(300, 400))
+        few = _case("remove_small_boxes", arrays, module, dtype, min_size=40.0)
+        yield few._replace(captured=False)  # how many are left is read
     yield from _decoders(dtypes)
-    masks = np.random.default_rng(0).random((3, 12, 15)) > 0.98
-    yield _case("masks_to_boxes", {"masks": masks}, module)
+    for dtype in [*dtypes, "bool"]:
+        masks = np.random.default_rng(0).random((3, 12, 15)) > 0.98
+        yield _case("masks_to_boxes", {"masks": masks.astype(_dtype(dtype))}, module, dtype)
 
 
 def _decoders(dtypes: list[str]) -> Iterator[Case]:

@@ -94,7 +94,7 @@ def _torch(values):
 
 def _jax(values):
     jax = require("jax")
-    return jax.device_put(np.array(values), jax.devices("cpu")[0])  # also where JAX has a GPU
+    return jax.device_put(np.array(values), jax.devices("cpu")[0])  # whatever JAX_PLATFORMS adds
 
 
 def _cuda_emulated(values):
@@ -113,6 +113,7 @@ def _torch_cuda(values):
     require("cupy", "torch-cuda")  # the backend
     torch = require("torch", "torch-cuda")
     _require_gpu(torch.cuda.is_available(), "torch-cuda")
+    torch.backends.cudnn.allow_tf32 = False  # bounds are those of float32
     return torch.from_numpy(np.array(values)).cuda()
 
 

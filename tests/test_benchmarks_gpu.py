@@ -17,7 +17,7 @@ import pytest
 import cvops
 from benchmarks import gpu, gpu_cases, gpu_day, harness, heads
 from benchmarks.gpu_day import Stage
-from tests import data, host_emulation
+from tests import data, host_emulation, libraries
 from tests.host_emulation import device
 from tests.libraries import to_numpy
 
@@ -359,6 +359,28 @@ def test_a_lost_context_ends_a_stage(monkeypatch, capsys):
     with pytest.raises(SystemExit), gpu_day.check("one"):
         raise ValueError
     assert "The CUDA context is lost: an illegal memory access" in capsys.readouterr().out
+
+
+def test_convolutions_of_torch_are_compared_without_tf32(torch, monkeypatch):
+    """The bounds are those of float32, in a day on a GPU and in the suite."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    cupy = types.SimpleNamespace(asarray=None, transpose=None, asnumpy=None)
+    monkeypatch.setattr(gpu_day, "load", {"cupy": cupy, "torch": torch}.get)
+    gpu_day.libraries()
+    assert not cudnn.allow_tf32
+    cudnn.allow_tf32 = True
+    monkeypatch.setattr(libraries, "require", lambda name, listed=None: torch)
+    monkeypatch.setattr(libraries, "_require_gpu", lambda available, library: None)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    libraries.CONVERTERS["torch-cuda"]([0.0])
+    assert not cudnn.allow_tf32
+
+
+def test_cases_that_no_graph_can_hold():
+    """Those whose results have a length that is read."""
+    names = {case.name.partition(",")[0] for case in gpu_cases.cases(gpu_cases.SMALL, ["float32"]) if not case.captured}
+    assert names == {"nms", "batched_nms", "multiclass_nms", "remove_small_boxes"}
 
 
 def test_cases_are_of_every_operator():
