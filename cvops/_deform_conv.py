@@ -92,10 +92,11 @@ def deform_conv2d(
     Besides inputs and output it takes at most 64 MB and a copy of the weight.
 
     On a GPU nothing waits for the device. Launches: two, and two for each tile of output pixels, which has at most
-    16 Mi samples over all channels; one of these is a product by cuBLAS. float16 and bfloat16 are multiplied by tensor
-    cores: samples are rounded to that dtype, sums are float32. It takes the samples of a tile, a copy of the output in
-    working precision, and copies of input and weight, of the input only if it does not lie channels-last. An input of
-    less than float64 beside a float64 argument is converted first.
+    16 Mi samples over all channels; one of these is a product by cuBLAS, or for torch tensors by torch, which shortens
+    float32 to TF32 only if ``torch.backends.cuda.matmul.allow_tf32`` is set. float16 and bfloat16 are multiplied by
+    tensor cores: samples are rounded to that dtype, sums are float32. It takes the samples of a tile, a copy of the
+    output in working precision, and copies of input and weight, of the input only if it does not lie channels-last. An
+    input of less than float64 beside a float64 argument is converted first.
 
     References
     ----------
@@ -253,7 +254,8 @@ class DeformConv2d(Parameters):
     Notes
     -----
     `weight` and `bias` are float32 `numpy.ndarray` and are used in the dtype of the input. A call on a GPU uploads them
-    once for each GPU and dtype, and keeps the copies until `load_state_dict`.
+    once for each GPU and dtype, and keeps the copies until `load_state_dict`; a CUDA graph reads these copies, and has
+    to be captured anew then.
 
     Examples
     --------

@@ -148,7 +148,7 @@ def batched_nms(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `nms`.
+        As `cvops.batched_nms`, and `nms`.
 
     Examples
     --------
