@@ -182,6 +182,35 @@ def test_what_cannot_be_captured(emulated):
             call()
 
 
+def test_the_stand_in_knows_what_looks_at_values(emulated, launches):
+    """As CuPy's arrays do it: to look waits, and so does what is assigned from the host."""
+    native = device.load().asarray(emulated(np.ones(3, "f")), "array")
+    xp, some = device.load().xp, native > 0
+    total, target = native.sum(), xp.zeros(3, "f")
+    for look in (
+        lambda: bool(xp.all(some)),
+        lambda: bool(some.any()),
+        lambda: int(total),
+        lambda: float(total),
+        lambda: range(total.astype("q")),
+        lambda: native.tolist(),
+        lambda: xp.stack([native, target]).max().item(),
+        lambda: target.__setitem__(slice(None), np.ones(3, "f")),
+    ):
+        launches.clear()
+        look()
+        assert len(launches) == 1
+        with device.capture(), pytest.raises(AssertionError, match="while a graph is captured"):
+            look()
+    with pytest.raises(TypeError, match="add of arrays of the host and of the GPU"):
+        native + np.ones(3, "f")
+    launches.clear()
+    with device.capture():
+        target[...] = xp.minimum(native * 2 + np.float32(3), 4)[::-1]
+        xp.maximum(native, 0, out=target)
+    assert launches == []
+
+
 def test_classes_that_are_no_integers(emulated):
     """They are refused where something is read; with padded=True equal numbers are one class."""
     boxes, scores = np.array([[0, 0, 9, 9]] * 5, "f"), np.arange(5, 0, -1).astype("f")

@@ -17,7 +17,7 @@ _arrays._OF_CUDA_BACKEND.add("tests")
 
 
 def _to_numpy(exporter):
-    return exporter if isinstance(exporter, np.ndarray) else np.from_dlpack(exporter)
+    return np.asarray(exporter) if isinstance(exporter, np.ndarray) else np.from_dlpack(exporter)
 
 
 # Boxes in a batch of nms, three chunks, where tests want several batches.

@@ -67,20 +67,68 @@ def _wait(what):
     assert not capturing, f"{what} while a graph is captured"
 
 
+class OnGpu(np.ndarray):
+    """An array of the GPU: to look at its values waits for it, and arrays of the host stay outside.
+
+    CuPy uploads what is assigned, and takes arrays of the host nowhere else.
+    """
+
+    def _read(self, name, *args):
+        _wait("read")
+        return getattr(np.asarray(self), name)(*args)
+
+    def __bool__(self):
+        return self._read("__bool__")
+
+    def __int__(self):
+        return self._read("__int__")
+
+    def __float__(self):
+        return self._read("__float__")
+
+    def __index__(self):
+        return self._read("__index__")
+
+    def item(self, *args):
+        return self._read("item", *args)
+
+    def tolist(self):
+        return self._read("tolist")
+
+    def __setitem__(self, key, value):
+        if type(value) is np.ndarray:
+            _wait("upload")
+        super().__setitem__(key, value)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        if any(type(each) is np.ndarray and each.ndim for each in inputs):
+            raise TypeError(f"{ufunc.__name__} of arrays of the host and of the GPU")
+        if out is not None:
+            options["out"] = tuple(map(np.asarray, out))
+        inputs = [np.asarray(each) if isinstance(each, OnGpu) else each for each in inputs]
+        result = getattr(ufunc, method)(*inputs, **options)
+        return np.asarray(result).view(OnGpu) if out is None else out[0]
+
+
 class _Namespace:
     """NumPy for the arrays of the GPU, but for what is uploaded to it or waits for it."""
 
     def __getattr__(self, name):
         function = getattr(np, name)
-        if name not in ("array", "asarray", "nonzero", "flatnonzero", "argwhere", "unique"):
+        if not callable(function) or isinstance(function, type):
             return function
+        waits = {"array": "upload", "asarray": "upload"} | dict.fromkeys(
+            ("nonzero", "flatnonzero", "argwhere", "unique"), name
+        )
 
         @functools.wraps(function)
-        def waiting(*arguments, **options):
-            _wait("upload" if name in ("array", "asarray") else name)
-            return function(*arguments, **options)
+        def on_gpu(*arguments, **options):
+            if name in waits:
+                _wait(waits[name])
+            result = function(*arguments, **options)
+            return result.view(OnGpu) if type(result) is np.ndarray else result
 
-        return waiting
+        return on_gpu
 
 
 xp = _Namespace()
@@ -104,14 +152,14 @@ def current_gpu():
 
 def to_host(array):
     _wait("to_host")
-    return array.copy()
+    return np.array(array)
 
 
 def asarray(array, name):
     if getattr(getattr(array, "values", None), "dtype", None) == "bfloat16":  # NumPy does not share it
-        view = array.values.view()
+        view = array.values.view(OnGpu)
     else:
-        view = share(array, name, np.from_dlpack).view()
+        view = share(array, name, np.from_dlpack).view(OnGpu)
     view.setflags(write=False)
     return view
 
@@ -120,7 +168,7 @@ def empty(shape, dtype):
     dtype, size = np.dtype(dtype), int(np.prod(shape))
     memory = np.full(size * dtype.itemsize + 64, 0xFF, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
+    return memory[start : start + size * dtype.itemsize].view(dtype).reshape(shape).view(OnGpu)
 
 
 def allocate(*arrays, zeroed=0):
@@ -140,7 +188,7 @@ def zeros(shape, dtype):
 
 
 def contiguous(array):
-    return np.ascontiguousarray(array)
+    return array if array.flags.c_contiguous else copy(array)
 
 
 def flat(array):
@@ -149,12 +197,12 @@ def flat(array):
     upwards = array[tuple(slice(None, None, -1 if span < 0 else None) for span in spans)]
     size = (sum(map(abs, spans)) + 1,)
     memory = np.lib.stride_tricks.as_strided(upwards, size, (array.itemsize,), writeable=False)
-    return memory, -sum(span for span in spans if span < 0), strides
+    return memory.view(OnGpu), -sum(span for span in spans if span < 0), strides
 
 
 def copy(array):
     result = empty(array.shape, array.dtype)
-    result[...] = array
+    np.asarray(result)[...] = array
     return result
 
 
@@ -183,7 +231,7 @@ def _code_of(dtype):
 
 def read(scalar):
     _wait("read")
-    return int(scalar)
+    return int(np.asarray(scalar))
 
 
 def order_of_keys(keys):
@@ -196,6 +244,7 @@ def order_of_keys(keys):
 def matmul(a, b, out, accumulate):
     """By the numbers that cuBLAS would get, on columns as it has them; and they must be what was meant."""
     launches.append("matmul")
+    a, b, out = map(np.asarray, (a, b, out))
     call = module("_products").product(a, b, out)
     assert a.dtype == b.dtype
     working = np.float64 if a.dtype == np.float64 else np.float32
@@ -245,7 +294,7 @@ def launch(file, kernel, dtype, blocks, threads, record):
                 assert array.tobytes() == result.tobytes(), f"{kernel}: the schedule decides the result"
         for array, result in zip(arrays, after, strict=True):
             if array.flags.writeable:
-                array[...] = result
+                np.asarray(array)[...] = result
 
 
 def _arrays(record):
