@@ -232,6 +232,14 @@ def test_stages_of_a_day(monkeypatch):
     assert [name for name, stage in stages.items() if stage.open_ended] == ["benchmarks"]
 
 
+def test_the_suite_of_a_day_has_every_test_of_a_gpu():
+    """It selects them by their parameters; one that looks for a GPU itself would be left out."""
+    command = next(stage.command for stage in gpu_day.stages() if stage.name == "suite")
+    assert command[-2:] == ["-k", "cupy or torch-cuda"]
+    texts = {path.name: path.read_text() for path in (ROOT / "tests").glob("*.py")}
+    assert [name for name, text in texts.items() if "cuda.is_" + "available" in text] == ["libraries.py"]
+
+
 @pytest.mark.parametrize("where", ["path", ""])
 def test_the_sanitizer_is_looked_for(where, monkeypatch):
     monkeypatch.setattr(gpu_day.shutil, "which", lambda name: f"/{where}/{name}" if where else None)

@@ -537,10 +537,9 @@ def test_memory(torch_ops, torch):
 
 @every_function
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cuda(torch_ops, torch, name, dtype):
-    """The same on a GPU, in memory of torch's caching allocator, on its current stream."""
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
+@pytest.mark.parametrize("library", ["torch-cuda"])
+def test_on_a_gpu(torch_ops, torch, library, name, dtype):
+    """The same there, in memory of torch's caching allocator, on its current stream."""
     host = torch_calls.tensors(name, getattr(torch, dtype))
     args = [arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in host]
     with torch.cuda.stream(torch.cuda.Stream()):
