@@ -112,7 +112,7 @@ def device_seconds(call: Call, number: int) -> float:
     """Seconds of the device for `number` calls."""
     queued = min(number, MOST_QUEUED)
     seconds, late = _after_sleep(call, queued)
-    if late and not _after_sleep(call, 1)[1]:  # it is not the call that waits, but the host, for room in the queue
+    if late and queued > 1 and not _after_sleep(call, 1)[1]:  # not the call waits, but the host: for room in the queue
         while late and queued > 1:
             queued //= 2
             seconds, late = _after_sleep(call, queued)

@@ -213,7 +213,7 @@ def batched_nms(
     ------
     TypeError, ValueError
         As `nms`; `idxs` is bool or complex (TypeError), or holds NaN or a fraction (ValueError).
-        On a GPU with ``padded=True``, where nothing is read, such numbers are classes as any other: equal ones are one.
+        On a GPU with ``padded=True``, where nothing is read, such numbers are classes as any other; all NaN are one.
 
     Notes
     -----
