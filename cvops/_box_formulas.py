@@ -1,8 +1,9 @@
-"""The measures of pairs of boxes as autograd, torch.compile, TorchScript and XLA trace them: backends have kernels.
+"""What autograd, torch.compile, TorchScript and XLA have to trace: measures of pairs of boxes, and the decoders.
 
-TorchScript compiles no namespace in a variable. But it reads functions that stand within another, together with the
-modules and functions that these know from there: so `measures` holds the formulas for every array library. There an
-argument without an annotation is an array, and so is the result where an argument has one.
+Backends have kernels besides. TorchScript compiles no namespace in a variable. But it reads functions that stand within
+another, together with the modules and functions that these know from there: so `measures` and `decoders` hold the
+formulas for every array library. There an argument without an annotation is an array, and so is the result where an
+argument has one.
 """
 
 from __future__ import annotations
@@ -78,6 +79,77 @@ def measures(xp: Any, constant: Callable[[Any], Any]) -> Measures:
     return Measures(
         box_iou, generalized_box_iou, distance_box_iou, complete_box_iou, intersection, hull, aspect_penalty, angle
     )
+
+
+class Decoders(NamedTuple):
+    """The formulas of the public functions in the functions of one array library. Arrays are in working precision."""
+
+    decoded: Callable[..., Any]
+    encoded: Callable[..., Any]
+    around: Callable[..., Any]
+    moved: Callable[..., Any]
+
+
+def decoders(xp: Any) -> Decoders:
+    """The formulas in `xp`."""
+
+    def decoded(deltas, anchors, weights: list[float], clip: float | None):
+        """`decode_boxes`."""
+        low, high = [], []
+        for axis in (0, 1):
+            first = anchors[..., axis]
+            size = anchors[..., axis + 2] - first
+            growth = deltas[..., axis + 2] / weights[axis + 2]
+            if clip is not None:
+                growth = xp.clip(growth, None, clip)
+            centre = deltas[..., axis] / weights[axis] * size + (first + 0.5 * size)
+            half = 0.5 * (xp.exp(growth) * size)
+            low.append(centre - half)
+            high.append(centre + half)
+        return xp.stack(low + high, -1)
+
+    def encoded(boxes, anchors, weights: list[float]):
+        """`encode_boxes`."""
+        shifts, growths = [], []
+        for axis in (0, 1):
+            size, of_anchor = boxes[..., axis + 2] - boxes[..., axis], anchors[..., axis + 2] - anchors[..., axis]
+            centre, of_anchors = boxes[..., axis] + 0.5 * size, anchors[..., axis] + 0.5 * of_anchor
+            shifts.append(weights[axis] * (centre - of_anchors) / of_anchor)
+            growths.append(weights[axis + 2] * xp.log(size / of_anchor))
+        return xp.stack(shifts + growths, -1)
+
+    def around(points, distances):
+        """`distance_to_boxes`."""
+        x, y = points[..., 0], points[..., 1]
+        sides = [x - distances[..., 0], y - distances[..., 1], x + distances[..., 2], y + distances[..., 3]]
+        return xp.stack(sides, -1)
+
+    def moved(boxes, fit: Fit):
+        """`scale_boxes`."""
+        (gain_y, gain_x), (padding_y, padding_x) = fit.gain, fit.padding
+        x1, x2 = (boxes[..., 0] - padding_x) / gain_x, (boxes[..., 2] - padding_x) / gain_x
+        y1, y2 = (boxes[..., 1] - padding_y) / gain_y, (boxes[..., 3] - padding_y) / gain_y
+        return xp.stack([x1, y1, x2, y2], -1)
+
+    return Decoders(decoded, encoded, around, moved)
+
+
+class Fit(NamedTuple):
+    """How an image lies in the input of a network."""
+
+    gain: tuple[float, float]  # of y and x
+    padding: tuple[float, float]
+
+
+def fitted(from_size: list[float], to_size: list[float], one_gain: bool, centred: bool) -> Fit:
+    """How an image of `to_size` lies in an input of `from_size`: padded at the end if it is not centred."""
+    gain_y, gain_x = from_size[0] / to_size[0], from_size[1] / to_size[1]
+    if one_gain:
+        gain_y = gain_x = min(gain_y, gain_x)
+    padding_y, padding_x = 0.0, 0.0
+    if centred:
+        padding_y, padding_x = (from_size[0] - to_size[0] * gain_y) / 2, (from_size[1] - to_size[1] * gain_x) / 2
+    return Fit((gain_y, gain_x), (padding_y, padding_x))
 
 
 def squared_distance(one, two):

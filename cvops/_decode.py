@@ -1,7 +1,7 @@
 """From what a detection head predicts to boxes and back: the public functions.
 
-The formulas are written once on `xp`, the namespace of an array library, for CUDA and for whatever traces or
-differentiates them; the CPU backend has kernels besides.
+Their formulas stand in _box_formulas.py, for CUDA and for whatever traces or differentiates them; the CPU backend has
+kernels besides.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from ._arrays import backend_of, to_caller
+from ._box_formulas import Fit, fitted
 from ._checks import (
     BOX_DTYPES,
     FLOATS,
@@ -422,52 +423,6 @@ def make_anchors(
 # --------------------------------------------------------------------------------------------------------- formulas
 
 
-def decoded(deltas: Any, anchors: Any, weights: Sequence[float], clip: float | None, xp: Any) -> Any:
-    """`decode_boxes` of arrays in working precision."""
-    low_high = []
-    for axis in (0, 1):
-        first = anchors[..., axis]
-        size = anchors[..., axis + 2] - first
-        growth = deltas[..., axis + 2] / weights[axis + 2]
-        if clip is not None:
-            growth = xp.clip(growth, None, clip)
-        centre = deltas[..., axis] / weights[axis] * size + (first + 0.5 * size)
-        half = 0.5 * (xp.exp(growth) * size)
-        low_high.append((centre - half, centre + half))
-    (x1, x2), (y1, y2) = low_high
-    return xp.stack([x1, y1, x2, y2], -1)
-
-
-def encoded(boxes: Any, anchors: Any, weights: Sequence[float], xp: Any) -> Any:
-    """`encode_boxes` of arrays in working precision."""
-    shifts, growths = [], []
-    for axis in (0, 1):
-        size, of_anchor = (corners[..., axis + 2] - corners[..., axis] for corners in (boxes, anchors))
-        centre, of_anchors = boxes[..., axis] + 0.5 * size, anchors[..., axis] + 0.5 * of_anchor
-        shifts.append(weights[axis] * (centre - of_anchors) / of_anchor)
-        growths.append(weights[axis + 2] * xp.log(size / of_anchor))
-    return xp.stack([*shifts, *growths], -1)
-
-
-def around(points: Any, distances: Any, xp: Any) -> Any:
-    """`distance_to_boxes` of arrays in working precision."""
-    x, y = points[..., 0], points[..., 1]
-    left, top, right, bottom = (distances[..., k] for k in range(4))
-    return xp.stack([x - left, y - top, x + right, y + bottom], -1)
-
-
-class Fit(NamedTuple):
-    """How an image lies in the input of a network."""
-
-    gain: tuple[float, float]  # of y and x
-    padding: tuple[float, float]
-
-
-def moved(boxes: Any, fit: Fit, xp: Any) -> Any:
-    """`scale_boxes` of arrays in working precision."""
-    return xp.stack([(boxes[..., k] - fit.padding[1 - k % 2]) / fit.gain[1 - k % 2] for k in range(4)], -1)
-
-
 def base_anchors(scales: list[float], ratios: list[float], dtype: str) -> list[list[float]]:
     """The anchors around the point (0, 0): ratio by ratio, computed in the dtype of this type code."""
     import numpy as np
@@ -532,22 +487,18 @@ def check_broadcast(one: Sequence[int], one_name: str, other: Sequence[int], oth
 def check_points(points: Any, distances: Any) -> None:
     """Raise unless both have a shape and a dtype that `distance_to_boxes` takes."""
     check_batched_boxes(distances, "distances")
-    check_shapes_of_distances(points.shape, distances.shape)
+    if points.ndim != 2 or points.shape[1] != 2 or distances.shape[-2:-1] != points.shape[:1]:
+        shapes = f"{points.shape} and {distances.shape}"
+        raise ValueError(f"`points` must have shape (L, 2) and `distances` (..., L, 4), got {shapes}")
     check_dtype(points, "points", BOX_DTYPES)
 
 
-def check_shapes_of_distances(points: tuple[int, ...], distances: tuple[int, ...]) -> None:
-    """Raise ValueError unless there are distances (..., L, 4) for points (L, 2)."""
-    if len(points) != 2 or points[1] != 2 or distances[-2:-1] != points[:1]:
-        raise ValueError(f"`points` must have shape (L, 2) and `distances` (..., L, 4), got {points} and {distances}")
-
-
-def check_weights(weights: Any) -> tuple[float, ...]:
+def check_weights(weights: Any) -> list[float]:
     if not isinstance(weights, (tuple, list)):
         raise TypeError(f"`weights` must be four numbers, got {kind(weights)}")
     if len(weights) != 4:
         raise ValueError(f"`weights` must be four numbers, got {shown(weights)}")
-    return tuple(positive(weight, "weights") for weight in weights)
+    return [positive(weight, "weights") for weight in weights]
 
 
 def check_clip(clip: Any) -> float | None:
@@ -562,20 +513,13 @@ def check_fit(from_size: Any, to_size: Any, letterbox: Any) -> Fit:
             raise TypeError(f"`{name}` must be (height, width), got {kind(size)}")
         if len(size) != 2:
             raise ValueError(f"`{name}` must be (height, width), got {shown(size)}")
-        sizes.append(tuple(positive(side, name) for side in size))
+        sizes.append([positive(side, name) for side in size])
     known = "`letterbox` must be True, False, 'center' or 'topleft'"
     if isinstance(letterbox, str) and letterbox not in ("center", "topleft"):
         raise ValueError(f"{known}, got {shown(letterbox)}")
     if not isinstance(letterbox, (bool, str)):
         raise TypeError(f"{known}, got {kind(letterbox)}")
-    (height, width), (to_height, to_width) = sizes
-    gain = height / to_height, width / to_width
-    if letterbox is False:
-        return Fit(gain, (0.0, 0.0))
-    gain = min(gain), min(gain)
-    if letterbox == "topleft":
-        return Fit(gain, (0.0, 0.0))
-    return Fit(gain, ((height - to_height * gain[0]) / 2, (width - to_width * gain[1]) / 2))
+    return fitted(sizes[0], sizes[1], letterbox is not False, letterbox is True or letterbox == "center")
 
 
 def check_maps(sizes: Any, strides: Any) -> list[Grid]:

@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cvops._box_formulas import Fit, decoders
 from cvops._checks import working_dtype
-from cvops._decode import Fit, around, decoded, encoded, moved, result_dtype
+from cvops._decode import result_dtype
 
 from ._device import Array, converted, copy, ignore_fp_errors, xp
 
-
-def decode_boxes(deltas: Array, anchors: Array, weights: tuple[float, ...], clip: float | None) -> Array:
-    return _computed(lambda one, other: decoded(one, other, weights, clip, xp), deltas, anchors, like=deltas)
+_decoded, _encoded, _around, _moved = decoders(xp)
 
 
-def encode_boxes(boxes: Array, anchors: Array, weights: tuple[float, ...]) -> Array:
-    return _computed(lambda one, other: encoded(one, other, weights, xp), boxes, anchors, like=boxes)
+def decode_boxes(deltas: Array, anchors: Array, weights: list[float], clip: float | None) -> Array:
+    return _computed(lambda one, other: _decoded(one, other, weights, clip), deltas, anchors, like=deltas)
+
+
+def encode_boxes(boxes: Array, anchors: Array, weights: list[float]) -> Array:
+    return _computed(lambda one, other: _encoded(one, other, weights), boxes, anchors, like=boxes)
 
 
 def distance_to_boxes(points: Array, distances: Array) -> Array:
-    return _computed(lambda one, other: around(one, other, xp), points, distances, like=distances)
+    return _computed(_around, points, distances, like=distances)
 
 
 def scale_boxes(boxes: Array, fit: Fit) -> Array:
-    return _computed(lambda array: moved(array, fit, xp), boxes, like=boxes)
+    return _computed(lambda array: _moved(array, fit), boxes, like=boxes)
 
 
 def _computed(formula: Callable[..., Any], *arrays: Array, like: Array) -> Array:

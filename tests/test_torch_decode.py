@@ -20,6 +20,26 @@ CALLS = {
 every_function = pytest.mark.parametrize("name", CALLS)
 
 
+def Head(torch, torch_ops):
+    """A module from deltas, anchors, scores and an image to detections in pixels of another."""
+
+    class Head(torch.nn.Module):
+        def forward(self, deltas, anchors, scores, image):
+            boxes = torch_ops.decode_boxes(deltas, anchors, weights=(10, 10, 5, 5), clip=None)
+            found = torch_ops.multiclass_nms(boxes, scores, 0.5, score_threshold=0.3, max_output=7)
+            kept = boxes[found.image, found.box]
+            size = image.shape[-2:]
+            return torch_ops.scale_boxes(kept, (96.0, 128.0), size, letterbox=True), found.image, found.label
+
+    return Head().eval()
+
+
+def head_arguments(torch, images, length):
+    deltas, anchors = torch.randn(images, length, 4), torch.rand(length, 4) * 60
+    anchors[:, 2:] = anchors[:, :2] + 20
+    return deltas, anchors, torch.rand(images, length, 3), torch.zeros(1, 3, 48 + images, 70)
+
+
 def arrays_of(name):
     return [arg for arg in CALLS[name][0] if isinstance(arg, np.ndarray)]
 

@@ -8,13 +8,15 @@ import sys
 import pytest
 
 from tests import torch_calls
+from tests.test_torch_decode import Head, head_arguments
 from tests.test_torch_modules import BOXES as LISTS
 from tests.test_torch_modules import IMAGES, MAPS, OPTIONS, tensors
 from tests.torch_calls import BOXES, CALLS, DEFORM, MAP, ROIS
 
 pytestmark = torch_calls.quiet
 LOSSES = ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss", "sigmoid_focal_loss")
-FUNCTIONS = (*CALLS, *LOSSES)
+IN_TORCHVISION = (*CALLS, *LOSSES)
+FUNCTIONS = (*IN_TORCHVISION, *torch_calls.OWN)
 LAYERS = {
     "RoIAlign": ((2, 0.5, 2, True), "rois"),
     "RoIPool": (((2, 3), 0.5), "rois"),
@@ -30,7 +32,7 @@ def arguments(torch, name):
         return [torch.from_numpy(BOXES), torch.from_numpy(BOXES).roll(1, 0), "mean"]
     if name in LOSSES:
         return [torch.linspace(-3, 3, 12), (torch.arange(12) % 2).float(), 0.25, 1.5, "sum"]
-    return torch_calls.tensors(name)
+    return torch_calls.own_tensors(name) if name in torch_calls.OWN else torch_calls.tensors(name)
 
 
 def same(torch, got, want):
@@ -108,6 +110,33 @@ def test_options(torch_ops, torch):
         same(torch, got, want)
 
 
+def test_a_head(torch_ops, torch):
+    """What is traced with one image is run with others, and on other numbers of boxes."""
+    traced = torch.fx.symbolic_trace(Head(torch, torch_ops))
+    assert targets(traced)[:2] == [torch_ops.decode_boxes, torch_ops.multiclass_nms]
+    for images, length in ((1, 20), (3, 40), (2, 0)):
+        args = head_arguments(torch, images, length)
+        same(torch, traced(*args), Head(torch, torch_ops)(*args))
+        same(torch, pickle.loads(pickle.dumps(traced))(*args), Head(torch, torch_ops)(*args))
+
+
+def test_a_head_of_distances(torch_ops, torch):
+    class Head(torch.nn.Module):
+        def forward(self, points, distances, scores, floors, height):
+            boxes = torch_ops.distance_to_boxes(points, distances)
+            found = torch_ops.multiclass_nms(
+                boxes, scores, 0.5, score_threshold=floors, objectness=scores[..., 0], max_output=5, padded=True
+            )
+            boxes = torch_ops.scale_boxes(boxes, (640, 640), (height, 853), letterbox="center")
+            return torch_ops.encode_boxes(boxes, boxes[0] + 1), found.box, found.count
+
+    traced = torch.fx.symbolic_trace(Head())
+    for length in (30, 4):
+        points, distances = torch.rand(length, 2) * 50, torch.rand(2, length, 4) * 9 + 1
+        args = points, distances, torch.rand(2, length, 3), torch.tensor([0.2, 0.3, 0.9]), 480 + length
+        same(torch, traced(*args), Head()(*args))
+
+
 def layer_and_arguments(torch, module, name):
     init, kind = LAYERS[name]
     torch.manual_seed(0)
@@ -179,7 +208,7 @@ def test_a_detector(torch_ops, torch):
 def test_torchvision_traces_nothing_more(torch_ops, torch, torchvision):
     """Each function and layer that torch.fx traces there, it traces here, with equal results."""
     peer, found = torchvision.ops, []
-    for name in FUNCTIONS:
+    for name in IN_TORCHVISION:
         args = arguments(torch, name)
 
         def function(first, module=peer, name=name, others=args[1:]):

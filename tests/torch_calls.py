@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import numpy as np
 import pytest
 
-from tests.operators import BOXES, DEFORM, IDXS, MAP, OPERATORS, ROIS, SCORES  # noqa: F401 (of the tests of cvops.torch)
+from tests.operators import (  # noqa: F401 (of the tests of cvops.torch)
+    BOXES,
+    DEFORM,
+    IDXS,
+    MAP,
+    OPERATORS,
+    ROIS,
+    SCORES,
+    converted,
+)
 
 # Marks of tests in which torch warns of itself.
 quiet = [
@@ -21,6 +31,8 @@ CALLS = {
     name: (row.args, row.want) for name, row in OPERATORS.items() if row.in_torchvision and "torch" not in row.lacks
 }
 RAGGED = tuple(name for name in CALLS if OPERATORS[name].ragged)
+# Those that torchvision has not.
+OWN = tuple(name for name, row in OPERATORS.items() if not row.in_torchvision and "torch" not in row.lacks)
 POOLING = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 
 
@@ -42,6 +54,18 @@ def tensors(name, dtype=None):
         return result.to(dtype) if dtype is not None and result.dtype == torch.float32 else result
 
     return [tensor(value) for value in CALLS[name][0]]
+
+
+def own_tensors(name):
+    """All arguments of the ordinary call of one of OWN, by position, those with defaults too."""
+    import torch
+
+    import cvops.torch
+
+    row = OPERATORS[name]
+    bound = inspect.signature(getattr(cvops.torch, name)).bind(*row.args, **row.options)
+    bound.apply_defaults()
+    return [converted(value, lambda array: torch.from_numpy(array.copy())) for value in bound.arguments.values()]
 
 
 def _cast(value, dtype):

@@ -1,6 +1,6 @@
 """From what a head predicts to boxes and back: one pass over the rows, sixteen at a time.
 
-The formulas are those of cvops/_decode.py, in the same order of operations.
+The formulas are those of cvops/_box_formulas.py, in the same order of operations.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .._box_formulas import Fit
 from .._checks import working_dtype
-from .._decode import Fit, result_dtype
+from .._decode import result_dtype
 from . import _threads
 from ._jit import jit
 from ._memory import Array, cast, contiguous, empty
@@ -19,17 +20,15 @@ from ._simd import WIDTH, full, load, load_every_fourth, store, store_every_four
 from ._simd_math import add, at_most, divide, exp, log, multiply, subtract
 
 
-def decode_boxes(deltas: Array, anchors: Array, weights: tuple[float, ...], clip: float | None) -> Array:
+def decode_boxes(deltas: Array, anchors: Array, weights: list[float], clip: float | None) -> Array:
     return _by_anchors(_decode, deltas, anchors, weights, math.inf if clip is None else clip)
 
 
-def encode_boxes(boxes: Array, anchors: Array, weights: tuple[float, ...]) -> Array:
+def encode_boxes(boxes: Array, anchors: Array, weights: list[float]) -> Array:
     return _by_anchors(_encode, boxes, anchors, weights, math.inf)
 
 
-def _by_anchors(
-    kernel: Callable[..., None], values: Array, anchors: Array, weights: tuple[float, ...], clip: float
-) -> Array:
+def _by_anchors(kernel: Callable[..., None], values: Array, anchors: Array, weights: list[float], clip: float) -> Array:
     dtype = working_dtype(values, anchors)
     shape = np.broadcast_shapes(values.shape, anchors.shape)
     result_type, length = np.dtype(result_dtype(values)).char, math.prod(shape[:-1])

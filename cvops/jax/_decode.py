@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _decode
+from .._box_formulas import decoders
 from .._checks import check_batched_boxes, working_dtype
 from ._traced import Array, array_of
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from .._decode import Letterbox
     from .._types import Number
+
+_decoded, _encoded, _around, _moved = decoders(jnp)
 
 
 def decode_boxes(
@@ -48,7 +51,7 @@ def decode_boxes(
     _decode.check_pair(native, "deltas", other, "anchors")
     options = _decode.check_weights(weights), _decode.check_clip(clip)
     one, two = _working(native, other)
-    return _finished(_decode.decoded(one, two, *options, jnp), native)
+    return _finished(_decoded(one, two, *options), native)
 
 
 def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = (1, 1, 1, 1)) -> jax.Array:
@@ -78,7 +81,7 @@ def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = (1, 1
     native, other = array_of(boxes, "boxes"), array_of(anchors, "anchors")
     _decode.check_pair(native, "boxes", other, "anchors")
     one, two = _working(native, other)
-    return _finished(_decode.encoded(one, two, _decode.check_weights(weights), jnp), native)
+    return _finished(_encoded(one, two, _decode.check_weights(weights)), native)
 
 
 def distance_to_boxes(points: Array, distances: Array) -> jax.Array:
@@ -108,7 +111,7 @@ def distance_to_boxes(points: Array, distances: Array) -> jax.Array:
     native, of_points = array_of(distances, "distances"), array_of(points, "points")
     _decode.check_points(of_points, native)
     one, two = _working(of_points, native)
-    return _finished(_decode.around(one, two, jnp), native)
+    return _finished(_around(one, two), native)
 
 
 def scale_boxes(
@@ -141,7 +144,7 @@ def scale_boxes(
     check_batched_boxes(native, "boxes")
     fit = _decode.check_fit(from_size, to_size, letterbox)
     (working,) = _working(native)
-    return _finished(_decode.moved(working, fit, jnp), native)
+    return _finished(_moved(working, fit), native)
 
 
 def _working(*arrays: Any) -> list[Any]:

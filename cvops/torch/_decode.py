@@ -1,27 +1,26 @@
-"""What heads predict, and boxes, as tensors: the formulas of `cvops`, which PyTorch differentiates and compiles itself.
+"""What heads predict, and boxes, as tensors: the formulas of `cvops`, which PyTorch differentiates and compiles."""
 
-TorchScript cannot read them, since the namespace of an array library is a variable there.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+# Not `from __future__ import annotations`: TorchScript reads the annotations.
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _decode
+from .._box_formulas import Fit, decoders, fitted
 from . import _checks
 from ._boxes import _working_dtype, check_boxes
+from ._ops import shape_text
+from ._types import Letterbox, Number, Numbers
 
-if TYPE_CHECKING:
-    from .._decode import Letterbox
-    from ._types import Number
+_decoded, _encoded, _around, _moved = decoders(torch)
+
+# What is keyword-only in `cvops` is not so here: TorchScript has no keyword-only arguments with defaults.
 
 
 def decode_boxes(
-    deltas: Tensor, anchors: Tensor, weights: Sequence[Number] = (1, 1, 1, 1), *, clip: Number | None = _decode.CLIP
+    deltas: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1), clip: Number | None = _decode.CLIP
 ) -> Tensor:
     """Boxes from the deltas that a head predicts relative to anchors: `cvops.decode_boxes` for tensors.
 
@@ -48,16 +47,19 @@ def decode_boxes(
     >>> ops.decode_boxes(torch.tensor([[0.5, 0, 0, 0]]), torch.tensor([[0.0, 0, 10, 20]]))
     tensor([[ 5.,  0., 15., 20.]])
     """
-    check_boxes(deltas, "deltas")
-    check_boxes(anchors, "anchors")
-    _decode.check_broadcast(deltas.shape, "deltas", anchors.shape, "anchors")
-    factors = _decode.check_weights(weights)
-    bound = _decode.check_clip(clip)
+    if not torch.jit.is_scripting():
+        node = _checks.traced(decode_boxes, deltas, anchors, weights, clip)
+        if node is not None:
+            return node
+        clip = _decode.check_clip(clip)
+    elif clip is not None and math.isnan(clip):
+        raise ValueError(f"`clip` must be a number, got {clip}")
+    _check_pair(deltas, "deltas", anchors, "anchors")
     dtype = _working_dtype(deltas, anchors)
-    return _finish(_decode.decoded(deltas.to(dtype), anchors.to(dtype), factors, bound, torch), deltas)
+    return _finish(_decoded(deltas.to(dtype), anchors.to(dtype), _weights(weights), clip), deltas)
 
 
-def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Sequence[Number] = (1, 1, 1, 1)) -> Tensor:
+def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1)) -> Tensor:
     """Deltas of boxes relative to anchors: `cvops.encode_boxes` for tensors.
 
     Parameters
@@ -83,11 +85,13 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Sequence[Number] = (1,
     >>> ops.encode_boxes(torch.tensor([[5.0, 0, 15, 20]]), torch.tensor([[0.0, 0, 10, 20]]))
     tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
     """
-    check_boxes(boxes, "boxes")
-    check_boxes(anchors, "anchors")
-    _decode.check_broadcast(boxes.shape, "boxes", anchors.shape, "anchors")
-    factors, dtype = _decode.check_weights(weights), _working_dtype(boxes, anchors)
-    return _finish(_decode.encoded(boxes.to(dtype), anchors.to(dtype), factors, torch), boxes)
+    if not torch.jit.is_scripting():
+        node = _checks.traced(encode_boxes, boxes, anchors, weights)
+        if node is not None:
+            return node
+    _check_pair(boxes, "boxes", anchors, "anchors")
+    dtype = _working_dtype(boxes, anchors)
+    return _finish(_encoded(boxes.to(dtype), anchors.to(dtype), _weights(weights)), boxes)
 
 
 def distance_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
@@ -114,16 +118,20 @@ def distance_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     >>> ops.distance_to_boxes(torch.tensor([[4.0, 4.0]]), torch.tensor([[1.0, 2, 3, 4]]))
     tensor([[3., 2., 7., 8.]])
     """
-    _checks.check_box_tensor(points, "points")
+    if not torch.jit.is_scripting():
+        node = _checks.traced(distance_to_boxes, points, distances)
+        if node is not None:
+            return node
+        _checks.check_box_tensor(points, "points")
     check_boxes(distances, "distances")
-    _decode.check_shapes_of_distances(tuple(points.shape), tuple(distances.shape))
+    if points.dim() != 2 or points.shape[1] != 2 or distances.shape[-2:-1] != points.shape[:1]:
+        shapes = f"{shape_text(points)} and {shape_text(distances)}"
+        raise ValueError(f"`points` must have shape (L, 2) and `distances` (..., L, 4), got {shapes}")
     dtype = _working_dtype(points, distances)
-    return _finish(_decode.around(points.to(dtype), distances.to(dtype), torch), distances)
+    return _finish(_around(points.to(dtype), distances.to(dtype)), distances)
 
 
-def scale_boxes(
-    boxes: Tensor, from_size: Sequence[Number], to_size: Sequence[Number], *, letterbox: Letterbox = False
-) -> Tensor:
+def scale_boxes(boxes: Tensor, from_size: Numbers, to_size: Numbers, letterbox: Letterbox = False) -> Tensor:
     """Boxes in the input of a network as boxes in the image: `cvops.scale_boxes` for tensors.
 
     Parameters
@@ -149,11 +157,59 @@ def scale_boxes(
     >>> ops.scale_boxes(torch.tensor([[0.0, 80, 640, 560]]), (640, 640), (240, 320), letterbox=True)
     tensor([[  0.,   0., 320., 240.]])
     """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(scale_boxes, boxes, from_size, to_size, letterbox)
+        if node is not None:
+            return node
     check_boxes(boxes, "boxes")
-    fit = _decode.check_fit(from_size, to_size, letterbox)
-    return _finish(_decode.moved(boxes.to(_working_dtype(boxes, boxes)), fit, torch), boxes)
+    return _finish(_moved(boxes.to(_working_dtype(boxes, boxes)), _fit(from_size, to_size, letterbox)), boxes)
 
 
 def _finish(values: Tensor, of_dtype: Tensor) -> Tensor:
     """In the dtype of `of_dtype` if that is a float, else in its working precision."""
     return values.to(of_dtype.dtype if of_dtype.is_floating_point() else _working_dtype(of_dtype, of_dtype))
+
+
+def _check_pair(one: Tensor, one_name: str, other: Tensor, other_name: str) -> None:
+    check_boxes(one, one_name)
+    check_boxes(other, other_name)
+    if not torch.jit.is_scripting():
+        _decode.check_broadcast(one.shape, one_name, other.shape, other_name)
+
+
+def _weights(weights: Numbers) -> list[float]:
+    if not torch.jit.is_scripting():
+        return _decode.check_weights(weights)
+    return _positives(weights, 4, "weights", "four numbers")
+
+
+def _fit(from_size: Numbers, to_size: Numbers, letterbox: Letterbox) -> Fit:
+    if not torch.jit.is_scripting():
+        return _decode.check_fit(from_size, to_size, letterbox)
+    if isinstance(letterbox, str):
+        if letterbox != "center" and letterbox != "topleft":
+            raise ValueError(f"`letterbox` must be True, False, 'center' or 'topleft', got '{letterbox}'")
+        one_gain, centred = True, letterbox == "center"
+    else:
+        one_gain = centred = letterbox
+    given = _positives(from_size, 2, "from_size", "(height, width)")
+    return fitted(given, _positives(to_size, 2, "to_size", "(height, width)"), one_gain, centred)
+
+
+def _positives(values: Any, length: int, name: str, wanted: str) -> list[float]:
+    """So many numbers > 0 in TorchScript, to which tuples and lists of int and of float are types of their own."""
+    numbers: list[float] = []
+    if torch.jit.isinstance(values, list[float]):
+        numbers = values
+    if torch.jit.isinstance(values, list[int]):
+        numbers = [float(value) for value in values]
+    if torch.jit.isinstance(values, tuple[int | float, int | float]):
+        numbers = [float(values[0]), float(values[1])]
+    if torch.jit.isinstance(values, tuple[int | float, int | float, int | float, int | float]):
+        numbers = [float(values[0]), float(values[1]), float(values[2]), float(values[3])]
+    if len(numbers) != length:
+        raise ValueError(f"`{name}` must be {wanted}, got {values}")
+    for number in numbers:
+        if not 0 < number < math.inf:
+            raise ValueError(f"`{name}` must be finite and > 0, got {number}")
+    return numbers

@@ -1,8 +1,7 @@
-"""From the decoded output of a head to detections, as tensors. TorchScript does not know it."""
+"""From the decoded output of a head to detections, as tensors."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Literal, overload
+# Not `from __future__ import annotations`: TorchScript reads the annotations.
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,12 +11,9 @@ import cvops
 from .._checks import one_of, rounded
 from .._multiclass import METRICS, PaddedSelection, Selection
 from . import _checks
-from ._checks import flag, number
+from ._checks import count, flag, number
 from ._library import _ragged, _register, _require, as_tensor, to_native
-
-if TYPE_CHECKING:
-    from .._multiclass import Metric
-    from ._types import Integer, Number
+from ._types import Integer, Metric, Number
 
 
 def _kernel(
@@ -29,10 +25,9 @@ def _kernel(
     max_output: int | None,
     *,
     score_threshold: float | None = None,
-    metric: int = 0,
     **options: Any,
 ) -> Any:
-    """Floors are a `score_threshold` for each class, and metrics have numbers."""
+    """Floors are a `score_threshold` for each class."""
     # As the dtype of the scores has the thresholds; `to_native` may leave nothing of that dtype.
     code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
     threshold: Any = score_threshold
@@ -42,7 +37,7 @@ def _kernel(
         threshold = rounded(threshold, code)
     if objectness is not None:
         options["objectness"] = to_native(objectness)
-    options |= {"score_threshold": threshold, "max_output": max_output, "metric": METRICS[metric]}
+    options |= {"score_threshold": threshold, "max_output": max_output}
     return tuple(map(as_tensor, cvops.multiclass_nms(to_native(boxes), to_native(scores), iou_threshold, **options)))
 
 
@@ -68,24 +63,35 @@ def _padded_kernel(*args: Any, **options: Any) -> Any:
 _ARRAYS = "Tensor boxes, Tensor scores, float iou_threshold, Tensor? floors, Tensor? objectness"
 _OPTIONS = (
     "*, float? score_threshold=None, SymInt? max_candidates=None, SymInt? max_per_class=None, bool multi_label=True,"
-    " bool class_agnostic=False, int metric=0) -> (Tensor, Tensor, Tensor)"
+    " bool class_agnostic=False, str metric='iou') -> (Tensor, Tensor, Tensor)"
 )
 _register(f"multiclass_nms({_ARRAYS}, SymInt? max_output, {_OPTIONS}", _kernel, _fake, vmap=_ragged("multiclass_nms"))
 _register(f"multiclass_nms_padded({_ARRAYS}, SymInt max_output, {_OPTIONS}", _padded_kernel, _fake_padded)
 
 
+class _Found(NamedTuple):
+    """`Selection` for TorchScript, which knows no generic types."""
+
+    image: Tensor
+    box: Tensor
+    label: Tensor
+
+
+# What is keyword-only in `cvops` is not so here: TorchScript has no keyword-only arguments with defaults.
+
+
 # fmt: off
 @overload
 def multiclass_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: Number, *, score_threshold: Number | None = ...,
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | Tensor | None = ...,
     max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., max_output: Integer | None = ...,
     multi_label: bool = ..., class_agnostic: bool = ..., objectness: Tensor | None = ..., metric: Metric = ...,
     padded: Literal[False] = ...,
 ) -> Selection[Tensor]: ...
 @overload
 def multiclass_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: Number, *, score_threshold: Number | None = ...,
-    max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., max_output: Integer,
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | Tensor | None = ...,
+    max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., *, max_output: Integer,
     multi_label: bool = ..., class_agnostic: bool = ..., objectness: Tensor | None = ..., metric: Metric = ...,
     padded: Literal[True],
 ) -> PaddedSelection[Tensor]: ...
@@ -94,8 +100,7 @@ def multiclass_nms(
     boxes: Tensor,
     scores: Tensor,
     iou_threshold: Number,
-    *,
-    score_threshold: Number | None = None,
+    score_threshold: Number | Tensor | None = None,
     max_candidates: Integer | None = None,
     max_per_class: Integer | None = None,
     max_output: Integer | None = None,
@@ -104,7 +109,7 @@ def multiclass_nms(
     objectness: Tensor | None = None,
     metric: Metric = "iou",
     padded: bool = False,
-) -> Any:
+):
     """Detections from the boxes and class scores of a batch of images: `cvops.multiclass_nms` for tensors.
 
     Parameters
@@ -114,7 +119,7 @@ def multiclass_nms(
     scores : tensor of shape (N, L, C), float
         Of each box and class, of any strides.
     iou_threshold, max_candidates, max_per_class, max_output, multi_label, class_agnostic, metric, padded
-        As in `cvops.multiclass_nms`.
+        As in `cvops.multiclass_nms`. TorchScript knows no `padded`.
     score_threshold : float or tensor of shape (C,), optional
         As in `cvops.multiclass_nms`.
     objectness : tensor of shape (N, L), float, optional
@@ -145,27 +150,58 @@ def multiclass_nms(
     >>> ops.multiclass_nms(boxes, scores, 0.5, score_threshold=0.25).box
     tensor([1, 2])
     """
-    _checks.check_tensors(boxes=boxes, scores=scores)
-    if objectness is not None:
-        _checks.check_tensors(objectness=objectness)
+    if not torch.jit.is_scripting():
+        options = max_candidates, max_per_class, max_output, multi_label, class_agnostic, objectness, metric, padded
+        node = _checks.traced(multiclass_nms, boxes, scores, iou_threshold, score_threshold, *options)
+        if node is not None:
+            return node
+        _checks.check_tensors(boxes=boxes, scores=scores)
+        if objectness is not None:
+            _checks.check_tensors(objectness=objectness)
+        iou_threshold = number(iou_threshold, "iou_threshold", 0.0, 1.0)
+        if score_threshold is not None and not (isinstance(score_threshold, Tensor) and score_threshold.dim()):
+            score_threshold = number(score_threshold, "score_threshold")
+        max_candidates, max_per_class = _limit(max_candidates, "max_candidates"), _limit(max_per_class, "max_per_class")
+        max_output, multi_label = _limit(max_output, "max_output"), flag(multi_label, "multi_label")
+        class_agnostic, padded = flag(class_agnostic, "class_agnostic"), flag(padded, "padded")
+        one_of(metric, "metric", METRICS)
+        if padded and max_output is None:
+            raise ValueError("`max_output` must be an integer where `padded` is True, got None")
+    floors, floor = _floors_or_floor(score_threshold)
+    if not torch.jit.is_scripting() and padded:
+        return PaddedSelection(
+            *torch.ops.cvops.multiclass_nms_padded(
+                boxes, scores, iou_threshold, floors, objectness, max_output, score_threshold=floor,
+                max_candidates=max_candidates, max_per_class=max_per_class, multi_label=multi_label,
+                class_agnostic=class_agnostic, metric=metric,
+            )
+        )  # fmt: skip
+    torch._assert(not padded, "padded=True is not for TorchScript")
+    image, box, label = torch.ops.cvops.multiclass_nms(
+        boxes, scores, iou_threshold, floors, objectness, max_output, score_threshold=floor,
+        max_candidates=max_candidates, max_per_class=max_per_class, multi_label=multi_label,
+        class_agnostic=class_agnostic, metric=metric,
+    )  # fmt: skip
+    if not torch.jit.is_scripting():
+        return Selection(image, box, label)
+    return _Found(image, box, label)
 
-    def limit(value: Any, name: str) -> Any:
-        return None if value is None else _checks.count(value, name, maximum=2**48)
 
-    floors = score_threshold if isinstance(score_threshold, Tensor) and score_threshold.dim() else None
-    floor = None if floors is not None or score_threshold is None else number(score_threshold, "score_threshold")
-    size = limit(max_output, "max_output")
-    given = boxes, scores, number(iou_threshold, "iou_threshold", 0.0, 1.0), floors, objectness, size
-    options: dict[str, Any] = {
-        "score_threshold": floor,
-        "max_candidates": limit(max_candidates, "max_candidates"),
-        "max_per_class": limit(max_per_class, "max_per_class"),
-        "multi_label": flag(multi_label, "multi_label"),
-        "class_agnostic": flag(class_agnostic, "class_agnostic"),
-        "metric": METRICS.index(one_of(metric, "metric", METRICS)),
-    }
-    if not flag(padded, "padded"):
-        return Selection(*torch.ops.cvops.multiclass_nms(*given, **options))
-    if size is None:
-        raise ValueError("`max_output` must be an integer where `padded` is True, got None")
-    return PaddedSelection(*torch.ops.cvops.multiclass_nms_padded(*given, **options))
+def _limit(value: Any, name: str) -> Any:
+    return None if value is None else count(value, name, maximum=2**48)
+
+
+def _floors_or_floor(score_threshold: Number | Tensor | None) -> tuple[Tensor | None, Number | None]:
+    """The tensor of a floor for each class, or the number."""
+    floors: Tensor | None = None
+    floor: Number | None = None
+    if isinstance(score_threshold, Tensor):
+        if score_threshold.dim() > 0:
+            floors = score_threshold
+        elif score_threshold.is_cpu and not score_threshold.requires_grad:
+            floor = float(score_threshold)
+        else:
+            raise TypeError("`score_threshold` must be a number or of shape (C,): pass score_threshold.item()")
+    elif score_threshold is not None:
+        floor = score_threshold
+    return floors, floor

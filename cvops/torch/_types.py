@@ -9,18 +9,36 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from .._decode import Letterbox
+    from .._multiclass import Metric
     from .._types import Format, Integer, Ints
 
     T = TypeVar("T")
     BroadcastingList2: TypeAlias = T | Sequence[T]
     Number: TypeAlias = float | np.floating[Any] | np.integer[Any] | Tensor
+    Numbers: TypeAlias = Sequence[Number]
     Size: TypeAlias = Sequence[Number] | Tensor
     Reduction = Literal["none", "mean", "sum"]
 else:
+    from typing import Any
+
     from torch.jit.annotations import BroadcastingList2
 
-    Format = Reduction = str
+    Format = Metric = Reduction = str
     Integer, Number = int, float
+    Letterbox = bool | str
+    Numbers = Any  # tuples and lists of int and of float are types of their own
     Ints = Size = tuple[int, int]
 
-__all__ = ["BroadcastingList2", "Format", "Integer", "Ints", "Number", "Reduction", "Size"]
+__all__ = [
+    "BroadcastingList2",
+    "Format",
+    "Integer",
+    "Ints",
+    "Letterbox",
+    "Metric",
+    "Number",
+    "Numbers",
+    "Reduction",
+    "Size",
+]
