@@ -141,11 +141,8 @@ class Fit(NamedTuple):
     padding: tuple[float, float]
 
 
-def fitted(from_size: list[float], to_size: list[float], one_gain: bool, centred: bool) -> Fit:
+def fitted(from_size: list[float], to_size: list[float], gain_y: float, gain_x: float, centred: bool) -> Fit:
     """How an image of `to_size` lies in an input of `from_size`: padded at the end if it is not centred."""
-    gain_y, gain_x = from_size[0] / to_size[0], from_size[1] / to_size[1]
-    if one_gain:
-        gain_y = gain_x = min(gain_y, gain_x)
     padding_y, padding_x = 0.0, 0.0
     if centred:
         padding_y, padding_x = (from_size[0] - to_size[0] * gain_y) / 2, (from_size[1] - to_size[1] * gain_x) / 2

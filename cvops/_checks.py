@@ -101,7 +101,7 @@ def _float(value: Any, name: str) -> float:
         real = float(value)
     except OverflowError:
         real = math.inf
-    if math.isinf(real) and real != value and -real != value:
+    if abs(real) == math.inf and real != value and -real != value:
         raise ValueError(f"`{name}` must be a number that a float holds, got {shown(value)}")
     return real
 

@@ -507,19 +507,31 @@ def check_clip(clip: Any) -> float | None:
 
 def check_fit(from_size: Any, to_size: Any, letterbox: Any) -> Fit:
     """How an image of `to_size` lies in an input of `from_size`."""
-    sizes = []
-    for size, name in ((from_size, "from_size"), (to_size, "to_size")):
-        if not isinstance(size, (tuple, list)):
-            raise TypeError(f"`{name}` must be (height, width), got {kind(size)}")
-        if len(size) != 2:
-            raise ValueError(f"`{name}` must be (height, width), got {shown(size)}")
-        sizes.append([positive(side, name) for side in size])
+    given, wanted = check_size(from_size, "from_size"), check_size(to_size, "to_size")
+    one_gain, centred = check_letterbox(letterbox)
+    gain_y, gain_x = given[0] / wanted[0], given[1] / wanted[1]
+    if one_gain:
+        gain_y = gain_x = min(gain_y, gain_x)
+    return fitted(given, wanted, gain_y, gain_x, centred)
+
+
+def check_size(size: Any, name: str) -> list[float]:
+    """`size`, (height, width)."""
+    if not isinstance(size, (tuple, list)):
+        raise TypeError(f"`{name}` must be (height, width), got {kind(size)}")
+    if len(size) != 2:
+        raise ValueError(f"`{name}` must be (height, width), got {shown(size)}")
+    return [positive(side, name) for side in size]
+
+
+def check_letterbox(letterbox: Any) -> tuple[bool, bool]:
+    """Whether both axes have one gain, and whether what is left is padded on both sides."""
     known = "`letterbox` must be True, False, 'center' or 'topleft'"
     if isinstance(letterbox, str) and letterbox not in ("center", "topleft"):
         raise ValueError(f"{known}, got {shown(letterbox)}")
     if not isinstance(letterbox, (bool, str)):
         raise TypeError(f"{known}, got {kind(letterbox)}")
-    return fitted(sizes[0], sizes[1], letterbox is not False, letterbox is True or letterbox == "center")
+    return letterbox is not False, letterbox is True or letterbox == "center"
 
 
 def check_maps(sizes: Any, strides: Any) -> list[Grid]:

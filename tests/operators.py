@@ -73,7 +73,7 @@ class Operator(NamedTuple):
     gradient: str = ""  # the public function that computes it
     ragged: bool = False  # whether the length of the result depends on values
     indices: bool = False  # whether the result is exact
-    in_torchvision: bool = True  # whether torchvision.ops has a function of this name, so that TorchScript must read it
+    in_torchvision: bool = True  # whether torchvision.ops has a function of this name
 
 
 _MEASURED = (BOXES, BOXES[3:9])

@@ -339,3 +339,22 @@ def test_focal_loss_refuses_with_its_own_words(torch_ops, torch):
         for value in ("1", None, [1.0], large, large.numpy()):
             with pytest.raises(TypeError, match=f"`{name}` must be a Python or NumPy number, got "):
                 torch_ops.sigmoid_focal_loss(logits, logits, **{name: value})
+
+
+@pytest.mark.parametrize("way", ["compile", "export"])
+def test_clipping_to_any_image(torch_ops, torch, way):
+    """One program for images of all sizes."""
+
+    class Clipped(torch.nn.Module):
+        def forward(self, boxes, image):
+            return torch_ops.clip_boxes_to_image(boxes, image.shape[-2:])
+
+    boxes, images = torch.from_numpy(BOXES), [torch.zeros(1, 3, *size) for size in ((20, 30), (50, 41), (7, 9))]
+    if way == "compile":
+        program = torch.compile(Clipped(), fullgraph=True, dynamic=True, backend="aot_eager")
+    else:
+        dynamic = {"boxes": None, "image": {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}}
+        program = torch.export.export(Clipped(), (boxes, images[0]), dynamic_shapes=dynamic).module()
+    for image in images:
+        assert torch.equal(program(boxes, image), Clipped()(boxes, image))
+    torch._dynamo.reset()

@@ -100,3 +100,54 @@ def test_refused_as_in_cvops(torch_ops, torch, name, args, options, error, text)
         getattr(torch_ops, name)(*args, **options)
     expected = str(plain.value).replace("must be an array", "must be a tensor")
     assert str(raised.value).partition(", ")[0].partition(":")[0] == expected.partition(", ")[0].partition(":")[0]
+
+
+def test_numbers_in_tensors(torch_ops, torch):
+    """As in every function of cvops.torch."""
+    deltas, anchors = map(torch.from_numpy, some(7))
+    ten, five, half = torch.tensor(10), torch.tensor([5.0]), torch.tensor(0.5, dtype=torch.float16)
+    for function in (torch_ops.decode_boxes, torch_ops.encode_boxes):
+        got = function(deltas, anchors, (ten, 10, five, np.float32(5)))
+        torch.testing.assert_close(got, function(deltas, anchors, (10, 10, 5, 5)), rtol=0, atol=0, equal_nan=True)
+    got = torch_ops.decode_boxes(deltas, anchors, clip=half)
+    assert torch.equal(got, torch_ops.decode_boxes(deltas, anchors, clip=0.5))
+    want = torch_ops.scale_boxes(anchors, (640, 512), (480, 853), letterbox=True)
+    for sizes in (
+        (torch.tensor([640, 512]), (480, torch.tensor(853.0))),
+        ((torch.tensor([640]), 512), torch.tensor([480.0, 853.0])),
+        (np.array([640, 512]), torch.Size([480, 853])),
+    ):
+        assert torch.equal(torch_ops.scale_boxes(anchors, *sizes, letterbox=True), want)
+    with pytest.raises(TypeError, match=r"`to_size` must be a number, got a tensor that requires grad"):
+        torch_ops.scale_boxes(anchors, (640, 512), (480, torch.tensor(853.0, requires_grad=True)))
+    with pytest.raises(TypeError, match="`weights` must be a number, got a tensor that requires grad"):
+        torch_ops.encode_boxes(deltas, anchors, (1, 1, 1, torch.tensor(1.0, requires_grad=True)))
+    with pytest.raises(ValueError, match=r"`from_size` must be \(height, width\)"):
+        torch_ops.scale_boxes(anchors, torch.tensor([640, 512, 3]), (480, 853))
+
+
+class Scaled:
+    def __new__(cls, torch, torch_ops, letterbox):
+        class Module(torch.nn.Module):
+            def forward(self, boxes, input, image):
+                return torch_ops.scale_boxes(boxes, input.shape[-2:], image.shape[-2:], letterbox=letterbox)
+
+        return Module()
+
+
+@pytest.mark.parametrize("letterbox", [False, True, "topleft"])
+@pytest.mark.parametrize("way", ["compile", "export"])
+def test_sizes_of_any_image(torch_ops, torch, letterbox, way):
+    """One program for images of all sizes, whichever of their axes decides."""
+    module, boxes = Scaled(torch, torch_ops, letterbox), torch.from_numpy(ANCHORS)
+    shapes = [(64, 96), (100, 64), (31, 33)], [(50, 40), (70, 90), (20, 10)]
+    images = [(torch.zeros(1, 3, *one), torch.zeros(1, 3, *other)) for one, other in zip(*shapes, strict=True)]
+    if way == "compile":
+        program = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    else:
+        any_size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+        dynamic = {"boxes": {0: torch.export.Dim.DYNAMIC}, "input": any_size, "image": any_size}
+        program = torch.export.export(module, (boxes, *images[0]), dynamic_shapes=dynamic).module()
+    for both in images:
+        torch.testing.assert_close(program(boxes, *both), module(boxes, *both))
+    torch._dynamo.reset()

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-from .. import _checks, _multiscale_roi_align
+from .. import _checks, _decode, _multiscale_roi_align
 
 # ------------------------------------------------------------------------------------------------------------ torch.fx
 
@@ -111,6 +111,20 @@ def limits(size: Any, boxes: Tensor) -> tuple[Any, Any]:
     height, width = _checks.image_limits((height, width))
     most = torch.finfo(boxes.dtype).max  # beyond, PyTorch refuses to convert
     return (math.inf if height > most else height), (math.inf if width > most else width)
+
+
+def positive_size(size: Any, name: str) -> list[Any]:
+    """`size`, (height, width), as two numbers > 0; the checks of `cvops` see no tensors."""
+    sides = numbers_in(size, name)
+    if isinstance(sides, list) and len(sides) == 2 and any(map(_symbolic, sides)):
+        return sides
+    return _decode.check_size(sides, name)
+
+
+def numbers_in(values: Any, name: str) -> Any:
+    """A list or 1-d tensor of what torchvision takes for numbers as a list of numbers; anything else as it is."""
+    values = _items(values)
+    return [_number_in(value, name) for value in values] if isinstance(values, list) else values
 
 
 def _two_numbers(value: Any, name: str) -> tuple[Any, Any]:

@@ -51,7 +51,7 @@ def decode_boxes(
         node = _checks.traced(decode_boxes, deltas, anchors, weights, clip)
         if node is not None:
             return node
-        clip = _decode.check_clip(clip)
+        clip = None if clip is None else _checks.number(clip, "clip")
     elif clip is not None and math.isnan(clip):
         raise ValueError(f"`clip` must be a number, got {clip}")
     _check_pair(deltas, "deltas", anchors, "anchors")
@@ -179,21 +179,38 @@ def _check_pair(one: Tensor, one_name: str, other: Tensor, other_name: str) -> N
 
 def _weights(weights: Numbers) -> list[float]:
     if not torch.jit.is_scripting():
-        return _decode.check_weights(weights)
+        return _decode.check_weights(_checks.numbers_in(weights, "weights"))
     return _positives(weights, 4, "weights", "four numbers")
 
 
 def _fit(from_size: Numbers, to_size: Numbers, letterbox: Letterbox) -> Fit:
+    given, wanted = _size(from_size, "from_size"), _size(to_size, "to_size")
+    one_gain, centred = _gain_and_place(letterbox)
+    gain_y, gain_x = given[0] / wanted[0], given[1] / wanted[1]
+    if one_gain:
+        if torch.jit.is_scripting():
+            gain_y = gain_x = min(gain_y, gain_x)
+        else:  # not min, which torch.export cannot decide
+            gain_y = gain_x = torch.sym_min(gain_y, gain_x)
+    return fitted(given, wanted, gain_y, gain_x, centred)
+
+
+def _size(size: Numbers, name: str) -> list[float]:
     if not torch.jit.is_scripting():
-        return _decode.check_fit(from_size, to_size, letterbox)
+        return _checks.positive_size(size, name)
+    return _positives(size, 2, name, "(height, width)")
+
+
+def _gain_and_place(letterbox: Letterbox) -> tuple[bool, bool]:
+    if not torch.jit.is_scripting():
+        return _decode.check_letterbox(letterbox)
     if isinstance(letterbox, str):
         if letterbox != "center" and letterbox != "topleft":
             raise ValueError(f"`letterbox` must be True, False, 'center' or 'topleft', got '{letterbox}'")
         one_gain, centred = True, letterbox == "center"
     else:
         one_gain = centred = letterbox
-    given = _positives(from_size, 2, "from_size", "(height, width)")
-    return fitted(given, _positives(to_size, 2, "to_size", "(height, width)"), one_gain, centred)
+    return one_gain, centred
 
 
 def _positives(values: Any, length: int, name: str, wanted: str) -> list[float]:

@@ -55,6 +55,10 @@ def differentiable(maps: Tensor, boxes: Tensor, scores: Tensor, flag: bool) -> N
     assert_type(ops.box_convert(boxes, "xyxy", "cxcywh"), Tensor)
     assert_type(ops.clip_boxes_to_image(boxes, maps.shape[-2:]), Tensor)
     assert_type(ops.complete_box_iou_loss(boxes, boxes, reduction="mean"), Tensor)
+    assert_type(ops.decode_boxes(boxes, boxes, (10, 10, scores[0], np.float32(5)), clip=None), Tensor)
+    assert_type(ops.scale_boxes(boxes, (640, 640), maps.shape[-2:], letterbox="topleft"), Tensor)
+    assert_type(ops.multiclass_nms(boxes, maps, 0.5, score_threshold=scores).image, Tensor)
+    assert_type(ops.multiclass_nms(boxes, maps, 0.5, 0.25, objectness=scores, max_output=3, padded=True).count, Tensor)
     ops.DeformConv2d(4, 8, (3, 3), padding=1)
     ops.RoIAlign((7, 7), 0.25, 2)
     with ops.replace_torchvision() as calls:
@@ -62,6 +66,8 @@ def differentiable(maps: Tensor, boxes: Tensor, scores: Tensor, flag: bool) -> N
 
     ops.nms("boxes", scores, 0.5)  # type: ignore[call-overload]
     ops.nms(boxes, scores, "0.5")  # type: ignore[call-overload]
+    ops.multiclass_nms(boxes, maps, 0.5, padded=True)  # type: ignore[call-overload]
+    ops.scale_boxes(boxes, (640, 640), (480, 640), letterbox="left")  # type: ignore[arg-type]
     ops.roi_align(maps, [boxes], "7")  # type: ignore[arg-type]
     ops.roi_align(maps, [[0, 0, 1, 1]], 7)  # type: ignore[list-item]
     ops.deform_conv2d(maps, maps, maps, stride=0.5)  # type: ignore[arg-type]
