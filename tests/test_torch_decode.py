@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import cvops
-from tests import compare
+from tests import compare, torch_calls
 from tests import reference_decode as reference
 from tests.test_decode import REFUSED, some
 
+pytestmark = torch_calls.quiet
 ANCHORS, DELTAS = some(7)
 CALLS = {
     "decode_boxes": ((DELTAS, ANCHORS, (10, 10, 5, 5)), {"clip": 0.125}),

@@ -117,7 +117,7 @@ def positive_size(size: Any, name: str) -> list[Any]:
     """`size`, (height, width), as two numbers > 0; the checks of `cvops` see no tensors."""
     sides = numbers_in(size, name)
     if isinstance(sides, list) and len(sides) == 2 and any(map(_symbolic, sides)):
-        return sides
+        return [side if _symbolic(side) else _checks.positive(side, name) for side in sides]
     return _decode.check_size(sides, name)
 
 
