@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def require(name, listed=None):
     """
     assert name in OPTIONAL, f"add {name!r} to OPTIONAL"
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"os\.fork", RuntimeWarning)  # JAX: OpenVINO forks as it is imported
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name or (listed or name) in required():
             raise

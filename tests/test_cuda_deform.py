@@ -182,7 +182,7 @@ def test_tiles_of_conv2d(emulated, launches, most_columns, columns, count):
     shapes = (2, 3, 4, 5), (4, 3, 3, 3), (4,)
     map, weight, bias = (random.normal(size=shape).astype("f") for shape in shapes)
     most_columns(columns)
-    got = device.load().conv2d(map, weight, bias, (1, 1), (1, 1), False)
+    got = np.asarray(device.load().conv2d(map, weight, bias, (1, 1), (1, 1), False))
     compare.close(got, reference.conv2d(map, weight, bias, padding=1), map)
     assert launches.count("conv_columns") == count
 
@@ -269,5 +269,5 @@ def test_bfloat16_conv2d(emulated):
     ml_dtypes, random = require("ml_dtypes"), np.random.default_rng(0)
     shapes = (2, 3, 6, 7), (4, 3, 3, 3), (4,)
     arrays = [random.integers(-2, 3, shape).astype(ml_dtypes.bfloat16) for shape in shapes]
-    got = device.load().conv2d(*arrays, (2, 1), (1, 0), False)
+    got = np.asarray(device.load().conv2d(*arrays, (2, 1), (1, 0), False))
     compare.same(got, reference.conv2d(*arrays, (2, 1), (1, 0)), got)
