@@ -70,7 +70,11 @@ def box_area(boxes: Array, fmt: Format = "xyxy") -> Any:
     with backend_of(boxes=boxes) as backend:
         native = backend.asarray(boxes, "boxes")
         check_batched_boxes(native, "boxes")
-        return to_caller(backend.copy(_area(native.astype(working_dtype(native)), fmt, backend)), boxes)
+        area = backend.empty(native.shape[:-1], working_dtype(native))
+        with backend.ignore_fp_errors():
+            for some, into in _blocks(native, area, backend):
+                into[...] = area_of(some.astype(area.dtype, copy=False), fmt)
+        return to_caller(area, boxes)
 
 
 @overload
@@ -116,8 +120,8 @@ def box_iou(boxes1: Array, boxes2: Array, fmt: Format = "xyxy") -> Any:
            [0.33333334, 1.        ]], dtype=float32)
     """
     with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
-        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
-        return to_caller(backend.box_iou(*corners_and_areas), boxes1)
+        sets = _checked_sets(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.box_iou(*sets, fmt), boxes1)
 
 
 @overload
@@ -159,8 +163,8 @@ def generalized_box_iou(boxes1: Array, boxes2: Array, *, fmt: Format = "xyxy") -
     array([[-0.5]])
     """
     with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
-        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
-        return to_caller(backend.generalized_box_iou(*corners_and_areas), boxes1)
+        sets = _checked_sets(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.generalized_box_iou(*sets, fmt), boxes1)
 
 
 @overload
@@ -204,8 +208,8 @@ def distance_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: F
     array([[-0.2]])
     """
     with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
-        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
-        return to_caller(backend.distance_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
+        sets = _checked_sets(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.distance_box_iou(*sets, fmt, number(eps, "eps", 0.0)), boxes1)
 
 
 @overload
@@ -249,8 +253,8 @@ def complete_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: F
     array([[0.447]])
     """
     with backend_of(boxes1=boxes1, boxes2=boxes2) as backend:
-        corners_and_areas = _pair(backend, boxes1, boxes2, fmt)
-        return to_caller(backend.complete_box_iou(*corners_and_areas, number(eps, "eps", 0.0)), boxes1)
+        sets = _checked_sets(backend, boxes1, boxes2, fmt)
+        return to_caller(backend.complete_box_iou(*sets, fmt, number(eps, "eps", 0.0)), boxes1)
 
 
 @overload
@@ -361,12 +365,8 @@ def remove_small_boxes(boxes: Array, min_size: Number) -> Any:
     with backend_of(boxes=boxes) as backend:
         native = backend.asarray(boxes, "boxes")
         check_boxes(native, "boxes")
-        # On the CPU a block of boxes at a time, as `box_convert`.
-        step = _BLOCK if backend.current_gpu() is None else max(len(native), 1)
         with backend.ignore_fp_errors():
-            big = [_are_big(native[begin : begin + step], min_size) for begin in range(0, max(len(native), 1), step)]
-        keep = backend.xp.flatnonzero(big[0] if len(big) == 1 else backend.xp.concatenate(big))
-        return to_caller(backend.copy(keep.astype("int64", copy=False)), boxes)
+            return to_caller(_numbers_of_big(native, min_size, backend), boxes)
 
 
 @overload
@@ -410,19 +410,28 @@ def _converted(native: Any, in_fmt: str, out_fmt: str, backend: Any) -> Any:
     if in_fmt == out_fmt:
         return backend.copy(native)
     result = backend.empty(native.shape, result_dtype)
-    # On the CPU a block of boxes at a time, so that next to nothing but the result is allocated.
-    longest = max(range(native.ndim - 1), key=native.shape.__getitem__, default=0)
-    boxes, into = (
-        backend.xp.moveaxis(array, longest, 0) if array.ndim > 1 else array[None] for array in (native, result)
-    )
-    on_cpu = backend.current_gpu() is None
-    step = max(_BLOCK * len(boxes) // max(boxes.size // 4, 1), 1) if on_cpu else max(len(boxes), 1)
     with backend.ignore_fp_errors():
-        for begin in range(0, len(boxes), step):
-            some = boxes[begin : begin + step].astype(working, copy=False)
-            for k, column in enumerate(_columns(some, in_fmt, out_fmt)):
-                into[begin : begin + step, ..., k] = column
+        for some, into in _blocks(native, result, backend):
+            for k, column in enumerate(_columns(some.astype(working, copy=False), in_fmt, out_fmt)):
+                into[..., k] = column
     return result
+
+
+def _blocks(boxes: Any, result: Any, backend: Any) -> Iterator[tuple[Any, Any]]:
+    """Parts of boxes (..., 4) and of what is computed of them, with an axis before the last.
+
+    On the CPU these are few boxes at a time, so that next to nothing but the result is allocated.
+    """
+    if boxes.ndim == 1:
+        yield boxes[None], result[None]
+    elif boxes.size <= 4 * _BLOCK or backend.current_gpu() is not None:
+        yield boxes, result
+    else:
+        longest = max(range(boxes.ndim - 1), key=boxes.shape.__getitem__)
+        boxes, result = (backend.xp.moveaxis(array, longest, 0) for array in (boxes, result))
+        step = max(_BLOCK * len(boxes) // (boxes.size // 4), 1)
+        for begin in range(0, len(boxes), step):
+            yield boxes[begin : begin + step], result[begin : begin + step]
 
 
 def _dtypes_of_conversion(native: Any, in_fmt: str, out_fmt: str) -> tuple[Any, Any]:
@@ -475,6 +484,25 @@ def _limits(native: Any, size: Any) -> Any:
         return np.asarray([width, height, width, height]).astype(native.dtype)
 
 
+def _numbers_of_big(boxes: Any, min_size: float, backend: Any) -> Any:
+    """`remove_small_boxes` of a native array."""
+    xp = backend.xp
+    if len(boxes) <= _BLOCK or backend.current_gpu() is not None:
+        return backend.copy(xp.flatnonzero(_are_big(boxes, min_size)).astype("int64", copy=False))
+    # On the CPU a block of boxes at a time: of each box one bit is kept until the length of the result is known.
+    bits, count = [], 0
+    for begin in range(0, len(boxes), _BLOCK):
+        big = _are_big(boxes[begin : begin + _BLOCK], min_size)
+        bits.append(xp.packbits(big))
+        count += int(xp.count_nonzero(big))
+    numbers, end = backend.empty((count,), "int64"), 0
+    for block, some in enumerate(bits):
+        found = xp.flatnonzero(xp.unpackbits(some).view("?"))
+        begin, end = end, end + len(found)
+        xp.add(found, block * _BLOCK, out=numbers[begin:end])
+    return numbers
+
+
 def _are_big(boxes: Any, min_size: float) -> Any:
     """Whether each box has no side below `min_size`."""
     boxes = boxes.astype(working_dtype(boxes), copy=False)
@@ -525,8 +553,8 @@ def _check_format(fmt: Any, name: str) -> None:
     one_of(fmt, name, _FORMATS)
 
 
-def _pair(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, Any, Any]:
-    """Corners and areas of both sets, checked and in working precision."""
+def _checked_sets(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any]:
+    """Both sets as native arrays, with leading dimensions that broadcast."""
     _check_format(fmt, "fmt")
     sets = backend.asarray(boxes1, "boxes1"), backend.asarray(boxes2, "boxes2")
     for native, name in zip(sets, ("boxes1", "boxes2"), strict=True):
@@ -537,21 +565,14 @@ def _pair(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, A
     for one, two in zip(batch1[::-1], batch2[::-1], strict=False):
         if one != two and 1 not in (one, two):
             raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, got {batch1} and {batch2}")
-    dtype = working_dtype(*sets)
-    first, second = (native.astype(dtype, copy=False) for native in sets)
-    return (
-        _corners(first, fmt, backend),
-        _area(first, fmt, backend),
-        _corners(second, fmt, backend),
-        _area(second, fmt, backend),
-    )
+    return sets
 
 
-def _corners(boxes: Any, fmt: str, backend: Any) -> Any:
-    if fmt == "xyxy":
-        return boxes
-    with backend.ignore_fp_errors():
-        return backend.xp.stack([*_columns(boxes, fmt, "xyxy")], -1)
+def corners_and_area(boxes: Any, fmt: str, dtype: str, xp: Any) -> tuple[Any, Any]:
+    """Corners and area of each box, computed in the dtype of this type code."""
+    boxes = boxes.astype(dtype, copy=False)
+    corners = boxes if fmt == "xyxy" else xp.stack([*_columns(boxes, fmt, "xyxy")], -1)
+    return corners, area_of(boxes, fmt)
 
 
 def _corners_of_axis(first: Any, second: Any, fmt: str) -> tuple[Any, Any]:
@@ -561,8 +582,3 @@ def _corners_of_axis(first: Any, second: Any, fmt: str) -> tuple[Any, Any]:
         return first, first + second
     low, high = corners_of_centre(first, second)
     return low, high
-
-
-def _area(boxes: Any, fmt: str, backend: Any) -> Any:
-    with backend.ignore_fp_errors():
-        return area_of(boxes, fmt)

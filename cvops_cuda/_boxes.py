@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cvops._boxes import corners_and_area
+from cvops._checks import working_dtype
+
 from ._constants import BOXES
-from ._device import Array, contiguous, empty, launch, xp
+from ._device import Array, contiguous, empty, ignore_fp_errors, launch, xp
 
 _IOU, _GENERALIZED, _DISTANCE, _COMPLETE = range(4)  # as in kernels/boxes.cu
 
@@ -25,29 +28,31 @@ class BoxPairs(NamedTuple):
     result: Array
 
 
-def box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array) -> Array:
-    return _measure(_IOU, boxes1, area1, boxes2, area2, 0.0)
+def box_iou(boxes1: Array, boxes2: Array, fmt: str) -> Array:
+    return _measure(_IOU, boxes1, boxes2, fmt, 0.0)
 
 
-def generalized_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array) -> Array:
-    return _measure(_GENERALIZED, boxes1, area1, boxes2, area2, 0.0)
+def generalized_box_iou(boxes1: Array, boxes2: Array, fmt: str) -> Array:
+    return _measure(_GENERALIZED, boxes1, boxes2, fmt, 0.0)
 
 
-def distance_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
-    return _measure(_DISTANCE, boxes1, area1, boxes2, area2, eps)
+def distance_box_iou(boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
+    return _measure(_DISTANCE, boxes1, boxes2, fmt, eps)
 
 
-def complete_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
-    return _measure(_COMPLETE, boxes1, area1, boxes2, area2, eps)
+def complete_box_iou(boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
+    return _measure(_COMPLETE, boxes1, boxes2, fmt, eps)
 
 
-def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
-    """Corners (..., N, 4) and (..., M, 4) and areas (..., N) and (..., M) of one dtype -> (..., N, M)."""
+def _measure(kind: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
+    """Boxes (..., N, 4) and (..., M, 4) -> (..., N, M) in working precision."""
     batch = np.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
-    dtype = boxes1.dtype.char
+    dtype = working_dtype(boxes1, boxes2)
     result = empty((*batch, n, m), dtype)
     if result.size:
+        with ignore_fp_errors():
+            (boxes1, area1), (boxes2, area2) = (corners_and_area(each, fmt, dtype, xp) for each in (boxes1, boxes2))
         record = BoxPairs(
             _of_batches(boxes1, (*batch, n, 4)),
             _of_batches(area1, (*batch, n)),

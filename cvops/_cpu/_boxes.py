@@ -1,55 +1,72 @@
-"""Pairwise box measures: one pass over the pairs, nothing stored but the result and a tile of 1 024 columns."""
+"""Pairwise box measures: one pass over the pairs, nothing stored but the result and some of the boxes at a time."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 
+from .._boxes import corners_and_area
+from .._checks import working_dtype
 from . import _threads
 from ._jit import jit
-from ._memory import Array, contiguous, empty
+from ._memory import Array, contiguous, empty, parts, with_axes
 
 # Which measure `_pairs` computes.
 _IOU, _GENERALIZED, _DISTANCE, _COMPLETE = range(4)
+# Boxes of either set whose corners and areas are in memory at a time: 30 MB at most.
+_BOXES = 1 << 17
 
 
-def box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array) -> Array:
-    return _measure(_IOU, boxes1, area1, boxes2, area2, 0.0)
+def box_iou(boxes1: Array, boxes2: Array, fmt: str) -> Array:
+    return _measure(_IOU, boxes1, boxes2, fmt, 0.0)
 
 
-def generalized_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array) -> Array:
-    return _measure(_GENERALIZED, boxes1, area1, boxes2, area2, 0.0)
+def generalized_box_iou(boxes1: Array, boxes2: Array, fmt: str) -> Array:
+    return _measure(_GENERALIZED, boxes1, boxes2, fmt, 0.0)
 
 
-def distance_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
-    return _measure(_DISTANCE, boxes1, area1, boxes2, area2, eps)
+def distance_box_iou(boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
+    return _measure(_DISTANCE, boxes1, boxes2, fmt, eps)
 
 
-def complete_box_iou(boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
-    return _measure(_COMPLETE, boxes1, area1, boxes2, area2, eps)
+def complete_box_iou(boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
+    return _measure(_COMPLETE, boxes1, boxes2, fmt, eps)
 
 
-def _measure(kind: int, boxes1: Array, area1: Array, boxes2: Array, area2: Array, eps: float) -> Array:
-    """Corners (..., N, 4) and (..., M, 4) and areas (..., N) and (..., M) of one dtype -> (..., N, M)."""
+def _measure(kind: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
+    """Boxes (..., N, 4) and (..., M, 4) -> (..., N, M) in working precision."""
     batch = np.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
-    n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
-    dtype = boxes1.dtype.char
+    n, m, dtype = boxes1.shape[-2], boxes2.shape[-2], working_dtype(boxes1, boxes2)
     result = empty((*batch, n, m), dtype)
-
-    _threads.run(
-        _pairs,
-        size * n,
-        kind,
-        _of_batches(boxes1, batch, (n, 4)),
-        _of_batches(area1, batch, (n,)),
-        _of_batches(boxes2, batch, (m, 4)),
-        _of_batches(area2, batch, (m,)),
-        eps,
-        result.reshape(size, n, m),
-        nanoseconds=0.15 * size * n * m,
-    )
+    flat = result.reshape(math.prod(batch), n, m)
+    sets = with_axes(boxes1, len(batch) + 2), with_axes(boxes2, len(batch) + 2)
+    for begin, shape, (some1, some2) in parts(batch, sets, max(_BOXES // max(n + m, 1), 1)):
+        size = math.prod(shape)
+        for row, column in itertools.product(range(0, n, _BOXES), range(0, m, _BOXES)):
+            rows, columns = some1[..., row : row + _BOXES, :], some2[..., column : column + _BOXES, :]
+            pairs = rows.shape[-2] * columns.shape[-2]
+            _threads.run(
+                _pairs,
+                size * rows.shape[-2],
+                kind,
+                *_corners_and_area(rows, fmt, dtype, shape),
+                *_corners_and_area(columns, fmt, dtype, shape),
+                eps,
+                (begin, row, column),
+                flat,
+                nanoseconds=0.15 * size * pairs,
+            )
     return result
+
+
+def _corners_and_area(boxes: Array, fmt: str, dtype: str, batch: tuple[int, ...]) -> tuple[Array, Array]:
+    """Corners and area of each box, of all batches, as kernels take them."""
+    with np.errstate(all="ignore"):
+        corners, area = corners_and_area(boxes, fmt, dtype, np)
+    length = boxes.shape[-2]
+    return _of_batches(corners, batch, (length, 4)), _of_batches(area, batch, (length,))
 
 
 def _of_batches(array: Array, batch: tuple[int, ...], shape: tuple[int, ...]) -> Array:
@@ -63,8 +80,8 @@ _TILE = 1024
 
 
 @jit
-def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, epsilon, result):
-    """Rows [begin, end) of the result, all batches counted through.
+def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, epsilon, origin, result):
+    """Rows [begin, end) of the boxes, all batches counted through; the first pair is at `origin` in the result.
 
     The loops over a tile are one for each term, without a branch and in this very function: else they stay scalar.
     """
@@ -88,7 +105,8 @@ def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, epsilon, result):
             for i in range(first, last):
                 x1, y1, x2, y2 = boxes1[batch, i, 0], boxes1[batch, i, 1], boxes1[batch, i, 2], boxes1[batch, i, 3]
                 area = area1[batch, i]
-                out = result[batch, i, left : left + width]
+                at = origin[2] + left
+                out = result[origin[0] + batch, origin[1] + i, at : at + width]
                 for j in range(width):
                     inter = max(min(x2, X2[j]) - max(x1, X1[j]), zero) * max(min(y2, Y2[j]) - max(y1, Y1[j]), zero)
                     out[j] = inter / ((area + areas[j]) - inter)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,12 @@ from .._checks import working_dtype
 from .._decode import result_dtype
 from . import _threads
 from ._jit import jit
-from ._memory import Array, cast, contiguous, empty
+from ._memory import Array, contiguous, empty, parts, with_axes
 from ._simd import WIDTH, full, load, load_every_fourth, store, store_every_fourth
 from ._simd_math import add, at_most, divide, exp, log, multiply, subtract
+
+# Rows that are copied at a time where kernels cannot read or write the caller's: 50 MB at most.
+_ROWS = 1 << 19
 
 
 def decode_boxes(deltas: Array, anchors: Array, weights: list[float], clip: float | None) -> Array:
@@ -31,28 +35,43 @@ def encode_boxes(boxes: Array, anchors: Array, weights: list[float]) -> Array:
 def _by_anchors(kernel: Callable[..., None], values: Array, anchors: Array, weights: list[float], clip: float) -> Array:
     dtype = working_dtype(values, anchors)
     shape = np.broadcast_shapes(values.shape, anchors.shape)
-    result_type, length = np.dtype(result_dtype(values)).char, math.prod(shape[:-1])
-    if values.shape != shape:
-        values = np.broadcast_to(values, shape)
-    rows, repeats = _rows_and_repeats(anchors.shape[:-1], shape[:-1])
-    if rows is None:
-        anchors, rows, repeats = np.broadcast_to(anchors, shape), length, 1
-    result = empty(shape, dtype)
     with np.errstate(all="ignore"):  # weights and clips beyond float32 become infinite
         numbers = np.array([*weights, clip], dtype)
     numbers.setflags(write=False)
-    _threads.run(
-        kernel,
-        length,
-        _flat(values, dtype),
-        _flat(anchors, dtype),
-        rows,
-        repeats,
-        numbers,
-        result.reshape(-1),
-        nanoseconds=4 * length,
-    )
-    return cast(result, result_type)
+    if values.shape != shape:
+        values = np.broadcast_to(values, shape)
+    if _rows_and_repeats(anchors.shape[:-1], shape[:-1])[0] is None:
+        anchors = np.broadcast_to(anchors, shape)
+    anchors = with_axes(anchors, len(shape))
+
+    def compute(length: int, some_values: Array, some_anchors: Array, result: Array) -> None:
+        rows, repeats = _rows_and_repeats(some_anchors.shape[:-1], some_values.shape[:-1])
+        flat = _flat(some_values, dtype), _flat(some_anchors, dtype)
+        _threads.run(kernel, length, *flat, rows, repeats, numbers, result, nanoseconds=4 * length)
+
+    return _computed(compute, shape, (values, anchors), dtype, result_dtype(values))
+
+
+def _computed(
+    compute: Callable[..., None], shape: tuple[int, ...], arrays: tuple[Array, ...], dtype: str, of_result: Any
+) -> Array:
+    """What compute(rows, *arrays, result) writes into `result`, flat and of type code `dtype`, as boxes of `of_result`.
+
+    Rows are computed in parts where they have to be copied before or after.
+    """
+    result = empty(shape, np.dtype(of_result).char)
+    flat, same = result.reshape(-1), result.dtype.char == dtype
+    lie_right = same and all(array.flags.c_contiguous and array.dtype.char == dtype for array in arrays)
+    rows = math.prod(shape[:-1])
+    for begin, some_shape, some in parts(shape[:-1], arrays, rows if lie_right else _ROWS):
+        length = math.prod(some_shape)
+        into = flat[4 * begin : 4 * (begin + length)]
+        values = into if same else np.empty(len(into), dtype)
+        compute(length, *some, values)
+        if not same:
+            with np.errstate(all="ignore"):  # what is too large for float16 becomes infinite
+                into[:] = values
+    return result
 
 
 def _flat(array: Array, dtype: str) -> Array:
@@ -157,11 +176,14 @@ def _anchors_of(row, width, anchors, rows, repeats, some):
 
 def distance_to_boxes(points: Array, distances: Array) -> Array:
     dtype = working_dtype(points, distances)
-    boxes, rows = empty(distances.shape, dtype), len(points)
-    length = math.prod(distances.shape[:-1])
-    of_points, of_distances = _flat(points, dtype), _flat(distances, dtype)
-    _threads.run(_around, length, of_points, of_distances, rows, boxes.reshape(-1), nanoseconds=2 * length)
-    return cast(boxes, np.dtype(result_dtype(distances)).char)
+
+    def compute(length: int, some_points: Array, some_distances: Array, result: Array) -> None:
+        of_points, of_distances = _flat(some_points, dtype), _flat(some_distances, dtype)
+        rows = len(of_points) // 2
+        _threads.run(_around, length, of_points, of_distances, rows, result, nanoseconds=2 * length)
+
+    arrays = with_axes(points, distances.ndim), distances
+    return _computed(compute, distances.shape, arrays, dtype, result_dtype(distances))
 
 
 @jit
@@ -178,11 +200,13 @@ def _around(begin, end, points, distances, rows, boxes):
 
 def scale_boxes(boxes: Array, fit: Fit) -> Array:
     dtype = working_dtype(boxes)
-    scaled, length = empty(boxes.shape, dtype), math.prod(boxes.shape[:-1])
     with np.errstate(all="ignore"):
         paddings, gains = (np.array([*pair[::-1]] * (WIDTH // 2), dtype) for pair in (fit.padding, fit.gain))
-    _threads.run(_move, length, _flat(boxes, dtype), paddings, gains, scaled.reshape(-1), nanoseconds=2 * length)
-    return cast(scaled, np.dtype(result_dtype(boxes)).char)
+
+    def compute(length: int, some: Array, result: Array) -> None:
+        _threads.run(_move, length, _flat(some, dtype), paddings, gains, result, nanoseconds=2 * length)
+
+    return _computed(compute, boxes.shape, (boxes,), dtype, result_dtype(boxes))
 
 
 @jit

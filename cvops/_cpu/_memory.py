@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,14 +42,29 @@ def copy(array: Array) -> Array:
     return result
 
 
-def cast(array: Array, dtype: str) -> Array:
-    """`array` in type code `dtype`: itself where it is so already, else in new memory, aligned as a result is."""
-    if array.dtype.char == dtype:
-        return array
-    result = empty(array.shape, dtype)
-    with np.errstate(all="ignore"):  # what is too large for float16 becomes infinite
-        result[...] = array
-    return result
+def with_axes(array: Array, number: int) -> Array:
+    """`array` with so many dimensions, of which the first are new."""
+    return array if array.ndim == number else array.reshape((1,) * (number - array.ndim) + array.shape)
+
+
+def parts(
+    shape: tuple[int, ...], arrays: tuple[Array, ...], most: int, begin: int = 0
+) -> Iterator[tuple[int, tuple[int, ...], tuple[Array, ...]]]:
+    """(number of the first item, shape, arrays) of parts of at most `most` items: of all, in their order in memory.
+
+    The first axes of each array broadcast to `shape`, and have as many dimensions.
+    """
+    if math.prod(shape) <= most:
+        yield begin, shape, arrays
+        return
+    axis = next(axis for axis, length in enumerate(shape) if length > 1)
+    inner = math.prod(shape[axis + 1 :])
+    step = max(most // inner, 1)
+    for first in range(0, shape[axis], step):
+        length = min(step, shape[axis] - first)
+        place = (*(slice(None),) * axis, slice(first, first + length))
+        some = tuple(array if array.shape[axis] == 1 else array[place] for array in arrays)
+        yield from parts((*shape[:axis], length, *shape[axis + 1 :]), some, most, begin + first * inner)
 
 
 @jit  # because reading the address from Python takes 1 us longer

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _box_formulas, _boxes
-from .._checks import INTEGERS, check_batched_boxes, number
+from .._box_formulas import area_of
+from .._checks import INTEGERS, check_batched_boxes, number, working_dtype
 from ._traced import TRACED, Array, array_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def box_area(boxes: Array, fmt: Format = "xyxy") -> jax.Array:
     _boxes._check_format(fmt, "fmt")
     native = array_of(boxes, "boxes")
     check_batched_boxes(native, "boxes")
-    return _boxes._area(_real(native), fmt, TRACED)
+    return area_of(_real(native), fmt)
 
 
 def box_iou(boxes1: Array, boxes2: Array, fmt: Format = "xyxy") -> jax.Array:
@@ -262,5 +263,7 @@ def _pair(boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any, Any, Any]:
     sets = array_of(boxes1, "boxes1"), array_of(boxes2, "boxes2")
     for native, name in zip(sets, ("boxes1", "boxes2"), strict=True):
         check_batched_boxes(native, name)
-    one, area1, two, area2 = _boxes._pair(TRACED, _real(sets[0]), _real(sets[1]), fmt)
+    sets = _boxes._checked_sets(TRACED, _real(sets[0]), _real(sets[1]), fmt)
+    dtype = working_dtype(*sets)
+    (one, area1), (two, area2) = (_boxes.corners_and_area(boxes, fmt, dtype, jnp) for boxes in sets)
     return one[..., :, None, :], two[..., None, :, :], area1[..., :, None], area2[..., None, :]
