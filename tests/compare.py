@@ -27,6 +27,17 @@ def close(got, want, like):
         _require(error <= TOLERANCES[got.dtype.name], f"values (error {error})", got, want)
 
 
+def same_in_parts(monkeypatch, module, name, function, *args, **options):
+    """Raise unless results have the same bits when the limit of this name, of what is computed at a time, is small."""
+    whole = function(*args, **options)
+    for most in (1, 3, 8):
+        monkeypatch.setattr(module, name, most)
+        got = function(*args, **options)
+        _require(got.dtype == whole.dtype and got.shape == whole.shape, "form", got, whole)
+        _require(got.tobytes() == whole.tobytes(), f"bits in parts of {most}", got, whole)
+    monkeypatch.undo()
+
+
 def _of_one_form(got, want, like):
     """Both as NumPy arrays, `want` in the dtype that the library of `like` has for its own."""
     library = np.ndarray if isinstance(like, np.ndarray) else type(like)

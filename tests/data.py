@@ -149,3 +149,9 @@ TINY = Case((1, 1, 50, 50), 1, 7, 1 / 4)
 POSITION_SENSITIVE = Case((1, 1029, 38, 63), 300, 7, 1 / 16)
 SMALL = [Case((1, 32, 50, 76), 64, 7, 1 / 16, 2)]
 SMALL_POSITION_SENSITIVE = Case((1, 98, 38, 63), 64, 7, 1 / 16)
+
+
+def layouts(array):
+    """The same numbers, and those from behind, as they may lie in memory."""
+    twice = np.repeat(array, 2, -1)
+    return array, np.asfortranarray(array), twice[..., ::2], array[::-1][..., ::-1]

@@ -263,6 +263,46 @@ def test_box_convert_allocates_little_but_its_result(in_fmt, out_fmt, shape, dty
     assert peak < 1.2 * result.nbytes + 2**20
 
 
+# -------------------------------------------------------------------------------------------------- very many boxes
+# On the CPU they are computed in parts. Here parts are small, and results have the bits that they have as a whole.
+
+
+@pytest.mark.parametrize("name", ["box_iou", "complete_box_iou"])
+@pytest.mark.parametrize("fmt", ["xyxy", "cxcywh"])
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i4"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((9,), (1,)), ((1,), (9,)), ((7,), (6,)), ((9, 1), (9, 1)), ((9, 1), (1, 1)), ((2, 5), (2, 4)), ((2, 5), (4,)),
+        ((4, 1, 3), (5, 2)), ((1, 4, 3), (2, 4, 11)), ((0,), (9,)), ((2, 0, 3), (9,)),
+    ],
+)  # fmt: skip
+def test_measures_in_parts(monkeypatch, name, fmt, dtype, one, other):
+    from cvops._cpu import _boxes as kernels
+
+    sets = some_boxes(*one).astype(dtype), some_boxes(*other, seed=1).astype(dtype)
+    for boxes1, boxes2 in zip(*map(data.layouts, sets), strict=True):
+        compare.same_in_parts(monkeypatch, kernels, "_BOXES", getattr(cvops, name), boxes1, boxes2, fmt=fmt)
+
+
+@every_format
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i4"])
+@pytest.mark.parametrize("shape", [(9,), (2, 3), (9, 1, 2), (2, 0, 3), ()])
+def test_area_and_conversion_in_parts(monkeypatch, fmt, dtype, shape):
+    for boxes in data.layouts(some_boxes(*shape).astype(dtype)):
+        compare.same_in_parts(monkeypatch, _boxes, "_BLOCK", cvops.box_area, boxes, fmt)
+        for other in FORMATS:
+            compare.same_in_parts(monkeypatch, _boxes, "_BLOCK", cvops.box_convert, boxes, fmt, other)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i4"])
+@pytest.mark.parametrize("length", [0, 1, 9, 40])
+def test_small_boxes_in_parts(monkeypatch, dtype, length):
+    for boxes in data.layouts(some_boxes(length).astype(dtype)):
+        for size in (0, 8, 100):
+            compare.same_in_parts(monkeypatch, _boxes, "_BLOCK", cvops.remove_small_boxes, boxes, size)
+
+
 # --------------------------------------------------------------------------------- clip_boxes_to_image
 
 

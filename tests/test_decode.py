@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import cvops
-from tests import compare, strategies
+from tests import compare, data, strategies
 from tests import reference_decode as reference
 from tests.libraries import to_numpy
 
@@ -280,6 +280,49 @@ def test_degenerate_anchors_are_no_warning(ops):
         nan = np.full((1, 4), math.nan, np.float32)
         assert np.isnan(ops.decode_boxes(nan, ANCHORS[:1])).all()
         assert np.isnan(ops.decode_boxes(DELTAS[:1], nan)).all()
+
+
+# ------------------------------------------------------------------------------------------------------- very many
+# On the CPU, what kernels cannot read or write where it lies is copied in parts. Results have the bits of the whole.
+
+every_dtype = pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i4"])
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["decode_boxes", "encode_boxes"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((40,), (40,)), ((40,), (1,)), ((1,), (40,)), ((3, 20), (20,)), ((20, 3), (20, 1)), ((2, 5, 4), (2, 1, 4)),
+        ((2, 1, 4), (1, 5, 1)), ((5, 4), (3, 1, 4)), ((0,), (1,)), ((2, 0), (2, 1)), ((), ()),
+    ],
+)  # fmt: skip
+def test_coding_in_parts(monkeypatch, name, dtype, one, other):
+    from cvops._cpu import _decode as kernels
+
+    of_values, of_anchors = some(*one)[name == "decode_boxes"].astype(dtype), some(*other, seed=1)[0].astype(dtype)
+    for values in data.layouts(of_values):
+        for anchors in data.layouts(of_anchors):
+            compare.same_in_parts(monkeypatch, kernels, "_ROWS", getattr(cvops, name), values, anchors)
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(40,), (3, 20), (2, 3, 5), (0,), (2, 0)])
+def test_distances_in_parts(monkeypatch, dtype, shape):
+    from cvops._cpu import _decode as kernels
+
+    points = some(shape[-1], seed=1)[0].astype(dtype)[:, :2]
+    for distances in data.layouts(some(*shape)[0].astype(dtype)):
+        compare.same_in_parts(monkeypatch, kernels, "_ROWS", cvops.distance_to_boxes, points, distances)
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(40,), (3, 20), (2, 3, 5), (2, 0)])
+def test_scaling_in_parts(monkeypatch, dtype, shape):
+    from cvops._cpu import _decode as kernels
+
+    for boxes in data.layouts(some(*shape)[0].astype(dtype)):
+        compare.same_in_parts(monkeypatch, kernels, "_ROWS", cvops.scale_boxes, boxes, (9, 7), (30, 20))
 
 
 # ----------------------------------------------------------------------------------------------------- torchvision
