@@ -489,15 +489,11 @@ def _numbers_of_big(boxes: Any, min_size: float, backend: Any) -> Any:
     xp = backend.xp
     if len(boxes) <= _BLOCK or backend.current_gpu() is not None:
         return backend.copy(xp.flatnonzero(_are_big(boxes, min_size)).astype("int64", copy=False))
-    # On the CPU a block of boxes at a time: of each box one bit is kept until the length of the result is known.
-    bits, count = [], 0
-    for begin in range(0, len(boxes), _BLOCK):
-        big = _are_big(boxes[begin : begin + _BLOCK], min_size)
-        bits.append(xp.packbits(big))
-        count += int(xp.count_nonzero(big))
-    numbers, end = backend.empty((count,), "int64"), 0
-    for block, some in enumerate(bits):
-        found = xp.flatnonzero(xp.unpackbits(some).view("?"))
+    # On the CPU a block of boxes at a time: of each box one byte is kept until the length of the result is known.
+    blocks = [_are_big(boxes[begin : begin + _BLOCK], min_size) for begin in range(0, len(boxes), _BLOCK)]
+    numbers, end = backend.empty((sum(map(int, map(xp.count_nonzero, blocks))),), "int64"), 0
+    for block, big in enumerate(blocks):
+        found = xp.flatnonzero(big)
         begin, end = end, end + len(found)
         xp.add(found, block * _BLOCK, out=numbers[begin:end])
     return numbers

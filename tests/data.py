@@ -151,7 +151,7 @@ SMALL = [Case((1, 32, 50, 76), 64, 7, 1 / 16, 2)]
 SMALL_POSITION_SENSITIVE = Case((1, 98, 38, 63), 64, 7, 1 / 16)
 
 
-def layouts(array):
+def layouts(array: Any) -> tuple[Any, ...]:
     """The same numbers, and those from behind, as they may lie in memory."""
     twice = np.repeat(array, 2, -1)
     return array, np.asfortranarray(array), twice[..., ::2], array[::-1][..., ::-1]

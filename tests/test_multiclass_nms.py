@@ -329,6 +329,24 @@ def test_the_composition_of_older_operators(ops, threads, monkeypatch, layout, o
         assert list(zip(*map(np.ndarray.tolist, got), strict=True)) == want
 
 
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score_threshold": 0.5}, {"multi_label": False}, {"max_candidates": 9, "max_output": 5, "padded": True},
+        {"objectness": np.linspace(0, 1, 5 * 8, dtype="f2").reshape(5, 8), "class_agnostic": True},
+    ],
+)  # fmt: skip
+def test_images_of_16_bits_in_parts(monkeypatch, layout, options):
+    """On the CPU some images at a time are widened."""
+    from cvops._cpu import _multiclass_nms
+
+    boxes, scores = some(5, 8, 3, "f2")
+    for images in (1, 2, 4, 5):
+        monkeypatch.setattr(_multiclass_nms, "_WIDENED", images * 8 * 3)
+        check(boxes, LAYOUTS[layout](scores), 0.4, **options)
+
+
 def test_onnx_runtime_finds_the_same(onnxruntime):
     onnx = libraries.require("onnx")
     boxes, scores = some(2, 300, 6)

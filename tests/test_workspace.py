@@ -160,9 +160,40 @@ def many_boxes(count):
         measure(f"box_convert {dtype}", (boxes[:1], "xyxy", "xywh"), cvops.box_convert, boxes, "xyxy", "xywh")
 
 
+def many_pairs(count):
+    base = np.tile(np.array([[-4, 0, 64, 64], [1, 2, 3, 4]], np.float32), (count // 2, 1))
+    for form in ("f8", "f2", "i8", "strided f4"):
+        boxes = base.astype(form[-2:])
+        if form.startswith("strided"):
+            boxes = np.repeat(boxes, 2, 1)[:, ::2]
+        one, few = boxes[:1], boxes[:2]
+
+        def compare(name, few, function, *args, form=form, **options):
+            measure(f"{name} {form}", few, function, *args, **options)
+
+        compare("box_area", (few,), cvops.box_area, boxes)
+        for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
+            measured = getattr(cvops, name)
+            compare(name + " with one", (few, one), measured, boxes, one, fmt="cxcywh")
+            compare(name + " of one", (one, few), measured, one, boxes, fmt="cxcywh")
+            compare(name + " of pairs", (few[:, None], few[:, None]), measured, boxes[:, None], boxes[:, None])
+        for name in ("decode_boxes", "encode_boxes"):
+            compare(name, (few, few), getattr(cvops, name), boxes, boxes)
+            compare(name + " with one", (few, one), getattr(cvops, name), boxes, one)
+            compare(name + " of one", (one, few), getattr(cvops, name), one, boxes)
+        compare("distance_to_boxes", (few[:, :2], few), cvops.distance_to_boxes, boxes[:, :2], boxes)
+        compare("scale_boxes", (few, (8, 8), (9, 9)), cvops.scale_boxes, boxes, (8, 8), (9, 9))
+    boxes = np.tile(base.astype("f2"), (3, 1))
+    measure("remove_small_boxes, none", (boxes[:1], 1), cvops.remove_small_boxes, boxes, 1)
+    scores = np.zeros((40, 200, count // 1000), np.float16)  # of 40 images
+    few = np.zeros((1, 2, 4), np.float32), scores[:1, :2], 0.5
+    all_boxes = np.zeros((40, 200, 4), np.float32)
+    measure("multiclass_nms", few, cvops.multiclass_nms, all_boxes, scores, 0.5, score_threshold=0.5)
+
+
 cases = {
-    "convolutions": convolutions, "many_boxes": many_boxes, "many_masks": many_masks, "many_rois": many_rois,
-    "other_rois": other_rois, "sixteen_bits": sixteen_bits,
+    "convolutions": convolutions, "many_boxes": many_boxes, "many_masks": many_masks, "many_pairs": many_pairs,
+    "many_rois": many_rois, "other_rois": other_rois, "sixteen_bits": sixteen_bits,
 }
 cases[sys.argv[1]](int(sys.argv[2]))
 """
@@ -195,6 +226,13 @@ def test_very_many_rois_of_other_forms():
 def test_very_many_boxes():
     own = peaks("many_boxes", 5_000_000)
     assert len(own) == 9
+    assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
+
+
+@pytest.mark.slow
+def test_very_many_pairs():
+    own = peaks("many_pairs", 3_000_000)
+    assert len(own) == 4 * 21 + 2
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
 
 

@@ -42,29 +42,29 @@ def _measure(kind: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> A
     result = empty((*batch, n, m), dtype)
     flat = result.reshape(math.prod(batch), n, m)
     sets = with_axes(boxes1, len(batch) + 2), with_axes(boxes2, len(batch) + 2)
-    for begin, shape, (some1, some2) in parts(batch, sets, max(_BOXES // max(n + m, 1), 1)):
-        size = math.prod(shape)
-        for row, column in itertools.product(range(0, n, _BOXES), range(0, m, _BOXES)):
-            rows, columns = some1[..., row : row + _BOXES, :], some2[..., column : column + _BOXES, :]
-            pairs = rows.shape[-2] * columns.shape[-2]
-            _threads.run(
-                _pairs,
-                size * rows.shape[-2],
-                kind,
-                *_corners_and_area(rows, fmt, dtype, shape),
-                *_corners_and_area(columns, fmt, dtype, shape),
-                eps,
-                (begin, row, column),
-                flat,
-                nanoseconds=0.15 * size * pairs,
-            )
+    with np.errstate(all="ignore"):
+        for begin, shape, (some1, some2) in parts(batch, sets, max(_BOXES // max(n + m, 1), 1)):
+            size = math.prod(shape)
+            for row, column in itertools.product(range(0, n, _BOXES), range(0, m, _BOXES)):
+                rows, columns = some1[..., row : row + _BOXES, :], some2[..., column : column + _BOXES, :]
+                pairs = rows.shape[-2] * columns.shape[-2]
+                _threads.run(
+                    _pairs,
+                    size * rows.shape[-2],
+                    kind,
+                    *_corners_and_area(rows, fmt, dtype, shape),
+                    *_corners_and_area(columns, fmt, dtype, shape),
+                    eps,
+                    (begin, row, column),
+                    flat,
+                    nanoseconds=0.15 * size * pairs,
+                )
     return result
 
 
 def _corners_and_area(boxes: Array, fmt: str, dtype: str, batch: tuple[int, ...]) -> tuple[Array, Array]:
     """Corners and area of each box, of all batches, as kernels take them."""
-    with np.errstate(all="ignore"):
-        corners, area = corners_and_area(boxes, fmt, dtype, np)
+    corners, area = corners_and_area(boxes, fmt, dtype, np)
     length = boxes.shape[-2]
     return _of_batches(corners, batch, (length, 4)), _of_batches(area, batch, (length,))
 

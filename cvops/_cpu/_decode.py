@@ -40,14 +40,16 @@ def _by_anchors(kernel: Callable[..., None], values: Array, anchors: Array, weig
     numbers.setflags(write=False)
     if values.shape != shape:
         values = np.broadcast_to(values, shape)
-    if _rows_and_repeats(anchors.shape[:-1], shape[:-1])[0] is None:
-        anchors = np.broadcast_to(anchors, shape)
+    places = _rows_and_repeats(anchors.shape[:-1], shape[:-1])
+    if places[0] is None:
+        anchors, places = np.broadcast_to(anchors, shape), (math.prod(shape[:-1]), 1)
     anchors = with_axes(anchors, len(shape))
 
     def compute(length: int, some_values: Array, some_anchors: Array, result: Array) -> None:
-        rows, repeats = _rows_and_repeats(some_anchors.shape[:-1], some_values.shape[:-1])
+        whole = some_values is values
+        of_some = places if whole else _rows_and_repeats(some_anchors.shape[:-1], some_values.shape[:-1])
         flat = _flat(some_values, dtype), _flat(some_anchors, dtype)
-        _threads.run(kernel, length, *flat, rows, repeats, numbers, result, nanoseconds=4 * length)
+        _threads.run(kernel, length, *flat, *of_some, numbers, result, nanoseconds=4 * length)
 
     return _computed(compute, shape, (values, anchors), dtype, result_dtype(values))
 
@@ -65,7 +67,7 @@ def _computed(
     rows = math.prod(shape[:-1])
     for begin, some_shape, some in parts(shape[:-1], arrays, rows if lie_right else _ROWS):
         length = math.prod(some_shape)
-        into = flat[4 * begin : 4 * (begin + length)]
+        into = flat if length == rows else flat[4 * begin : 4 * (begin + length)]
         values = into if same else np.empty(len(into), dtype)
         compute(length, *some, values)
         if not same:

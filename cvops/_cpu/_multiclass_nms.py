@@ -10,6 +10,7 @@ suppress  the candidates of all images, as the classes of batched_nms
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ _PARTS = 16
 _FEW = 4096
 # Values of the histogram that finds the best candidates: the upper half of a key.
 _BUCKETS = 1 << 16
+# 16-bit scores that are widened at a time, unless one image has more: 32 MB.
+_WIDENED = 1 << 23
 
 
 def multiclass_nms(
@@ -98,6 +101,9 @@ def _ranked_candidates(
     if not of_32_bits or bits > 32:
         return _ranked_in_float64(scores, objectness, floors, most, multi_label, dtype)
     if scores.dtype.char != "f":
+        some = max(_WIDENED // (length * classes), 1)
+        if some < images:
+            return _ranked_in_parts(some, scores, objectness, score_threshold, most, multi_label, dtype)
         scores = scores.astype("f")  # in the same order in memory
     flat, origin, strides = _flat(scores)
     # The inner loop runs along the axis on which neighbours lie nearest.
@@ -149,6 +155,17 @@ def _ranked_candidates(
         nanoseconds=30 * int(totals.sum()),
     )
     return numbers, bounds
+
+
+def _ranked_in_parts(some: int, scores: Array, objectness: Array | None, *options: Any) -> tuple[Array, Array]:
+    """As `_ranked_candidates`, of so many images at a time."""
+    numbers, bounds = [], [np.zeros(1, np.int64)]
+    for begin in range(0, len(scores), some):
+        images = slice(begin, begin + some)
+        of_some, ends = _ranked_candidates(scores[images], None if objectness is None else objectness[images], *options)
+        numbers.append(of_some)
+        bounds.append(bounds[-1][-1] + ends[1:])
+    return np.concatenate(numbers), np.concatenate(bounds)
 
 
 def _floors(score_threshold: float | Array | None, scores: Array) -> Array | None:
