@@ -41,25 +41,32 @@ def _measure(kind: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> A
     n, m, dtype = boxes1.shape[-2], boxes2.shape[-2], working_dtype(boxes1, boxes2)
     result = empty((*batch, n, m), dtype)
     flat = result.reshape(math.prod(batch), n, m)
+    if len(flat) * (n + m) <= _BOXES:
+        _measure_some(kind, boxes1, boxes2, fmt, batch, eps, (0, 0, 0), flat)
+        return result
     sets = with_axes(boxes1, len(batch) + 2), with_axes(boxes2, len(batch) + 2)
-    with np.errstate(all="ignore"):
-        for begin, shape, (some1, some2) in parts(batch, sets, max(_BOXES // max(n + m, 1), 1)):
-            size = math.prod(shape)
-            for row, column in itertools.product(range(0, n, _BOXES), range(0, m, _BOXES)):
-                rows, columns = some1[..., row : row + _BOXES, :], some2[..., column : column + _BOXES, :]
-                pairs = rows.shape[-2] * columns.shape[-2]
-                _threads.run(
-                    _pairs,
-                    size * rows.shape[-2],
-                    kind,
-                    *_corners_and_area(rows, fmt, dtype, shape),
-                    *_corners_and_area(columns, fmt, dtype, shape),
-                    eps,
-                    (begin, row, column),
-                    flat,
-                    nanoseconds=0.15 * size * pairs,
-                )
+    for begin, shape, (some1, some2) in parts(batch, sets, max(_BOXES // max(n + m, 1), 1)):
+        for row, column in itertools.product(range(0, n, _BOXES), range(0, m, _BOXES)):
+            rows, columns = some1[..., row : row + _BOXES, :], some2[..., column : column + _BOXES, :]
+            _measure_some(kind, rows, columns, fmt, shape, eps, (begin, row, column), flat)
     return result
+
+
+def _measure_some(
+    kind: int,
+    rows: Array,
+    columns: Array,
+    fmt: str,
+    batch: tuple[int, ...],
+    eps: float,
+    origin: tuple[int, int, int],
+    result: Array,
+) -> None:
+    """Write the pairs of these boxes into `result` (number of batches, N, M), the first of them at `origin`."""
+    number, dtype = math.prod(batch) * rows.shape[-2], result.dtype.char
+    with np.errstate(all="ignore"):
+        sets = *_corners_and_area(rows, fmt, dtype, batch), *_corners_and_area(columns, fmt, dtype, batch)
+    _threads.run(_pairs, number, kind, *sets, eps, origin, result, nanoseconds=0.15 * number * columns.shape[-2])
 
 
 def _corners_and_area(boxes: Array, fmt: str, dtype: str, batch: tuple[int, ...]) -> tuple[Array, Array]:

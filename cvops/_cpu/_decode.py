@@ -63,11 +63,13 @@ def _computed(
     """
     result = empty(shape, np.dtype(of_result).char)
     flat, same = result.reshape(-1), result.dtype.char == dtype
-    lie_right = same and all(array.flags.c_contiguous and array.dtype.char == dtype for array in arrays)
     rows = math.prod(shape[:-1])
-    for begin, some_shape, some in parts(shape[:-1], arrays, rows if lie_right else _ROWS):
+    if same and all(array.flags.c_contiguous and array.dtype.char == dtype for array in arrays):
+        compute(rows, *arrays, flat)
+        return result
+    for begin, some_shape, some in parts(shape[:-1], arrays, _ROWS):
         length = math.prod(some_shape)
-        into = flat if length == rows else flat[4 * begin : 4 * (begin + length)]
+        into = flat[4 * begin : 4 * (begin + length)]
         values = into if same else np.empty(len(into), dtype)
         compute(length, *some, values)
         if not same:
