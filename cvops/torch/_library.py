@@ -109,9 +109,7 @@ def is_unwatched(*tensors: Tensor) -> bool:
     for tensor in tensors:
         if type(tensor) is not Tensor or tensor.dtype is not torch.float32 or not tensor.is_cpu:
             return False
-        if tensor.layout is not torch.strided or tensor.requires_grad or tensor.is_neg():
-            return False
-        if torch._is_functional_tensor(tensor):
+        if _has_more_than_values(tensor):
             return False
     return _nobody_looks_on()
 
@@ -121,11 +119,19 @@ def needs_only_the_kernel(*tensors: Tensor) -> bool:
     for tensor in tensors:
         if type(tensor) is not Tensor or tensor.dtype not in _FLOATS or not (tensor.is_cuda or tensor.is_cpu):
             return False
-        if tensor.layout is not torch.strided or tensor.requires_grad or tensor.is_neg():
-            return False
-        if torch._is_functional_tensor(tensor):
+        if _has_more_than_values(tensor):
             return False
     return _nobody_looks_on()
+
+
+def _has_more_than_values(tensor: Tensor) -> bool:
+    """Whether a tensor is sparse, recorded, or stands for others: the dispatcher has work to do then."""
+    return (
+        tensor.layout is not torch.strided
+        or tensor.requires_grad
+        or tensor.is_neg()
+        or torch._is_functional_tensor(tensor)
+    )
 
 
 def _nobody_looks_on() -> bool:
