@@ -107,8 +107,7 @@ def box_iou(boxes1: Array, boxes2: Array, fmt: Format = "xyxy") -> Any:
 
     Notes
     -----
-    Nothing of the size of the result is allocated but the result. The rows are shared among the threads. On a GPU: one
-    launch of a kernel that waits for nothing, after a few that find corners and areas.
+    Nothing of the size of the result is allocated but the result. On a GPU nothing waits for the device.
 
     Examples
     --------

@@ -89,14 +89,10 @@ def deform_conv2d(
     ``x <= -1`` or ``x >= W``, and so for an infinite offset. A NaN offset or mask makes the outputs NaN that it is for.
 
     Computed in float64 if any argument is float64, else in float32. The result is the same for any number of threads.
-    Besides inputs and output it takes at most 64 MB and a copy of the weight.
 
-    On a GPU nothing waits for the device. Launches: two, and two for each tile of output pixels, which has at most
-    16 Mi samples over all channels; one of these is a product by cuBLAS, or for torch tensors by torch, which shortens
-    float32 to TF32 only if ``torch.backends.cuda.matmul.allow_tf32`` is set. float16 and bfloat16 are multiplied by
-    tensor cores: samples are rounded to that dtype, sums are float32. It takes the samples of a tile, a copy of the
-    output in working precision, and copies of input and weight, of the input only if it does not lie channels-last. An
-    input of less than float64 beside a float64 argument is converted first.
+    On a GPU nothing waits for the device. Products are cuBLAS's, or for torch tensors torch's, which shortens float32
+    to TF32 only if ``torch.backends.cuda.matmul.allow_tf32`` is set. float16 and bfloat16 are multiplied by tensor
+    cores: samples are rounded to that dtype, sums are float32.
 
     References
     ----------
@@ -186,13 +182,8 @@ def deform_conv2d_backward(
     coordinates. A sample outside the input has no gradient for input, offset and mask. One with a NaN offset has none
     for the input, and NaN for offset, mask and weight.
 
-    Every sum is taken in a fixed order: the same bits on every run and for any number of threads. Besides arguments and
-    results it takes at most 64 MB and a copy of the weight.
-
-    On a GPU nothing waits for the device. Launches: three, and for each tile, of at most 16 Mi samples over all
-    channels, six and a radix sort; fewer if less is wanted. It takes the samples of a tile twice, once in working
-    precision, copies of input, weight and grad, the gradients of input and weight in working precision, and for that of
-    the input about 50 bytes for each pair of offsets of a tile and 8 for each pixel and group of offsets.
+    Every sum is taken in a fixed order: the same bits on every run and for any number of threads. On a GPU nothing
+    waits for the device.
 
     Examples
     --------

@@ -150,10 +150,8 @@ def multiclass_nms(
     whose limit is `max_per_class`, up to the order of rows, and TensorRT's EfficientNMS where its limit of 4 096
     candidates does not matter. The result is the same for any number of threads.
 
-    On CUDA there are a memset and four launches, whatever the data. With ``padded=True`` nothing is read back from the
-    device, and the call can be captured in a CUDA graph; else the host waits once, to read how many detections there
-    are. The workspace takes 16 bytes for each score, or where only the best class counts for each box (24 in float64),
-    and 9 for each of the `max_candidates` of each image, or for each score again.
+    On a GPU with ``padded=True`` nothing is read back from the device, and the call can be captured in a CUDA graph;
+    else the host waits once, to read how many detections there are.
 
     Examples
     --------

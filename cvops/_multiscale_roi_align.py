@@ -80,8 +80,8 @@ def multiscale_roi_align(
     The level of a box is ``floor(canonical_level + log2(sqrt(area) / canonical_scale) + 1e-6)``, no finer or coarser
     than the levels there are; if just that level is missing, it is the next coarser one. A box whose area is zero,
     negative or NaN is pooled from the finest level. Of maps of one scale the first takes the boxes. All levels are
-    pooled in one go into one result. The result is the same for any number of threads. On a GPU: one launch for up to
-    four maps, two for their gradients; nothing waits for the device.
+    pooled in one go into one result. The result is the same for any number of threads. On a GPU nothing waits for the
+    device.
 
     References
     ----------

@@ -112,16 +112,11 @@ def nms(
     float64, else in float32; a box goes when that number is greater than the threshold as a Python float. Boxes with a
     NaN coordinate, an infinite size or no area have no IoU above 0: they are kept and suppress nothing.
 
-    The result is the same for any number of threads. Memory is O(L). Time is near-linear in L for thresholds from 0.1
-    upwards. Below 0.1 each box is compared with the kept ones of better score that lie near it, found by comparing it
-    with the bounds of groups of them: 100 000 boxes that all stay take about a fifth of a second. Boxes whose area
-    underflows (below 2e-37 in float32) are each compared with all their like, at any threshold.
+    The result is the same for any number of threads. Memory is O(L); time is near-linear in L for thresholds from 0.1
+    upwards, and below that where few of the kept boxes lie near each other.
 
     On a GPU the call waits for the device once, to read how many boxes are kept; with ``padded=True`` nothing is read,
-    and the call can be captured in a CUDA graph. All launches are on the current stream (torch's for torch tensors),
-    and their number depends on L alone (below a threshold of 0.1 and from 1 on, on that too): one up to 1 024 boxes;
-    five and a memset up to 16 384; beyond, four and a memset, a radix sort, and three or four more for each further
-    16 384 boxes (for classes, one more and a second sort). Workspace: about 100 bytes for each box, and 18 MB at most.
+    and the call can be captured in a CUDA graph. All launches are on the current stream (torch's for torch tensors).
 
     References
     ----------

@@ -59,10 +59,9 @@ class FeaturePyramidNetwork(Parameters):
     ``layer_blocks.0.0.bias``, ``extra_blocks.p6.weight``, ... `load_state_dict` also takes the names of older
     checkpoints, ``inner_blocks.0.weight``. They are used in the dtype of the maps; 16-bit maps are computed in float32.
     A call on a GPU uploads them once for each GPU and dtype, and keeps the copies until `load_state_dict`; a CUDA graph
-    reads these copies, and has to be captured anew then. A convolution is one launch, and two more for each tile of its
-    output, one of them a product by cuBLAS that shortens nothing; nothing waits. For torch tensors it is torch's own,
-    which by default shortens float32 to TF32: results are then off by about 1e-3 of the largest. They are not with
-    ``torch.backends.cudnn.allow_tf32 = False``.
+    reads these copies, and has to be captured anew then. Nothing waits for the device. For torch tensors a convolution
+    is torch's own, which by default shortens float32 to TF32: results are then off by about 1e-3 of the largest. They
+    are not with ``torch.backends.cudnn.allow_tf32 = False``.
 
     References
     ----------

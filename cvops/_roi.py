@@ -83,7 +83,7 @@ def roi_align(
     Coordinates, weights and sums are float64 if an argument is float64, else float32. The result is the same for any
     number of threads.
 
-    On a GPU: one launch, no workspace, no wait. Maps that are neither contiguous nor channels-last are copied.
+    On a GPU nothing waits for the device.
 
     References
     ----------
@@ -143,7 +143,7 @@ def roi_align_backward(
     Notes
     -----
     A RoI that `roi_align` makes NaN contributes nothing. There is no gradient for boxes. Deterministic: the same bits
-    in every run and for any number of threads. On a GPU: two launches, no wait, 50 bytes of workspace for each RoI.
+    in every run and for any number of threads. On a GPU nothing waits for the device.
 
     Examples
     --------
@@ -220,7 +220,7 @@ def roi_pool(
     Corners are multiplied by the scale and rounded to whole cells, halves away from zero; the last cell is inside.
     Neighbouring bins share a cell where the size does not divide. A bin without cells is 0. A bin with a NaN is NaN,
     and its argmax the first NaN. A RoI with a corner that is NaN or infinite is NaN. The result is the same for any
-    number of threads. On a GPU: one launch, no workspace, no wait.
+    number of threads. On a GPU nothing waits for the device.
 
     References
     ----------
@@ -281,8 +281,7 @@ def roi_pool_backward(
     Notes
     -----
     The gradient of a bin goes to its maximum alone; an `argmax` outside the map, as -1, takes none. Deterministic: the
-    same bits in every run and for any number of threads. On a GPU: one launch, or two where maps are large; no wait, at
-    most 8 bytes of workspace for each RoI.
+    same bits in every run and for any number of threads. On a GPU nothing waits for the device.
 
     Examples
     --------
@@ -333,7 +332,7 @@ def ps_roi_align(
     Notes
     -----
     Output (k, c, ph, pw) is what `roi_align` with ``aligned=True`` makes of channel ``(c * PH + ph) * PW + pw``, to the
-    last edge: a RoI without size and with adaptive sampling is 0. On a GPU: one launch, no workspace, no wait.
+    last edge: a RoI without size and with adaptive sampling is 0. On a GPU nothing waits for the device.
 
     References
     ----------
@@ -386,7 +385,7 @@ def ps_roi_align_backward(
 
     Notes
     -----
-    As for `roi_align_backward`, but in one launch on a GPU, without workspace.
+    As for `roi_align_backward`.
 
     Examples
     --------
@@ -428,7 +427,7 @@ def ps_roi_pool(input: ArrayT, boxes: Rois, output_size: Ints, spatial_scale: Nu
     Corners are multiplied by the scale and rounded to whole cells, halves away from zero; the last cell is outside. A
     bin without cells is 0. The last row and the last column of a map are never read: so it is in torchvision, whose
     results this keeps. A RoI with a corner that is NaN or infinite is NaN. The result is the same for any number of
-    threads. On a GPU: one launch, no workspace, no wait.
+    threads. On a GPU nothing waits for the device.
 
     References
     ----------
@@ -478,7 +477,7 @@ def ps_roi_pool_backward(
     -----
     The gradient of what `ps_roi_pool` computes: the last row and column take none. (torchvision spreads the gradient
     over pixels that its forward has not read.) Deterministic: the same bits in every run and for any number of threads.
-    On a GPU: one launch, no workspace, no wait.
+    On a GPU nothing waits for the device.
 
     Examples
     --------
