@@ -1,11 +1,13 @@
 """Calls of every operator with their answers, for `gpu_day.py`: what a GPU computes is compared with slow loops.
 
-The answers are those of `tests/reference*.py`, on NumPy arrays of the same values.
+The ordinary call of each operator is that of `tests/operators.py`; written here are the sizes, values and options that
+take other ways. The answers are those of `tests/reference*.py`, on NumPy arrays of the same values.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -111,14 +113,46 @@ def cases(sizes: Sizes, dtypes: list[str]) -> Iterator[Case]:
             yield from _nms(n, dtype, threshold)
     yield from _hostile_nms(sizes.hostile)
     yield from _multiclass_nms(sizes.head, dtypes)
-    yield from _boxes(dtypes)
+    for name in _OF_INTEGERS:
+        yield _ordinary(name, "int32")
+    yield _ordinary("masks_to_boxes", "bool")
     for dtype in dtypes:
+        for name in load("tests.operators").OPERATORS:
+            yield _ordinary(name, dtype)
+        yield from _points(dtype)
         yield from _roi(sizes, dtype)
         yield from _pyramid(dtype)
         for deformed in sizes.deformed:
             yield from _deform(deformed, dtype)
     yield from _pool(_normal((1, 3, 70, 80), "float32"), rois(20, 70, 80, 0.5), "several tiles of a map")
     yield from _channels_last(sizes)
+
+
+def _ordinary(name: str, dtype: str) -> Case:
+    """The call of the operator's row, its float32 and bool arrays in this dtype."""
+
+    def cast(array: Array) -> Array:
+        return array.astype(_dtype(dtype)) if array.dtype.kind == "b" or array.dtype == np.float32 else array
+
+    table, function = load("tests.operators"), getattr(cvops, name)
+    row = table.OPERATORS[name]
+    args = [table.converted(value, cast) for value in row.args]
+    options = inspect.signature(function).bind(*args, **row.options).arguments
+    lists = {key: maps for key, maps in options.items() if isinstance(maps, list) and isinstance(maps[0], np.ndarray)}
+    arrays: Arrays = {key: value for key, value in options.items() if isinstance(value, np.ndarray)}
+    call = partial(function, **{key: value for key, value in options.items() if key not in arrays | lists})
+
+    def call_with_lists(**arrays: Any) -> Any:
+        for key, maps in lists.items():
+            arrays[key] = [arrays.pop(f"{key} {i}") for i in range(len(maps))]
+        return call(**arrays)
+
+    listed = {f"{key} {i}": array for key, maps in lists.items() for i, array in enumerate(maps)}
+    wide = [table.converted(value, _wide) for value in args]
+    return Case(
+        f"{name}, {dtype}, ordinary", call_with_lists if lists else call, arrays | listed,
+        partial(row.want, *wide, **row.options), captured=not row.ragged,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ boxes
@@ -191,39 +225,19 @@ def _multiclass_nms(head: tuple[int, int, int], dtypes: list[str]) -> Iterator[C
             yield case._replace(captured=bool(label))
 
 
-def _boxes(dtypes: list[str]) -> Iterator[Case]:
-    module = "tests.reference"
-    for dtype in [*dtypes, "int32"]:
-        boxes1, boxes2 = (clustered(n, seed=n)[0].astype(_dtype(dtype)) for n in (9, 60))
-        for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
-            yield _case(name, {"boxes1": boxes1, "boxes2": boxes2}, module, dtype)
-        arrays: Arrays = {"boxes": clustered(50)[0].astype(_dtype(dtype))}
-        yield _case("box_area", arrays, module, dtype)
-        yield _case("box_convert", arrays, module, dtype, in_fmt="xyxy", out_fmt="cxcywh")
-        yield _case("clip_boxes_to_image", arrays, module, dtype, size=(300, 400))
-        few = _case("remove_small_boxes", arrays, module, dtype, min_size=40.0)
-        yield few._replace(captured=False)  # how many are left is read
-    yield from _decoders(dtypes)
-    for dtype in [*dtypes, "bool"]:
-        masks = np.random.default_rng(0).random((3, 12, 15)) > 0.98
-        yield _case("masks_to_boxes", {"masks": masks.astype(_dtype(dtype))}, module, dtype)
+_OF_INTEGERS = (
+    *("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou", "box_area", "box_convert"),
+    *("clip_boxes_to_image", "remove_small_boxes"),
+)
 
 
-def _decoders(dtypes: list[str]) -> Iterator[Case]:
-    """What heads predict as boxes, and back; and the points and anchors, like an array that is there."""
-    module, maps = "tests.reference_decode", {"sizes": [(4, 6), (2, 3)], "strides": [8, 16]}
-    anchors = clustered(40)[0]
-    for dtype in dtypes:
-        boxes: Arrays = {"boxes": clustered(40, seed=1)[0].astype(_dtype(dtype))}
-        deltas = _normal((2, 40, 4), dtype)
-        yield _case("decode_boxes", {"deltas": deltas, "anchors": anchors}, module, dtype, weights=(10, 10, 5, 5))
-        yield _case("encode_boxes", {**boxes, "anchors": anchors}, module, dtype)
-        yield _case("distance_to_boxes", {"points": anchors[:, :2], "distances": deltas}, module, dtype)
-        yield _case("scale_boxes", boxes, module, dtype, from_size=(64, 64), to_size=(30, 40), letterbox=True)
-        for name, options in (("make_points", {}), ("make_anchors", {"scales": (32, 45), "ratios": (0.5, 1)})):
-            wide = "float32" if dtype == "bfloat16" else dtype
-            want = partial(getattr(load(module), name), **maps, **options, dtype=wide)
-            yield Case(f"{name}, {dtype}", partial(getattr(cvops, name), **maps, **options), {"like": deltas}, want)
+def _points(dtype: str) -> Iterator[Case]:
+    """Points and anchors, like an array that is there."""
+    module, maps = load("tests.reference_decode"), {"sizes": [(4, 6), (2, 3)], "strides": [8, 16]}
+    for name, options in (("make_points", {}), ("make_anchors", {"scales": (32, 45), "ratios": (0.5, 1)})):
+        want = partial(getattr(module, name), **maps, **options, dtype="float32" if dtype == "bfloat16" else dtype)
+        like = {"like": _normal((2, 40, 4), dtype)}
+        yield Case(f"{name}, {dtype}", partial(getattr(cvops, name), **maps, **options), like, want)
 
 
 # -------------------------------------------------------------------------------------------------------------- RoIs
@@ -374,11 +388,13 @@ def _last(array: Any) -> Array:
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
-def _widened(arrays: Arrays) -> Arrays:
+def _wide(array: Array) -> Array:
     """The references take bfloat16 for float32."""
-    return {
-        name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()
-    }
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _widened(arrays: Arrays) -> Arrays:
+    return {name: _wide(array) for name, array in arrays.items()}
 
 
 def require_close(got: Any, want: Any) -> None:

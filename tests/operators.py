@@ -74,6 +74,7 @@ class Operator(NamedTuple):
     ragged: bool = False  # whether the length of the result depends on values
     indices: bool = False  # whether the result is exact
     in_torchvision: bool = True  # whether torchvision.ops has a function of this name
+    traced: bool = False  # whether cvops.torch makes it of torch's operators; otherwise it registers one
 
 
 _MEASURED = (BOXES, BOXES[3:9])
@@ -114,26 +115,30 @@ OPERATORS = {
     "deform_conv2d_backward": Operator(
         (_GRAD_OF_CONVOLUTION, *_CONVOLVED), reference_deform.deform_conv2d_backward, lacks=_BACKWARD
     ),
-    "box_area": Operator((BOXES,), reference.box_area),
+    "box_area": Operator((BOXES,), reference.box_area, traced=True),
     "box_iou": Operator(_MEASURED, reference.box_iou),
     "generalized_box_iou": Operator(_MEASURED, reference.generalized_box_iou),
     "distance_box_iou": Operator(_MEASURED, reference.distance_box_iou),
     "complete_box_iou": Operator(_MEASURED, reference.complete_box_iou),
-    "box_convert": Operator((BOXES, "xyxy", "cxcywh"), reference.box_convert),
-    "clip_boxes_to_image": Operator((BOXES, (50, 40)), reference.clip_boxes_to_image),
+    "box_convert": Operator((BOXES, "xyxy", "cxcywh"), reference.box_convert, traced=True),
+    "clip_boxes_to_image": Operator((BOXES, (50, 40)), reference.clip_boxes_to_image, traced=True),
     "remove_small_boxes": Operator(
-        (BOXES, 10.0), reference.remove_small_boxes, lacks=("jax",), ragged=True, indices=True
+        (BOXES, 10.0), reference.remove_small_boxes, lacks=("jax",), ragged=True, indices=True, traced=True
     ),
-    "masks_to_boxes": Operator((MAP[0] > 1.5,), reference.masks_to_boxes),
+    "masks_to_boxes": Operator((MAP[0] > 1.5,), reference.masks_to_boxes, traced=True),
     "decode_boxes": Operator(
         (np.outer(SCORES, [1, 2, -1, 1]).astype(np.float32), BOXES), reference_decode.decode_boxes,
-        in_torchvision=False,
+        in_torchvision=False, traced=True,
     ),
-    "encode_boxes": Operator((BOXES, BOXES[::-1]), reference_decode.encode_boxes, in_torchvision=False),
-    "distance_to_boxes": Operator((BOXES[:, :2], BOXES), reference_decode.distance_to_boxes, in_torchvision=False),
+    "encode_boxes": Operator(
+        (BOXES, BOXES[::-1]), reference_decode.encode_boxes, in_torchvision=False, traced=True
+    ),
+    "distance_to_boxes": Operator(
+        (BOXES[:, :2], BOXES), reference_decode.distance_to_boxes, in_torchvision=False, traced=True
+    ),
     "scale_boxes": Operator(
         (BOXES, (60, 90), (50, 70)), reference_decode.scale_boxes, {"letterbox": True},
-        in_torchvision=False,
+        in_torchvision=False, traced=True,
     ),
 }  # fmt: skip
 # Functions that take no arrays, and so have no call here: a test of their own reaches each.

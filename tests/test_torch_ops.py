@@ -14,7 +14,19 @@ import pytest
 
 import cvops
 from tests import compare, reference, reference_deform, reference_roi, torch_calls
-from tests.torch_calls import BOXES, CALLS, DEFORM, IDXS, MAP, POOLING, RAGGED, ROIS, SCORES
+from tests.torch_calls import (
+    BOXES,
+    CALLS,
+    DEFORM,
+    IDXS,
+    MAP,
+    POOLING,
+    RAGGED,
+    REGISTERED,
+    ROIS,
+    SCORES,
+    registered_call,
+)
 
 pytestmark = torch_calls.quiet
 DIFFERENTIABLE = (*POOLING, "deform_conv2d")
@@ -247,70 +259,21 @@ def test_maxima_are_recorded_only_where_a_gradient_is_wanted(torch_ops, torch, m
 # --------------------------------------------------------------------------------------------- registered operators
 
 
-def registered_calls(torch):
-    """An ordinary call of each registered operator."""
-
-    def t(array):
-        return torch.from_numpy(np.array(array))
-
-    maps, rois = t(MAP).requires_grad_(), t(ROIS)
-    grad = t(np.ones((len(ROIS), 12, 2, 3), np.float32))
-    ps_grad = t(np.ones((len(ROIS), 2, 2, 3), np.float32))
-    argmax = t(reference_roi.roi_pool(MAP, ROIS, (2, 3), 0.5)[1])
-    tensors = [t(DEFORM[name]).requires_grad_() for name in ("input", "offset", "weight", "bias")]
-    mask, steps = t(DEFORM["mask"]).requires_grad_(), ([1, 1], [1, 1], [1, 1])
-    levels = [maps, t(MAP[:, :, ::2, ::2]).requires_grad_()]
-    options = ([1.0, 0.5], 2, False, 8, 0)
-    boxes, ones = (t(BOXES), t(BOXES[3:9])), t(np.ones((2, 6, 9, 10), np.float32))
-    head = t(BOXES.reshape(2, 12, 4)), t(SCORES.reshape(2, 12, 1).repeat(3, 2))
-    return {
-        "nms": (t(BOXES), t(SCORES), 0.3),
-        "nms_padded": (t(BOXES), t(SCORES), 0.3),
-        "batched_nms": (t(BOXES), t(SCORES), t(IDXS), 0.3),
-        "batched_nms_padded": (t(BOXES), t(SCORES), t(IDXS), 0.3),
-        "roi_align": (maps, rois, [2, 3], 0.5, 2, True),
-        "roi_align_backward": (grad, rois, list(MAP.shape), 0.5, 2, True),
-        "roi_pool": (maps, rois, [2, 3], 0.5),
-        "roi_pool_backward": (grad, rois, argmax, list(MAP.shape), 0.5),
-        "ps_roi_align": (maps, rois, [2, 3], 0.5, 2),
-        "ps_roi_align_backward": (ps_grad, rois, list(MAP.shape), 0.5, 2),
-        "ps_roi_pool": (maps, rois, [2, 3], 0.5),
-        "ps_roi_pool_backward": (ps_grad, rois, list(MAP.shape), 0.5),
-        "multiscale_roi_align": (levels, rois, [2, 3], *options),
-        "multiscale_roi_align_backward": (grad, rois, 2, [9, 5], [10, 5], *options),
-        "deform_conv2d": (*tensors, *steps, mask),
-        "deform_conv2d_backward": (ones, *(x.detach() for x in tensors), *steps, mask.detach(), [True] * 5),
-        "multiclass_nms": (*head, 0.3, head[1][0, 0], head[1][:, :, 0], 3),
-        "multiclass_nms_padded": (*head, 0.3, None, None, 3),
-        "box_iou": boxes,
-        "generalized_box_iou": boxes,
-        "distance_box_iou": boxes,
-        "complete_box_iou": boxes,
-    }  # fmt: skip
-
-
 def test_every_registered_operator_is_checked(torch_ops, torch):
     schemas = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("cvops::")}
-    assert schemas == {f"cvops::{name}" for name in registered_calls(torch)}
+    assert schemas == {f"cvops::{name}" for name in REGISTERED}
 
 
-OPERATORS = (
-    *("nms", "nms_padded", "batched_nms", "batched_nms_padded", "deform_conv2d", "deform_conv2d_backward"),
-    *(name + end for name in (*POOLING, "multiscale_roi_align") for end in ("", "_backward")),
-    *("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"),
-)
-
-
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", REGISTERED)
 def test_opcheck(torch_ops, torch, name):
-    torch.library.opcheck(getattr(torch.ops.cvops, name).default, registered_calls(torch)[name])
+    torch.library.opcheck(getattr(torch.ops.cvops, name).default, registered_call(name))
 
 
 def test_opcheck_without_what_is_optional(torch_ops, torch):
-    *tensors, _, _, _, _, _ = registered_calls(torch)["deform_conv2d"]
+    *tensors, _, _, _, _, _ = registered_call("deform_conv2d")
     tensors[1] = tensors[1].detach()[..., 1:-1, 1:-1].contiguous().requires_grad_()
     torch.library.opcheck(torch.ops.cvops.deform_conv2d.default, tensors)
-    grad, input, offset, *others = registered_calls(torch)["deform_conv2d_backward"]
+    grad, input, offset, *others = registered_call("deform_conv2d_backward")
     mixed = [grad, input, offset.double(), *others[:-1], [True, True, False, False, True]]
     torch.library.opcheck(torch.ops.cvops.deform_conv2d_backward.default, mixed)
     no_argmax = [torch.from_numpy(MAP), torch.from_numpy(ROIS), [2, 3], 0.5, False]
@@ -471,7 +434,7 @@ def test_autocast(torch_ops, torch, dtype):
 # --------------------------------------------------------------------------------------------------------- zero-copy
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if "iou" not in name])
+@pytest.mark.parametrize("name", [name for name in REGISTERED if "iou" not in name])
 def test_kernels_work_on_the_memory_of_the_tensors(torch_ops, torch, monkeypatch, name):
     """The backend gets the addresses of the tensors, and what it returns is the memory of the result."""
     import cvops._cpu
@@ -502,7 +465,7 @@ def test_kernels_work_on_the_memory_of_the_tensors(torch_ops, torch, monkeypatch
                 found |= pointers(value)
         return found
 
-    args = registered_calls(torch)[name]
+    args = registered_call(name)
     getattr(torch.ops.cvops, name)(*args)  # the first call of a process takes another way
     monkeypatch.setattr(cvops._cpu, function, spy)
     result = getattr(torch.ops.cvops, name)(*args)
