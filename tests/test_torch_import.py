@@ -65,8 +65,9 @@ for _ in range(3):
     assert all(map(torch.equal, gradients(old), want))
 """,
     "reload": """
-for name in ("cvops.torch._library", "cvops.torch._ops", "cvops.torch._modules", "cvops.torch._replace", "cvops.torch"):
-    importlib.reload(sys.modules[name])
+for name in ("_library", "_nms", "_roi", "_multiscale_roi_align", "_deform_conv", "_boxes", "_multiclass", "_replace"):
+    importlib.reload(sys.modules[f"cvops.torch.{name}"])
+importlib.reload(cvops.torch)
 same(cvops.torch)
 assert all(map(torch.equal, gradients(cvops.torch), want))
 """,

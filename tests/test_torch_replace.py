@@ -128,11 +128,11 @@ def test_as_a_statement(replace, torchvision):
 
 @pytest.mark.usefixtures("restored")
 def test_the_object_may_be_dropped(replace, torchvision, monkeypatch):
-    from cvops.torch import _library
+    from cvops.torch import _nms
 
     seen = []
-    nms = _library.nms
-    monkeypatch.setattr(_library, "nms", lambda *args: seen.append(1) or nms(*args))
+    nms = _nms.nms_kernel
+    monkeypatch.setattr(_nms, "nms_kernel", lambda *args: seen.append(1) or nms(*args))
     replace()
     gc.collect()
     torchvision.ops.nms(*torch_calls.tensors("nms"))

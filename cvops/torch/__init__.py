@@ -38,36 +38,28 @@ from ._boxes import (
     remove_small_boxes,
 )
 from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
+from ._deform_conv import DeformConv2d, deform_conv2d
 from ._losses import (
     complete_box_iou_loss,
     distance_box_iou_loss,
     generalized_box_iou_loss,
     sigmoid_focal_loss,
 )
-from ._modules import (
-    DeformConv2d,
-    ExtraFPNBlock,
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-    MultiScaleRoIAlign,
+from ._multiclass import multiclass_nms
+from ._multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
+from ._nms import batched_nms, nms
+from ._pyramid import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+from ._replace import replace_torchvision
+from ._roi import (
     PSRoIAlign,
     PSRoIPool,
     RoIAlign,
     RoIPool,
-)
-from ._multiclass import multiclass_nms
-from ._ops import (
-    batched_nms,
-    deform_conv2d,
-    multiscale_roi_align,
-    nms,
     ps_roi_align,
     ps_roi_pool,
     roi_align,
     roi_pool,
 )
-from ._replace import replace_torchvision
 
 __all__ = [
     "DeformConv2d",

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+import cvops
+
 from .. import _box_formulas
 from .._box_formulas import area_of, centre_of_corners, corners_of_centre
 from .._boxes import _check_format
 from . import _checks
-from ._ops import shape_text
+from ._checks import shape_text
+from ._library import kernel_of, refused, register, require
 from ._types import Format, Number, Size
 
 measures = _box_formulas.measures(torch, torch.detach)
@@ -468,3 +471,31 @@ def _check_fmt(fmt: str, name: str = "fmt") -> None:
         _check_format(fmt, name)
     elif fmt != "xyxy" and fmt != "xywh" and fmt != "cxcywh":
         raise ValueError(f"`{name}` must be one of xyxy, xywh, cxcywh, got '{fmt}'")
+
+
+# ----------------------------------------------------------------------------------------------------------- registered
+
+
+def _measured(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") -> Tensor:
+    for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
+        require(boxes.dim() >= 2 and boxes.shape[-1] == 4, name, "shape (..., N, 4)", boxes)
+    batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    wide = torch.float64, torch.int64, torch.int32, torch.uint64, torch.uint32
+    double = any(boxes.dtype in wide for boxes in (boxes1, boxes2))
+    dtype = torch.float64 if double else torch.float32
+    return boxes1.new_empty((*batch, boxes1.shape[-2], boxes2.shape[-2]), dtype=dtype)
+
+
+for _function, _options in (
+    (cvops.box_iou, ""),
+    (cvops.generalized_box_iou, ""),
+    (cvops.distance_box_iou, "float eps=1e-07, "),
+    (cvops.complete_box_iou, "float eps=1e-07, "),
+):
+    _name = _function.__name__
+    register(
+        f"{_name}(Tensor boxes1, Tensor boxes2, {_options}*, str fmt='xyxy') -> Tensor",
+        kernel_of(_function, keeps_dtype=False),
+        _measured,
+        backward=refused(f"torch.ops.cvops.{_name} has no gradient: cvops.torch.{_name} has"),
+    )

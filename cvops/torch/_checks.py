@@ -273,3 +273,10 @@ def refuse_transforms(*tensors: Tensor) -> None:
 def in_transform() -> bool:
     """Whether this runs within a function that torch.func transforms."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def shape_text(tensor: Tensor) -> str:
+    """The shape as errors write it."""
+    if torch.jit.is_scripting():
+        return str(tensor.shape)
+    return str(tuple(tensor.shape))

@@ -11,7 +11,7 @@ from .. import _decode
 from .._box_formulas import Fit, decoders, fitted
 from . import _checks
 from ._boxes import _working_dtype, check_boxes
-from ._ops import shape_text
+from ._checks import shape_text
 from ._types import Letterbox, Number, Numbers
 
 _decoded, _encoded, _around, _moved = decoders(torch)

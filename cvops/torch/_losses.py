@@ -8,7 +8,7 @@ from torch import Tensor
 from .._box_formulas import area_of, squared_distance
 from . import _checks
 from ._boxes import check_boxes, measures
-from ._ops import shape_text
+from ._checks import shape_text
 from ._types import Reduction
 
 _intersection, _hull, _aspect_penalty = measures.intersection, measures.hull, measures.aspect_penalty

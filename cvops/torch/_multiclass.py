@@ -12,61 +12,8 @@ from .._checks import one_of, rounded
 from .._multiclass import METRICS, PaddedSelection, Selection
 from . import _checks
 from ._checks import count, flag, number
-from ._library import _ragged, _register, _require, as_tensor, to_native
+from ._library import as_tensor, ragged, register, require, to_native
 from ._types import Integer, Metric, Number
-
-
-def _kernel(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    floors: Tensor | None,
-    objectness: Tensor | None,
-    max_output: int | None,
-    *,
-    score_threshold: float | None = None,
-    **options: Any,
-) -> Any:
-    """Floors are a `score_threshold` for each class."""
-    # As the dtype of the scores has the thresholds; `to_native` may leave nothing of that dtype.
-    code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
-    threshold: Any = score_threshold
-    if floors is not None:
-        threshold = to_native(floors.to(scores.dtype) if floors.is_floating_point() else floors)
-    elif threshold is not None and code is not None:
-        threshold = rounded(threshold, code)
-    if objectness is not None:
-        options["objectness"] = to_native(objectness)
-    options |= {"score_threshold": threshold, "max_output": max_output}
-    return tuple(map(as_tensor, cvops.multiclass_nms(to_native(boxes), to_native(scores), iou_threshold, **options)))
-
-
-def _fake(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> tuple[Tensor, ...]:
-    _require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
-    size = torch.library.get_ctx().new_dynamic_size()
-    return tuple(boxes.new_empty(size, dtype=torch.int64) for _ in range(3))
-
-
-def _fake_padded(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, floors: Any, objectness: Any, max_output: Any, **options: Any
-) -> tuple[Tensor, ...]:
-    _require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
-    images = scores.shape[0]
-    shapes = (images, max_output), (images, max_output), (images,)
-    return tuple(boxes.new_empty(shape, dtype=torch.int64) for shape in shapes)
-
-
-def _padded_kernel(*args: Any, **options: Any) -> Any:
-    return _kernel(*args, **options, padded=True)
-
-
-_ARRAYS = "Tensor boxes, Tensor scores, float iou_threshold, Tensor? floors, Tensor? objectness"
-_OPTIONS = (
-    "*, float? score_threshold=None, SymInt? max_candidates=None, SymInt? max_per_class=None, bool multi_label=True,"
-    " bool class_agnostic=False, str metric='iou') -> (Tensor, Tensor, Tensor)"
-)
-_register(f"multiclass_nms({_ARRAYS}, SymInt? max_output, {_OPTIONS}", _kernel, _fake, vmap=_ragged("multiclass_nms"))
-_register(f"multiclass_nms_padded({_ARRAYS}, SymInt max_output, {_OPTIONS}", _padded_kernel, _fake_padded)
 
 
 class _Found(NamedTuple):
@@ -205,3 +152,59 @@ def _floors_or_floor(score_threshold: Number | Tensor | None) -> tuple[Tensor | 
     elif score_threshold is not None:
         floor = score_threshold
     return floors, floor
+
+
+# ----------------------------------------------------------------------------------------------------------- registered
+
+
+def _kernel(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    floors: Tensor | None,
+    objectness: Tensor | None,
+    max_output: int | None,
+    *,
+    score_threshold: float | None = None,
+    **options: Any,
+) -> Any:
+    """Floors are a `score_threshold` for each class."""
+    # As the dtype of the scores has the thresholds; `to_native` may leave nothing of that dtype.
+    code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
+    threshold: Any = score_threshold
+    if floors is not None:
+        threshold = to_native(floors.to(scores.dtype) if floors.is_floating_point() else floors)
+    elif threshold is not None and code is not None:
+        threshold = rounded(threshold, code)
+    if objectness is not None:
+        options["objectness"] = to_native(objectness)
+    options |= {"score_threshold": threshold, "max_output": max_output}
+    return tuple(map(as_tensor, cvops.multiclass_nms(to_native(boxes), to_native(scores), iou_threshold, **options)))
+
+
+def _fake(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> tuple[Tensor, ...]:
+    require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
+    size = torch.library.get_ctx().new_dynamic_size()
+    return tuple(boxes.new_empty(size, dtype=torch.int64) for _ in range(3))
+
+
+def _fake_padded(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, floors: Any, objectness: Any, max_output: Any, **options: Any
+) -> tuple[Tensor, ...]:
+    require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
+    images = scores.shape[0]
+    shapes = (images, max_output), (images, max_output), (images,)
+    return tuple(boxes.new_empty(shape, dtype=torch.int64) for shape in shapes)
+
+
+def _padded_kernel(*args: Any, **options: Any) -> Any:
+    return _kernel(*args, **options, padded=True)
+
+
+_ARRAYS = "Tensor boxes, Tensor scores, float iou_threshold, Tensor? floors, Tensor? objectness"
+_OPTIONS = (
+    "*, float? score_threshold=None, SymInt? max_candidates=None, SymInt? max_per_class=None, bool multi_label=True,"
+    " bool class_agnostic=False, str metric='iou') -> (Tensor, Tensor, Tensor)"
+)
+register(f"multiclass_nms({_ARRAYS}, SymInt? max_output, {_OPTIONS}", _kernel, _fake, vmap=ragged("multiclass_nms"))
+register(f"multiclass_nms_padded({_ARRAYS}, SymInt max_output, {_OPTIONS}", _padded_kernel, _fake_padded)

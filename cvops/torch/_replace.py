@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cvops
 
-from . import _library
+from . import _deform_conv, _library, _nms, _roi
 
 # The one replacement that there may be, kept for whoever drops it. In a dict, whose methods are atomic: a lock might be
 # wanted by a signal handler while it is held.
@@ -112,13 +112,13 @@ def _counting(kernel: Callable[..., Any], calls: Counter[str]) -> Callable[..., 
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     if iou_threshold < 0:
         return _without_overlap(dets, scores)
-    keep: Tensor = _library.nms(dets, scores, min(iou_threshold, 1.0))
+    keep: Tensor = _nms.nms_kernel(dets, scores, min(iou_threshold, 1.0))
     return keep
 
 
 def _without_overlap(boxes: Tensor, scores: Tensor) -> Tensor:
     """What a threshold below 0 keeps: the best box, and each that has no IoU with any kept one, which would be 0/0."""
-    rank = _library.nms(boxes, scores, 1.0)
+    rank = _nms.nms_kernel(boxes, scores, 1.0)
     kept = []
     while len(rank):
         kept.append(rank[:1])
@@ -130,7 +130,7 @@ def _without_overlap(boxes: Tensor, scores: Tensor) -> Tensor:
 def roi_align(
     input: Tensor, rois: Tensor, scale: float, height: int, width: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    return _library.roi_align(input, rois, (height, width), scale, sampling_ratio, aligned)
+    return _roi.roi_align_kernel(input, rois, (height, width), scale, sampling_ratio, aligned)
 
 
 def _roi_align_backward(
@@ -147,11 +147,11 @@ def _roi_align_backward(
     aligned: bool,
 ) -> Tensor:
     shape = images, channels, height, width
-    return _library.roi_align_backward(grad, rois, shape, scale, sampling_ratio, aligned)
+    return _roi.roi_align_backward_kernel(grad, rois, shape, scale, sampling_ratio, aligned)
 
 
 def roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-    return _library.roi_pool(input, rois, (height, width), scale)
+    return _roi.roi_pool_kernel(input, rois, (height, width), scale)
 
 
 def _roi_pool_backward(
@@ -166,13 +166,13 @@ def _roi_pool_backward(
     height: int,
     width: int,
 ) -> Tensor:
-    return _library.roi_pool_backward(grad, rois, argmax, (images, channels, height, width), scale)
+    return _roi.roi_pool_backward_kernel(grad, rois, argmax, (images, channels, height, width), scale)
 
 
 def ps_roi_align(
     input: Tensor, rois: Tensor, scale: float, height: int, width: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    pooled = _library.ps_roi_align(input, rois, (height, width), scale, sampling_ratio)
+    pooled = _roi.ps_roi_align_kernel(input, rois, (height, width), scale, sampling_ratio)
     return pooled, _channel_mapping(pooled)
 
 
@@ -189,11 +189,11 @@ def _ps_roi_align_backward(
     height: int,
     width: int,
 ) -> Tensor:
-    return _library.ps_roi_align_backward(grad, rois, (images, channels, height, width), scale, sampling_ratio)
+    return _roi.ps_roi_align_backward_kernel(grad, rois, (images, channels, height, width), scale, sampling_ratio)
 
 
 def ps_roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-    pooled = _library.ps_roi_pool(input, rois, (height, width), scale)
+    pooled = _roi.ps_roi_pool_kernel(input, rois, (height, width), scale)
     return pooled, _channel_mapping(pooled)
 
 
@@ -209,7 +209,7 @@ def _ps_roi_pool_backward(
     height: int,
     width: int,
 ) -> Tensor:
-    return _library.ps_roi_pool_backward(grad, rois, (images, channels, height, width), scale)
+    return _roi.ps_roi_pool_backward_kernel(grad, rois, (images, channels, height, width), scale)
 
 
 def _channel_mapping(pooled: Tensor) -> Tensor:
@@ -220,14 +220,14 @@ def _channel_mapping(pooled: Tensor) -> Tensor:
 
 def deform_conv2d(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *options: Any) -> Tensor:
     (stride, padding, dilation), given = _convolution_options(mask, options)
-    return _library.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, given)
+    return _deform_conv.deform_conv2d_kernel(input, offset, weight, bias, stride, padding, dilation, given)
 
 
 def _deform_conv2d_backward(
     grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *options: Any
 ) -> tuple[Tensor, ...]:
     (stride, padding, dilation), given = _convolution_options(mask, options)
-    of_input, of_offset, of_weight, of_bias, of_mask = _library.deform_conv2d_backward(
+    of_input, of_offset, of_weight, of_bias, of_mask = _deform_conv.deform_conv2d_backward_kernel(
         grad, input, offset, weight, bias, stride, padding, dilation, given, (True,) * 5
     )
     return of_input, of_weight, of_offset, torch.zeros_like(mask) if given is None else of_mask, of_bias

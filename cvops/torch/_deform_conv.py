@@ -1,0 +1,236 @@
+"""Deformable convolution of tensors: the function, differentiable in PyTorch, and the `torch.nn.Module`."""
+
+# Not `from __future__ import annotations`: TorchScript reads the annotations.
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cvops
+
+from .._deform_conv import _GRADIENTS
+from . import _checks
+from ._checks import count, pair
+from ._library import as_tensor, kernel_of, native, once_only, register, require, require_one_dtype
+from ._types import Ints
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = (1, 1),
+    padding: Ints = (0, 0),
+    dilation: Ints = (1, 1),
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Convolution whose taps read at offsets from their regular places: `cvops.deform_conv2d` for tensors.
+
+    Parameters
+    ----------
+    input : tensor of shape (N, C, H, W), float64 | float32 | float16 | bfloat16
+        Images or feature maps.
+    offset : tensor of shape (N, 2 * G * kh * kw, OH, OW), float
+        How far from its regular place each tap reads, in input pixels, as (y, x) pairs.
+    weight : tensor of shape (O, C / groups, kh, kw), dtype of `input`
+        The number of groups follows from the shape.
+    bias : tensor of shape (O,), dtype of `input`, optional
+        Added to each output channel.
+    stride, padding, dilation
+        As in `cvops.deform_conv2d`.
+    mask : tensor of shape (N, G * kh * kw, OH, OW), float, optional
+        Factors of the samples.
+
+    Returns
+    -------
+    output : tensor of shape (N, O, OH, OW), dtype of `input`
+        It has gradients for all five tensors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.deform_conv2d`.
+    NotImplementedError
+        As `roi_align`.
+
+    Notes
+    -----
+    16-bit tensors are computed in float32. Under autocast their dtypes may differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> offset = torch.zeros(1, 2, 3, 3)
+    >>> offset[:, 1] = 0.5  # half a pixel to the right
+    >>> ops.deform_conv2d(torch.arange(9.0).reshape(1, 1, 3, 3), offset, torch.ones(1, 1, 1, 1))
+    tensor([[[[0.5000, 1.5000, 1.0000],
+              [3.5000, 4.5000, 2.5000],
+              [6.5000, 7.5000, 4.0000]]]])
+    """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
+        if node is not None:
+            return node
+        stride, padding = pair(stride, "stride"), pair(padding, "padding", 0)
+        dilation = pair(dilation, "dilation")
+        _checks.check_convolution(input, offset, weight, bias, mask)
+    return torch.ops.cvops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+
+
+class DeformConv2d(nn.Module):
+    """Deformable convolution with a weight and a bias of its own: see `deform_conv2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int >= 1
+        C and O.
+    kernel_size : int >= 1 or two of them, height first
+        kh and kw.
+    stride, padding, dilation
+        As in `deform_conv2d`.
+    groups : int >= 1
+        Groups of channels and outputs; divides both.
+    bias : bool
+        Whether to have one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter is not an integer, is too small, or `groups` does not divide the channels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> layer = ops.DeformConv2d(4, 8, kernel_size=3, padding=1)
+    >>> layer(torch.ones(1, 4, 5, 5), torch.zeros(1, 18, 5, 5)).shape
+    torch.Size([1, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
+        super().__init__()
+        self.in_channels, self.out_channels = (
+            count(in_channels, "in_channels", 1),
+            count(out_channels, "out_channels", 1),
+        )
+        self.groups = count(groups, "groups", 1)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"`groups` must divide the channels {in_channels} and {out_channels}, got {groups}")
+        self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), pair(stride, "stride")
+        self.padding, self.dilation = pair(padding, "padding", 0), pair(dilation, "dilation")
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to random numbers, uniform from ``-1 / sqrt(fan_in)`` to that."""
+        bound = math.prod(self.weight.shape[1:]) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what `deform_conv2d` does with the weight and the bias."""
+        return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+
+    def extra_repr(self) -> str:
+        """What is special about this layer."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text += f", padding={self.padding}" if self.padding != (0, 0) else ""
+        text += f", dilation={self.dilation}" if self.dilation != (1, 1) else ""
+        text += f", groups={self.groups}" if self.groups != 1 else ""
+        return text + (", bias=False" if self.bias is None else "")
+
+
+# ----------------------------------------------------------------------------------------------------------- registered
+
+
+def deform_conv2d_kernel(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, *others: Any
+) -> Tensor:
+    require_one_dtype({"input": input, "weight": weight, "bias": bias})
+    output: Tensor = _convolve(input, offset, weight, bias, *others)
+    return output
+
+
+_convolve = kernel_of(cvops.deform_conv2d)
+
+
+def deform_conv2d_backward_kernel(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Gradients of the dtypes of their tensors; what is not wanted is an empty tensor."""
+    input, offset, weight, bias, *steps, mask, wanted = args
+    tensors, like = (input, offset, weight, bias, mask), grad
+    if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
+        grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
+    names = [name for name, is_wanted in zip(_GRADIENTS, wanted, strict=True) if is_wanted]
+    arguments = map(native, (grad, input, offset, weight, bias, *steps, mask))
+    gradients = cvops.deform_conv2d_backward(*arguments, wanted=names)
+    return tuple(
+        like.new_empty(0) if gradient is None or tensor is None else as_tensor(gradient, tensor.dtype)
+        for gradient, tensor in zip(gradients, tensors, strict=True)
+    )
+
+
+def _convolved(input: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    for name, tensor in (("input", input), ("offset", offset), ("weight", weight)):
+        require(tensor.dim() == 4, name, "4 dimensions", tensor)
+    return input.new_empty((input.shape[0], weight.shape[0], *offset.shape[2:]))
+
+
+def _keep_tensors(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    input, offset, weight, bias, *ctx.steps, mask = inputs
+    ctx.save_for_backward(input, offset, weight, bias, mask)
+
+
+def _deform_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    *tensors, mask = ctx.saved_tensors
+    needed = [*ctx.needs_input_grad, *(False,) * 8]  # PyTorch leaves out arguments that are as their defaults
+    wanted = [needed[i] for i in (0, 1, 2, 3, 7)]
+    found = torch.ops.cvops.deform_conv2d_backward(grad, *tensors, *ctx.steps, mask, wanted)
+    input, offset, weight, bias, mask = (
+        one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True)
+    )
+    return input, offset, weight, bias, None, None, None, mask
+
+
+def _of_their_shapes(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    input, offset, weight, bias, *_, mask, wanted = args
+    return tuple(
+        tensor.new_empty(tensor.shape) if is_wanted and tensor is not None else grad.new_empty(0)
+        for tensor, is_wanted in zip((input, offset, weight, bias, mask), wanted, strict=True)
+    )
+
+
+register(
+    "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias=None, SymInt[2] stride=1,"
+    " SymInt[2] padding=0, SymInt[2] dilation=1, Tensor? mask=None) -> Tensor",
+    deform_conv2d_kernel,
+    _convolved,
+    setup=_keep_tensors,
+    backward=_deform_gradient,
+    mixes_dtypes=True,
+)
+register(
+    "deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? bias, SymInt[2] stride,"
+    " SymInt[2] padding, SymInt[2] dilation, Tensor? mask, bool[5] wanted)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    deform_conv2d_backward_kernel,
+    _of_their_shapes,
+    backward=once_only("deform_conv2d"),
+)

@@ -1,0 +1,238 @@
+"""Non-maximum suppression of tensors: known to torch.compile, export and TorchScript."""
+
+# Not `from __future__ import annotations`: TorchScript reads the annotations.
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+import cvops
+
+from .._checks import rounded
+from . import _checks, _library
+from ._checks import count, flag, number
+from ._library import Kernel, kernel_of, ragged, register, require
+from ._types import Integer, Number
+
+# What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
+
+
+# fmt: off
+@overload
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., *, padded: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: Number,
+    score_threshold: Number | None = None,
+    max_output: Integer | None = None,
+    padded: bool = False,
+):
+    """Keep the best-scored boxes and drop every box that overlaps a better kept one: `cvops.nms` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (L, 4), float or integer
+        Corners ``x1, y1, x2, y2``.
+    scores : tensor of shape (L,), float
+        A box of higher score suppresses one of lower score.
+    iou_threshold, score_threshold, max_output, padded
+        As in `cvops.nms`. TorchScript knows no `padded`.
+
+    Returns
+    -------
+    keep : tensor of shape (M,), int64
+        Indices of the kept boxes by decreasing score. With ``padded=True`` a pair, as in `cvops.nms`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cvops.nms`.
+    NotImplementedError
+        Under torch.func.vmap without `padded`: the lengths would differ.
+
+    Notes
+    -----
+    To torch.compile and torch.export the number of kept boxes is an unbacked size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
+    >>> ops.nms(boxes, torch.tensor([0.8, 0.9, 0.7]), iou_threshold=0.5)
+    tensor([1, 2])
+    """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(nms, boxes, scores, iou_threshold, score_threshold, max_output, padded)
+        if node is not None:
+            return node
+        _checks.check_tensors(boxes=boxes, scores=scores)
+        iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
+        padded = flag(padded, "padded")
+        if not torch.compiler.is_compiling():
+            if not padded and _library.is_unwatched(boxes, scores):
+                keep = cvops.nms(
+                    boxes.numpy(), scores.numpy(), iou_threshold,
+                    score_threshold=score_threshold, max_output=max_output,
+                )  # fmt: skip
+                return torch.from_numpy(keep)
+            if _library.needs_only_the_kernel(boxes, scores):
+                kernel = nms_padded_kernel if padded else nms_kernel
+                return kernel(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
+        if padded:
+            return torch.ops.cvops.nms_padded(
+                boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output
+            )
+    torch._assert(not padded, "padded=True is not for TorchScript")
+    return torch.ops.cvops.nms(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
+
+
+# fmt: off
+@overload
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., *, padded: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: Number, score_threshold: Number | None = ...,
+    max_output: Integer | None = ..., padded: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
+def batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor,
+    iou_threshold: Number,
+    score_threshold: Number | None = None,
+    max_output: Integer | None = None,
+    padded: bool = False,
+):
+    """Non-maximum suppression within each class: `cvops.batched_nms` for tensors.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (L, 4), float or integer
+        Corners ``x1, y1, x2, y2``.
+    scores : tensor of shape (L,), float
+        A box of higher score suppresses one of lower score.
+    idxs : tensor of shape (L,), integer or bool, or float holding integers
+        The class of each box.
+    iou_threshold, score_threshold, max_output, padded
+        As in `cvops.batched_nms`. TorchScript knows no `padded`.
+
+    Returns
+    -------
+    keep : tensor of shape (M,), int64
+        Indices of the kept boxes of all classes by decreasing score. With ``padded=True`` a pair, as in `cvops.nms`.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `cvops.batched_nms`, and `nms`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cvops.torch as ops
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [0, 0, 10, 10]])
+    >>> ops.batched_nms(boxes, torch.tensor([0.8, 0.9, 0.7]), torch.tensor([5, 5, 6]), iou_threshold=0.5)
+    tensor([1, 2])
+    """
+    if not torch.jit.is_scripting():
+        node = _checks.traced(batched_nms, boxes, scores, idxs, iou_threshold, score_threshold, max_output, padded)
+        if node is not None:
+            return node
+        _checks.check_tensors(boxes=boxes, scores=scores, idxs=idxs)
+        iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
+        if flag(padded, "padded"):
+            return torch.ops.cvops.batched_nms_padded(
+                boxes, scores, _classes(idxs), iou_threshold, score_threshold=score_threshold, max_output=max_output
+            )
+    torch._assert(not padded, "padded=True is not for TorchScript")
+    return torch.ops.cvops.batched_nms(
+        boxes, scores, _classes(idxs), iou_threshold, score_threshold=score_threshold, max_output=max_output
+    )
+
+
+def _classes(idxs: Tensor) -> Tensor:
+    """Two classes may be bool, as in torchvision."""
+    return idxs.to(torch.uint8) if idxs.dtype == torch.bool else idxs
+
+
+def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> tuple[float, Any, Any]:
+    return (
+        number(iou_threshold, "iou_threshold", 0.0, 1.0),
+        None if score_threshold is None else number(score_threshold, "score_threshold"),
+        None if max_output is None else count(max_output, "max_output", maximum=2**63 - 1),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- registered
+
+
+def _nms_kernel(function: Callable[..., Any], **constant: Any) -> Kernel:
+    kernel = kernel_of(function, keeps_dtype=False, **constant)
+
+    def rounding(
+        boxes: Tensor, scores: Tensor, *args: Any, score_threshold: float | None = None, **options: Any
+    ) -> Any:
+        # As the dtype of the scores has the threshold; `to_native` may leave nothing of that dtype.
+        code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
+        if score_threshold is not None and code is not None:
+            score_threshold = rounded(score_threshold, code)
+        return kernel(boxes, scores, *args, score_threshold=score_threshold, **options)
+
+    return rounding
+
+
+def _kept(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> Tensor:
+    _require_detections(boxes, scores)
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _kept_padded(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    _require_detections(boxes, scores)
+    size = options.get("max_output")
+    keep = boxes.new_empty(boxes.shape[0] if size is None else size, dtype=torch.int64)
+    return keep, boxes.new_empty((), dtype=torch.int64)
+
+
+def _require_detections(boxes: Tensor, scores: Tensor) -> None:
+    require(boxes.dim() == 2 and boxes.shape[1] == 4, "boxes", "shape (L, 4)", boxes)
+    require(scores.dim() == 1, "scores", "shape (L,)", scores)
+
+
+def _register_nms(function: Callable[..., Any], arguments: str) -> tuple[Kernel, Kernel]:
+    """Register an operator and its padded form; return the kernels of both."""
+    name, kernel = function.__name__, _nms_kernel(function)
+    arguments += ", float iou_threshold, *, float? score_threshold=None, SymInt? max_output=None"
+    register(f"{name}({arguments}) -> Tensor", kernel, _kept, vmap=ragged(name))
+    padded = _nms_kernel(function, padded=True)
+    register(f"{name}_padded({arguments}) -> (Tensor, Tensor)", padded, _kept_padded)
+    return kernel, padded
+
+
+nms_kernel, nms_padded_kernel = _register_nms(cvops.nms, "Tensor boxes, Tensor scores")
+_register_nms(cvops.batched_nms, "Tensor boxes, Tensor scores, Tensor idxs")
