@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import harness, markdown
+from benchmarks import __main__, harness, markdown
 
 FOLDER = Path(harness.__file__).parent
 
@@ -123,6 +123,11 @@ def test_modules_do_not_import_each_other_in_a_circle():
                 of_file |= {node.module} if node.module else {name.name for name in node.names}
     assert imported["nms"] >= {"peers", "harness"}
     graphlib.TopologicalSorter(imported).prepare()
+
+
+def test_every_suite_is_named():
+    suites = {file.stem for file in FOLDER.glob("*.py") if "\ndef rows(quick" in file.read_text()}
+    assert suites == {*__main__.SUITES, __main__.ON_GPU}
 
 
 def test_what_tests_share_does_not_import_the_benchmarks():

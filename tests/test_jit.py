@@ -48,7 +48,7 @@ def run(code, folder, **environment):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
@@ -505,6 +505,26 @@ def test_warmup_compiles_all_that_later_calls_use(tmp_path):
     before, after = run(code, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path))[-1].split()
     assert before == after
     assert int(before) > 10
+
+
+def test_warmup_reaches_what_ordinary_calls_use():
+    code = """
+    import cvops
+    from tests.operators import OPERATORS
+    from tests.test_jit import kernels
+
+    def compiled():
+        return {(name, signature) for name, kernel in kernels().items() for signature in kernel.signatures}
+
+    cvops.warmup()
+    before = compiled()
+    for name, row in OPERATORS.items():
+        getattr(cvops, name)(*row.args, **row.options)
+    print(len(before), *sorted({name for name, _ in compiled() - before}))
+    """
+    count, *missing = run(code, ROOT.parent)[-1].split()
+    assert missing == []
+    assert int(count) > 30
 
 
 def test_every_operator_of_the_backend_can_be_warmed_up():
