@@ -306,10 +306,22 @@ def test_any_head(ops, head, threshold):
     check(boxes, scores, threshold, on=ops, **options)
 
 
+@given(heads(), strategies.thresholds)
+def test_any_head_that_may_have_many_detections(head, threshold):
+    """On the CPU an image with few is searched down the ranks, and others as batched_nms does: here all are."""
+    from cvops._cpu import _multiclass_nms
+
+    boxes, scores, options = head
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_multiclass_nms, "_FEW_DETECTIONS", 0)
+        check(boxes, scores, threshold, **options)
+
+
 @pytest.mark.parametrize("few", [20, 4096])
 @pytest.mark.parametrize("layout", ["(N, L, C)", "(N, C, L)", "a part of (N, 4 + C, L)"])
 @pytest.mark.parametrize("options", [{}, {"score_threshold": 0.9}, {"max_candidates": 500}])
-def test_the_composition_of_older_operators(ops, threads, monkeypatch, layout, options, few):
+@pytest.mark.parametrize("most", [100, None])
+def test_the_composition_of_older_operators(ops, threads, monkeypatch, layout, options, few, most):
     """Threshold, batched_nms over image * C + class, top: for any number of threads, in little memory and in more."""
     from cvops._cpu import _multiclass_nms
 
@@ -321,12 +333,93 @@ def test_the_composition_of_older_operators(ops, threads, monkeypatch, layout, o
         box, label = np.nonzero(scores[n] > options.get("score_threshold", -1))
         best = np.argsort(-scores[n, box, label], kind="stable")[: options.get("max_candidates")]
         box, label = box[best], label[best]
-        keep = cvops.batched_nms(boxes[n, box], scores[n, box, label], label, 0.4)[:100]
+        keep = cvops.batched_nms(boxes[n, box], scores[n, box, label], label, 0.4)[:most]
         want += [(n, *row) for row in zip(box[keep].tolist(), label[keep].tolist(), strict=True)]
     for count in (1, 2, 3):
         threads(count)
-        got = ops.multiclass_nms(boxes, LAYOUTS[layout](scores), 0.4, max_output=100, **options)
+        got = ops.multiclass_nms(boxes, LAYOUTS[layout](scores), 0.4, max_output=most, **options)
         assert list(zip(*map(np.ndarray.tolist, got), strict=True)) == want
+
+
+@pytest.mark.parametrize("layout", ["(N, L, C)", "(N, C, L)"])
+@pytest.mark.parametrize("length", [15, 16, 17, 63, 64, 65, 127, 128, 129, 200])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("floors", [0.5, [0.5, 0.25, 0.125]])
+def test_a_single_score_that_passes_is_found_in_every_place(ops, layout, length, weighted, floors):
+    """Of many boxes, and of many classes: scores are read many at a time."""
+    classes = 3
+    boxes = np.zeros((1, length, 4), "f4")
+    options = {"objectness": np.ones((1, length), "f4")} if weighted else {}
+    for box in (*range(0, length, 7), length - 1):
+        for label in range(classes):
+            scores = np.full((1, length, classes), 0.125, "f4")
+            scores[0, box, label] = 0.75
+            floor = np.array(floors, "f4") if isinstance(floors, list) else floors
+            got = ops.multiclass_nms(boxes, LAYOUTS[layout](scores), 0.5, score_threshold=floor, **options)
+            assert [array.tolist() for array in got] == [[0], [box], [label]]
+    for label in (*range(0, length, 7), length - 1):
+        scores = np.full((1, classes, length), 0.125, "f4")
+        scores[0, 1, label] = 0.75
+        weights = {"objectness": np.ones((1, classes), "f4")} if weighted else {}
+        got = ops.multiclass_nms(boxes[:, :classes], LAYOUTS[layout](scores), 0.5, score_threshold=0.5, **weights)
+        assert [array.tolist() for array in got] == [[0], [1], [label]]
+
+
+@pytest.mark.parametrize("layout", ["(N, L, C)", "(N, C, L)"])
+@pytest.mark.parametrize("values", ["uniform", "equal", "few", "one far away", "NaN", "-inf", "neighbours"])
+@pytest.mark.parametrize("options", [{}, {"max_candidates": 700}, {"max_candidates": 1, "max_output": 1}])
+def test_ranks_of_any_scores(threads, layout, values, options):
+    """Buckets of like scores: some hold nearly everything, and limits end within one."""
+    threads(1)
+    random = np.random.default_rng(0)
+    scores = random.random((1, 900, 3), np.float32)
+    if values == "equal":
+        scores[:] = 0.5
+    elif values == "few":
+        scores = np.round(scores * 5) / 5
+    elif values == "neighbours":
+        scores = (random.integers(0, 50, scores.shape) + np.float32(0.5).view("i4")).astype("i4").view("f4")
+    elif values != "uniform":
+        scores[0, 450, 1] = {"one far away": 1e30, "NaN": NAN, "-inf": -INF}[values]
+    boxes = np.zeros((1, 900, 4), "f4")  # overlap nothing
+    ranked = np.argsort(-scores.ravel(), kind="stable")  # NaN last
+    for limits in (options, {"max_output": 1000} | options):
+        want = ranked[: min(limits.values(), default=None)]
+        got = cvops.multiclass_nms(boxes, LAYOUTS[layout](scores), 0.5, **limits)
+        assert (got.box * 3 + got.label).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "(N, 4, L)", "every second", "backwards"])
+@pytest.mark.parametrize("of_classes", [False, True])
+def test_boxes_of_any_strides(layout, of_classes):
+    boxes, scores = some(2, 60, 3, of_classes=of_classes)
+    laid = {
+        "contiguous": boxes,
+        "(N, 4, L)": np.ascontiguousarray(np.moveaxis(boxes, -1, 1)),
+        "every second": np.repeat(np.repeat(boxes, 2, 1), 2, -1),
+        "backwards": np.ascontiguousarray(boxes[::-1, ::-1, ..., ::-1]),
+    }[layout]
+    given_boxes = {
+        "(N, 4, L)": lambda given: np.moveaxis(given, 1, -1),
+        "every second": lambda given: given[:, ::2, ..., ::2],
+        "backwards": lambda given: given[::-1, ::-1, ..., ::-1],
+    }.get(layout, lambda given: given)(laid)
+    assert (given_boxes == boxes).all()
+    for options in ({}, {"max_output": 20}, {"class_agnostic": True}):
+        check(given_boxes, scores, 0.4, score_threshold=0.3, **options)
+
+
+@pytest.mark.parametrize("kept", [15, 16, 17, 33])
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_every_kept_box_suppresses(ops, kept, class_agnostic):
+    """Kept boxes lie in blocks: each of them is followed by one of a lower score that it drops."""
+    corners = 20 * np.arange(kept, dtype="f4")[:, None] + np.array([0, 0, 10, 10], "f4")
+    boxes = np.concatenate([corners, corners + 1])[None]
+    scores = np.linspace(1, 0.5, 2 * kept, dtype="f4")[None, :, None]
+    scores = np.concatenate([scores, scores], 2)
+    check(boxes, scores, 0.5, on=ops, class_agnostic=class_agnostic)
+    check(boxes, scores, 0.5, on=ops, class_agnostic=class_agnostic, max_output=kept)
+    check(boxes, scores, 0.5, on=ops, class_agnostic=class_agnostic, max_per_class=kept - 1)
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))

@@ -49,7 +49,7 @@ def rank(scores, floor):
         for digit in range(digits):
             counts[digit, key >> np.uint64(digit * width) & mask] += takes_part
     if digits == 0:
-        _insert(elements, count)
+        insert(elements, count)
     else:
         moved = np.empty(count, np.uint64)
         for digit in range(digits):
@@ -57,7 +57,7 @@ def rank(scores, floor):
             places = counts[digit]
             if count == 0 or places[elements[0] >> shift & mask] == count:
                 continue
-            _make_places(places)
+            make_places(places)
             for i in range(count):
                 element = elements[i]
                 value = element >> shift & mask
@@ -79,7 +79,7 @@ def key_of_float32(bits):
 
 
 @jit
-def _insert(elements, count):
+def insert(elements, count):
     """Sort the first `count` elements by insertion."""
     for i in range(1, count):
         element, place = elements[i], i
@@ -90,7 +90,7 @@ def _insert(elements, count):
 
 
 @jit
-def _make_places(counts):
+def make_places(counts):
     """Replace each count by the sum of those before it."""
     place = counts.dtype.type(0)
     for value in range(counts.size):
@@ -128,7 +128,7 @@ def rank_float64(scores, floor):
 
 @jit
 def _insert_pairs(keys, items, count):
-    """As `_insert`, stable, of keys and what goes along with them."""
+    """As `insert`, stable, of keys and what goes along with them."""
     for i in range(1, count):
         key, item, place = keys[i], items[i], i
         while place > 0 and keys[place - 1] > key:
@@ -187,7 +187,7 @@ def sort_by_key(keys, items, counts, width):
         places, shift = counts[digit], np.uint64(width * digit)
         if places[first >> shift & mask] == keys.size:
             continue
-        _make_places(places)
+        make_places(places)
         for i in range(keys.size):
             key = keys[i]
             value = key >> shift & mask

@@ -172,18 +172,6 @@ def maximum(typingctx: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def any_above(typingctx: Any, a: Any, b: Any) -> Any:
-    """Whether a lane of `a` is greater than that of `b`; NaN is not, and nothing is greater than NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        above = builder.fcmp_ordered(">", *arguments)
-        bits = ir.IntType(signature.args[0].width)
-        return builder.icmp_unsigned("!=", builder.bitcast(above, bits), ir.Constant(bits, 0))
-
-    return types.boolean(a, a), generate
-
-
-@intrinsic
 def total(typingctx: Any, a: Any) -> Any:
     """The sum of the lanes, added pairwise."""
 

@@ -45,6 +45,27 @@ def at_most(typingctx: Any, a: Any, limit: Any) -> Any:
     return a(a, limit), generate
 
 
+@intrinsic
+def above(typingctx: Any, a: Any, b: Any) -> Any:
+    """A bit for each lane, that of the first the lowest: whether that of `a` is greater than that of `b`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        flags = builder.fcmp_ordered(">", *arguments)
+        return builder.zext(builder.bitcast(flags, ir.IntType(flags.type.count)), ir.IntType(64))
+
+    return types.uint64(a, a), generate
+
+
+@intrinsic
+def first_of(typingctx: Any, bits: Any) -> Any:
+    """The place of the lowest bit of an integer that has one."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
+
+
 def _is_better(builder: Any, best: Any, other: Any) -> Any:
     return builder.and_(builder.fcmp_unordered(">", other, best), builder.fcmp_ordered("ord", other, other))
 

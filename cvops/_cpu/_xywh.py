@@ -15,13 +15,18 @@ _untold = [True]  # emptied by the one who tells: the end of a list is taken by 
 
 def check(boxes: Array, first: int = 0) -> None:
     """Warn if boxes, whose corners begin in column `first`, look like x, y, width and height."""
-    if len(boxes) >= _FEWEST and _untold and looks_like_xywh(boxes, first):
+    if is_looked_for(len(boxes)) and looks_like_xywh(boxes, first):
         tell()
+
+
+def is_looked_for(number: int) -> bool:
+    """Whether so many boxes are worth a look, and nobody was warned yet."""
+    return number >= _FEWEST and bool(_untold)
 
 
 def check_in_parts(parts: Iterable[Array], number: int, first: int) -> None:
     """As `check`, of so many boxes that come in parts."""
-    if number < _FEWEST or not _untold:
+    if not is_looked_for(number):
         return
     upright = 0
     for boxes in parts:
