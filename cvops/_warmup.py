@@ -32,9 +32,9 @@ def _batched_nms_calls(dtype: str, asarray: Any) -> None:
 
 def _multiclass_nms_calls(dtype: str, asarray: Any) -> None:
     boxes, scores = (asarray(np.zeros((1, 8, size), dtype)) for size in (4, 2))
-    many = tuple(asarray(np.zeros((1, 1025, size), dtype)) for size in (4, 1))  # CPU: the way of batched_nms
-    _multiclass.multiclass_nms(*many, 0.5)
-    _multiclass.multiclass_nms(*many, 0.5, class_agnostic=True)
+    many_boxes, many_scores = (asarray(np.zeros((1, 1025, size), dtype)) for size in (4, 1))  # CPU: as batched_nms
+    for class_agnostic in (False, True):
+        _multiclass.multiclass_nms(many_boxes, many_scores, 0.5, class_agnostic=class_agnostic)
     for multi_label in (True, False):
         _multiclass.multiclass_nms(boxes, scores, 0.5, multi_label=multi_label)
         _multiclass.multiclass_nms(boxes, scores, 0.5, max_candidates=1, max_output=1, padded=True)
