@@ -7,17 +7,11 @@ import pytest
 
 from tests import operators
 from tests.libraries import require
+from tests.operators import converted
 
 jax = None  # set by the fixture, because it may be missing
 RANDOM = np.random.default_rng(11)
 N = 2  # devices, which conftest.py asks JAX for
-
-
-def rois(count):
-    """RoIs (N, count, 5), others for each device, none of whose maxima and samples lie on an edge."""
-    corners = RANDOM.uniform(-1, 5, (N, count, 2))
-    index = RANDOM.integers(0, 2, (N, count, 1))
-    return np.concatenate([index, corners, corners + RANDOM.uniform(0.5, 5, (N, count, 2))], 2).astype("f4")
 
 
 def boxes(*shape):
@@ -31,18 +25,28 @@ def normal(*shape):
 
 def of_row(name, row):
     """The call of a row of operators.py, whose arrays the second device has backwards."""
-    args = {f"argument {i}": value for i, value in enumerate(row.args)}
-    arrays = {key: np.stack([value, value[::-1]]) for key, value in args.items() if isinstance(value, np.ndarray)}
-    return arrays, lambda ops, **given: getattr(ops, name)(*(args | given).values(), **row.options)
+    arrays = []
+    for value in row.args:
+        converted(value, arrays.append)
+    of_devices = {f"array {i}": np.stack([array, backwards(array)]) for i, array in enumerate(arrays)}
+    limit = {"max_output": 9} if row.ragged else {}
+
+    def call(ops, **given):
+        each = iter([given[key] for key in of_devices])
+        args = [converted(value, lambda _: next(each)) for value in row.args]
+        return getattr(ops, name)(*args, **row.options, **limit)
+
+    return of_devices, call
+
+
+def backwards(array):
+    return np.flip(array, next(axis for axis, length in enumerate(array.shape) if length > 1))
 
 
 # What each device has of each argument, along the first axis; and how the operator is called with that of one device.
-POOLED = {"input": normal(2, 8, 7, 6), "boxes": rois(3)}
 OPERATORS = {
-    "roi_align": (POOLED, lambda ops, input, boxes: ops.roi_align(input, boxes, 2, 0.8, 2)),
-    "roi_pool": (POOLED, lambda ops, input, boxes: ops.roi_pool(input, boxes, (3, 2))),
-    "ps_roi_align": (POOLED, lambda ops, input, boxes: ops.ps_roi_align(input, boxes, 2)),
-    "ps_roi_pool": (POOLED, lambda ops, input, boxes: ops.ps_roi_pool(input, boxes, 2)),
+    # All by their ordinary calls, and what is special about some.
+    **{name: of_row(name, row) for name, row in operators.OPERATORS.items() if "jax" not in row.lacks},
     "roi_align, list": (
         {"input": normal(2, 3, 7, 6), "first": boxes(2), "second": boxes(3)},
         lambda ops, input, first, second: ops.roi_align(input, [first, second], 2, sampling_ratio=2),
@@ -53,37 +57,9 @@ OPERATORS = {
             {"f": fine, "c": coarse}, [boxes], [(16, 16)]
         ),
     ),
-    "multiscale_roi_align": (
-        {"fine": normal(1, 3, 16, 16), "coarse": normal(1, 3, 8, 8), "boxes": np.insert(boxes(4), 0, 0, 2)},
-        lambda ops, fine, coarse, boxes: ops.multiscale_roi_align(
-            [coarse, fine], boxes, 2, scales=[0.5, 1], canonical_scale=8, canonical_level=0
-        ),
-    ),
-    "deform_conv2d": (
-        {
-            "input": normal(2, 4, 6, 5),
-            "offset": RANDOM.uniform(0.1, 0.9, (N, 2, 18, 6, 5)).astype("f4"),
-            "weight": normal(3, 4, 3, 3),
-            "bias": normal(3),
-            "mask": normal(2, 9, 6, 5),
-        },
-        lambda ops, **arrays: ops.deform_conv2d(**arrays, padding=1),
-    ),
     "deform_conv2d, no mask": (
         {"input": normal(1, 2, 5, 5), "offset": normal(1, 8, 4, 4), "weight": normal(2, 2, 2, 2)},
         lambda ops, **arrays: ops.deform_conv2d(**arrays),
-    ),
-    "nms": (
-        {"boxes": boxes(9), "scores": RANDOM.random((N, 9), "f4")},
-        lambda ops, boxes, scores: ops.nms(boxes, scores, 0.2, max_output=9),
-    ),
-    "batched_nms": (
-        {"boxes": boxes(9), "scores": RANDOM.random((N, 9), "f4"), "idxs": RANDOM.integers(0, 2, (N, 9), "i4")},
-        lambda ops, boxes, scores, idxs: ops.batched_nms(boxes, scores, idxs, 0.2, max_output=5),
-    ),
-    "multiclass_nms": (
-        {"boxes": np.stack([boxes(9)] * 2, 1), "scores": RANDOM.random((N, 2, 9, 3), "f4")},
-        lambda ops, boxes, scores: ops.multiclass_nms(boxes, scores, 0.2, max_output=9),
     ),
     "multiclass_nms, floors and objectness": (
         {
@@ -96,12 +72,6 @@ OPERATORS = {
             boxes, scores, 0.2, max_output=5, score_threshold=floors, objectness=objectness, multi_label=False
         ),
     ),
-    # All others by their ordinary calls.
-    **{
-        name: of_row(name, row)
-        for name, row in operators.OPERATORS.items()
-        if not row.gradient and not row.ragged and "jax" not in row.lacks
-    },
 }
 # Which arguments differ from device to device: none, each alone, and all.
 CASES = [
