@@ -16,7 +16,7 @@ from .._box_formulas import area_of, centre_of_corners, corners_of_centre
 from .._boxes import _check_format
 from . import _checks
 from ._checks import shape_text
-from ._library import kernel_of, refused, register, require
+from ._library import register, require
 from ._types import Format, Number, Size
 
 measures = _box_formulas.measures(torch, torch.detach)
@@ -480,22 +480,10 @@ def _measured(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") ->
     for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         require(boxes.dim() >= 2 and boxes.shape[-1] == 4, name, "shape (..., N, 4)", boxes)
     batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
-    wide = torch.float64, torch.int64, torch.int32, torch.uint64, torch.uint32
-    double = any(boxes.dtype in wide for boxes in (boxes1, boxes2))
-    dtype = torch.float64 if double else torch.float32
-    return boxes1.new_empty((*batch, boxes1.shape[-2], boxes2.shape[-2]), dtype=dtype)
+    shape = *batch, boxes1.shape[-2], boxes2.shape[-2]
+    return boxes1.new_empty(shape, dtype=_working_dtype(boxes1, boxes2))
 
 
-for _function, _options in (
-    (cvops.box_iou, ""),
-    (cvops.generalized_box_iou, ""),
-    (cvops.distance_box_iou, "float eps=1e-07, "),
-    (cvops.complete_box_iou, "float eps=1e-07, "),
-):
-    _name = _function.__name__
-    register(
-        f"{_name}(Tensor boxes1, Tensor boxes2, {_options}*, str fmt='xyxy') -> Tensor",
-        kernel_of(_function, keeps_dtype=False),
-        _measured,
-        backward=refused(f"torch.ops.cvops.{_name} has no gradient: cvops.torch.{_name} has"),
-    )
+for _measure in (cvops.box_iou, cvops.generalized_box_iou, cvops.distance_box_iou, cvops.complete_box_iou):
+    _text = f"torch.ops.cvops.{_measure.__name__} has no gradient: cvops.torch.{_measure.__name__} has"
+    register(_measure, _measured, keeps_dtype=False, no_gradient=_text)

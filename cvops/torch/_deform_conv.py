@@ -12,7 +12,7 @@ import cvops
 from .._deform_conv import _GRADIENTS
 from . import _checks
 from ._checks import count, pair
-from ._library import as_tensor, kernel_of, native, once_only, register, require, require_one_dtype
+from ._library import as_tensor, kernel_of, native, register, require, require_one_dtype
 from ._types import Ints
 
 
@@ -161,6 +161,15 @@ class DeformConv2d(nn.Module):
 # ----------------------------------------------------------------------------------------------------------- registered
 
 
+_convolve = kernel_of(cvops.deform_conv2d)
+
+
+def _convolved(input: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    for name, tensor in (("input", input), ("offset", offset), ("weight", weight)):
+        require(tensor.dim() == 4, name, "4 dimensions", tensor)
+    return input.new_empty((input.shape[0], weight.shape[0], *offset.shape[2:]))
+
+
 def deform_conv2d_kernel(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, *others: Any
 ) -> Tensor:
@@ -169,7 +178,12 @@ def deform_conv2d_kernel(
     return output
 
 
-_convolve = kernel_of(cvops.deform_conv2d)
+def _like_wanted(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    input, offset, weight, bias, *_, mask, wanted = args
+    return tuple(
+        tensor.new_empty(tensor.shape) if is_wanted and tensor is not None else grad.new_empty(0)
+        for tensor, is_wanted in zip((input, offset, weight, bias, mask), wanted, strict=True)
+    )
 
 
 def deform_conv2d_backward_kernel(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -187,50 +201,19 @@ def deform_conv2d_backward_kernel(grad: Tensor, *args: Any) -> tuple[Tensor, ...
     )
 
 
-def _convolved(input: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    for name, tensor in (("input", input), ("offset", offset), ("weight", weight)):
-        require(tensor.dim() == 4, name, "4 dimensions", tensor)
-    return input.new_empty((input.shape[0], weight.shape[0], *offset.shape[2:]))
-
-
-def _keep_tensors(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    input, offset, weight, bias, *ctx.steps, mask = inputs
-    ctx.save_for_backward(input, offset, weight, bias, mask)
-
-
-def _deform_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    *tensors, mask = ctx.saved_tensors
-    needed = [*ctx.needs_input_grad, *(False,) * 8]  # PyTorch leaves out arguments that are as their defaults
-    wanted = [needed[i] for i in (0, 1, 2, 3, 7)]
-    found = torch.ops.cvops.deform_conv2d_backward(grad, *tensors, *ctx.steps, mask, wanted)
-    input, offset, weight, bias, mask = (
-        one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True)
-    )
-    return input, offset, weight, bias, None, None, None, mask
-
-
-def _of_their_shapes(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    input, offset, weight, bias, *_, mask, wanted = args
-    return tuple(
-        tensor.new_empty(tensor.shape) if is_wanted and tensor is not None else grad.new_empty(0)
-        for tensor, is_wanted in zip((input, offset, weight, bias, mask), wanted, strict=True)
-    )
-
-
 register(
-    "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias=None, SymInt[2] stride=1,"
-    " SymInt[2] padding=0, SymInt[2] dilation=1, Tensor? mask=None) -> Tensor",
-    deform_conv2d_kernel,
-    _convolved,
-    setup=_keep_tensors,
-    backward=_deform_gradient,
-    mixes_dtypes=True,
+    cvops.deform_conv2d_backward,
+    _like_wanted,
+    arguments="Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? bias, SymInt[2] stride,"
+    " SymInt[2] padding, SymInt[2] dilation, Tensor? mask, bool[5] wanted",
+    results="(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    kernel=deform_conv2d_backward_kernel,
 )
 register(
-    "deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? bias, SymInt[2] stride,"
-    " SymInt[2] padding, SymInt[2] dilation, Tensor? mask, bool[5] wanted)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    deform_conv2d_backward_kernel,
-    _of_their_shapes,
-    backward=once_only("deform_conv2d"),
+    cvops.deform_conv2d,
+    _convolved,
+    kernel=deform_conv2d_kernel,
+    gradient=cvops.deform_conv2d_backward,
+    of=_GRADIENTS,
+    mixes_dtypes=True,
 )

@@ -1,6 +1,7 @@
 """From the decoded output of a head to detections, as tensors."""
 
 # Not `from __future__ import annotations`: TorchScript reads the annotations.
+from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor
 
 import cvops
 
-from .._checks import one_of, rounded
+from .._checks import one_of
 from .._multiclass import METRICS, PaddedSelection, Selection
 from . import _checks
 from ._checks import count, flag, number
-from ._library import as_tensor, ragged, register, require, to_native
+from ._library import as_tensor, register, require, rounded_as, to_native
 from ._types import Integer, Metric, Number
 
 
@@ -169,26 +170,22 @@ def _kernel(
     **options: Any,
 ) -> Any:
     """Floors are a `score_threshold` for each class."""
-    # As the dtype of the scores has the thresholds; `to_native` may leave nothing of that dtype.
-    code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
-    threshold: Any = score_threshold
+    threshold: Any = rounded_as(scores, score_threshold)
     if floors is not None:
         threshold = to_native(floors.to(scores.dtype) if floors.is_floating_point() else floors)
-    elif threshold is not None and code is not None:
-        threshold = rounded(threshold, code)
     if objectness is not None:
         options["objectness"] = to_native(objectness)
     options |= {"score_threshold": threshold, "max_output": max_output}
     return tuple(map(as_tensor, cvops.multiclass_nms(to_native(boxes), to_native(scores), iou_threshold, **options)))
 
 
-def _fake(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> tuple[Tensor, ...]:
+def _found(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> tuple[Tensor, ...]:
     require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
     size = torch.library.get_ctx().new_dynamic_size()
     return tuple(boxes.new_empty(size, dtype=torch.int64) for _ in range(3))
 
 
-def _fake_padded(
+def _found_padded(
     boxes: Tensor, scores: Tensor, iou_threshold: float, floors: Any, objectness: Any, max_output: Any, **options: Any
 ) -> tuple[Tensor, ...]:
     require(scores.dim() == 3, "scores", "shape (N, L, C)", scores)
@@ -197,14 +194,20 @@ def _fake_padded(
     return tuple(boxes.new_empty(shape, dtype=torch.int64) for shape in shapes)
 
 
-def _padded_kernel(*args: Any, **options: Any) -> Any:
-    return _kernel(*args, **options, padded=True)
-
-
-_ARRAYS = "Tensor boxes, Tensor scores, float iou_threshold, Tensor? floors, Tensor? objectness"
-_OPTIONS = (
-    "*, float? score_threshold=None, SymInt? max_candidates=None, SymInt? max_per_class=None, bool multi_label=True,"
-    " bool class_agnostic=False, str metric='iou') -> (Tensor, Tensor, Tensor)"
+_ARGUMENTS = (
+    "Tensor boxes, Tensor scores, float iou_threshold, Tensor? floors, Tensor? objectness, {} max_output, *,"
+    " float? score_threshold=None, SymInt? max_candidates=None, SymInt? max_per_class=None, bool multi_label=True,"
+    " bool class_agnostic=False, str metric='iou'"
 )
-register(f"multiclass_nms({_ARRAYS}, SymInt? max_output, {_OPTIONS}", _kernel, _fake, vmap=ragged("multiclass_nms"))
-register(f"multiclass_nms_padded({_ARRAYS}, SymInt max_output, {_OPTIONS}", _padded_kernel, _fake_padded)
+_RESULTS = "(Tensor, Tensor, Tensor)"
+register(
+    cvops.multiclass_nms, _found, arguments=_ARGUMENTS.format("SymInt?"), results=_RESULTS, kernel=_kernel, ragged=True
+)
+register(
+    cvops.multiclass_nms,
+    _found_padded,
+    name="multiclass_nms_padded",
+    arguments=_ARGUMENTS.format("SymInt"),
+    results=_RESULTS,
+    kernel=partial(_kernel, padded=True),
+)

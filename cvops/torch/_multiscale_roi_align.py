@@ -12,7 +12,7 @@ import cvops
 from .._checks import ADAPTIVE, strings
 from . import _checks
 from ._checks import as_sampling_ratio, count, flag, pair, positive
-from ._library import Sizes, as_tensor, once_only, register, require_one_dtype, to_native
+from ._library import Sizes, as_tensor, register, require_one_dtype, to_native
 from ._roi import pooled_shape, rois_of, text_of
 from ._types import BroadcastingList2, Integer, Number
 
@@ -212,14 +212,14 @@ _LEVELS = "float[] scales, int sampling_ratio, bool aligned, float canonical_sca
 _NAMES = [option.split()[1] for option in _LEVELS.split(", ")]
 
 
-def _multiscale_roi_align(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *options: Any) -> Tensor:
+def _pool(maps: list[Tensor], boxes: Tensor, output_size: Sizes, *options: Any) -> Tensor:
     require_one_dtype({f"features[{i}]": tensor for i, tensor in enumerate(maps)})
     by_name = dict(zip(_NAMES, options, strict=True))
     pooled = cvops.multiscale_roi_align([*map(to_native, maps)], to_native(boxes), output_size, **by_name)
     return as_tensor(pooled, maps[0].dtype)
 
 
-def _multiscale_roi_align_backward(
+def _pool_backward(
     grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *options: Any
 ) -> list[Tensor]:
     shapes = [(images, grad.shape[1], *size) for size in zip(heights, widths, strict=True)]
@@ -228,33 +228,28 @@ def _multiscale_roi_align_backward(
     return [as_tensor(gradient, grad.dtype) for gradient in gradients]
 
 
-def _keep_sizes(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    maps, boxes, _, *ctx.options = inputs
-    ctx.save_for_backward(boxes)
-    ctx.sizes = maps[0].shape[0], [m.shape[2] for m in maps], [m.shape[3] for m in maps]
-
-
-def _multiscale_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    gradients = torch.ops.cvops.multiscale_roi_align_backward(grad, *ctx.saved_tensors, *ctx.sizes, *ctx.options)
-    return gradients, None, None, *(None for _ in ctx.options)
-
-
-def _of_map_shapes(grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *_: Any) -> list[Tensor]:
+def _like_maps(grad: Tensor, boxes: Tensor, images: int, heights: Sizes, widths: Sizes, *_: Any) -> list[Tensor]:
     return [grad.new_empty((images, grad.shape[1], *size)) for size in zip(heights, widths, strict=True)]
 
 
+def _sizes(arguments: dict[str, Any], pooled: Tensor) -> dict[str, Any]:
+    maps = arguments["maps"]
+    return {"images": maps[0].shape[0], "heights": [m.shape[2] for m in maps], "widths": [m.shape[3] for m in maps]}
+
+
 register(
-    f"multiscale_roi_align(Tensor[] maps, Tensor boxes, SymInt[2] output_size, {_LEVELS}) -> Tensor",
-    _multiscale_roi_align,
-    lambda maps, boxes, output_size, *_: pooled_shape(maps[0], boxes, output_size),
-    setup=_keep_sizes,
-    backward=_multiscale_gradient,
-    mixes_dtypes=True,
+    cvops.multiscale_roi_align_backward,
+    _like_maps,
+    arguments=f"Tensor grad, Tensor boxes, SymInt images, SymInt[] heights, SymInt[] widths, {_LEVELS}",
+    results="Tensor[]",
+    kernel=_pool_backward,
 )
 register(
-    "multiscale_roi_align_backward(Tensor grad, Tensor boxes, SymInt images, SymInt[] heights, SymInt[] widths,"
-    f" {_LEVELS}) -> Tensor[]",
-    _multiscale_roi_align_backward,
-    _of_map_shapes,
-    backward=once_only("MultiScaleRoIAlign"),
+    cvops.multiscale_roi_align,
+    lambda maps, boxes, output_size, *_: pooled_shape(maps[0], boxes, output_size),
+    arguments=f"Tensor[] maps, Tensor boxes, SymInt[2] output_size, {_LEVELS}",
+    kernel=_pool,
+    gradient=cvops.multiscale_roi_align_backward,
+    keep=_sizes,
+    mixes_dtypes=True,
 )

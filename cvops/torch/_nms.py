@@ -2,6 +2,7 @@
 
 # Not `from __future__ import annotations`: TorchScript reads the annotations.
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -9,10 +10,9 @@ from torch import Tensor
 
 import cvops
 
-from .._checks import rounded
 from . import _checks, _library
 from ._checks import count, flag, number
-from ._library import Kernel, kernel_of, ragged, register, require
+from ._library import Kernel, kernel_of, register, require, rounded_as
 from ._types import Integer, Number
 
 # What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
@@ -192,21 +192,6 @@ def _numbers(iou_threshold: Any, score_threshold: Any, max_output: Any) -> tuple
 # ----------------------------------------------------------------------------------------------------------- registered
 
 
-def _nms_kernel(function: Callable[..., Any], **constant: Any) -> Kernel:
-    kernel = kernel_of(function, keeps_dtype=False, **constant)
-
-    def rounding(
-        boxes: Tensor, scores: Tensor, *args: Any, score_threshold: float | None = None, **options: Any
-    ) -> Any:
-        # As the dtype of the scores has the threshold; `to_native` may leave nothing of that dtype.
-        code = {torch.float16: "e", torch.bfloat16: "E"}.get(scores.dtype)
-        if score_threshold is not None and code is not None:
-            score_threshold = rounded(score_threshold, code)
-        return kernel(boxes, scores, *args, score_threshold=score_threshold, **options)
-
-    return rounding
-
-
 def _kept(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> Tensor:
     _require_detections(boxes, scores)
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
@@ -224,15 +209,25 @@ def _require_detections(boxes: Tensor, scores: Tensor) -> None:
     require(scores.dim() == 1, "scores", "shape (L,)", scores)
 
 
-def _register_nms(function: Callable[..., Any], arguments: str) -> tuple[Kernel, Kernel]:
+def _rounding(function: Callable[..., Any]) -> Kernel:
+    kernel = kernel_of(function, keeps_dtype=False)
+
+    def rounding(
+        boxes: Tensor, scores: Tensor, *args: Any, score_threshold: float | None = None, **options: Any
+    ) -> Any:
+        return kernel(boxes, scores, *args, score_threshold=rounded_as(scores, score_threshold), **options)
+
+    return rounding
+
+
+def _register(function: Callable[..., Any]) -> tuple[Kernel, Kernel]:
     """Register an operator and its padded form; return the kernels of both."""
-    name, kernel = function.__name__, _nms_kernel(function)
-    arguments += ", float iou_threshold, *, float? score_threshold=None, SymInt? max_output=None"
-    register(f"{name}({arguments}) -> Tensor", kernel, _kept, vmap=ragged(name))
-    padded = _nms_kernel(function, padded=True)
-    register(f"{name}_padded({arguments}) -> (Tensor, Tensor)", padded, _kept_padded)
-    return kernel, padded
+    name, padded, pair = f"{function.__name__}_padded", partial(function, padded=True), "(Tensor, Tensor)"
+    return (
+        register(function, _kept, kernel=_rounding(function), ragged=True),
+        register(function, _kept_padded, name=name, results=pair, kernel=_rounding(padded)),
+    )
 
 
-nms_kernel, nms_padded_kernel = _register_nms(cvops.nms, "Tensor boxes, Tensor scores")
-_register_nms(cvops.batched_nms, "Tensor boxes, Tensor scores, Tensor idxs")
+nms_kernel, nms_padded_kernel = _register(cvops.nms)
+_register(cvops.batched_nms)

@@ -1,7 +1,6 @@
 """RoI pooling of tensors: functions, differentiable in PyTorch, and `torch.nn.Module`s."""
 
 # Not `from __future__ import annotations`: TorchScript reads the annotations.
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import cvops
 from .._checks import ADAPTIVE
 from . import _checks, _library
 from ._checks import as_sampling_ratio, flag, pair, positive, shape_text
-from ._library import Sizes, as_tensor, kernel_of, once_only, register, require, to_native
+from ._library import Sizes, as_tensor, kernel_of, register, require, to_native
 from ._types import BroadcastingList2, Integer, Number
 
 
@@ -379,49 +378,24 @@ def _pooled_by_position(input: Tensor, boxes: Tensor, output_size: Sizes, *_: An
     return input.new_empty((boxes.shape[0], input.shape[1] // bins, *output_size))
 
 
+def _pooled_with_argmax(
+    input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, return_argmax: bool = True
+) -> tuple[Tensor, Tensor]:
+    pooled = pooled_shape(input, boxes, output_size)
+    return pooled, pooled.new_empty(pooled.shape if return_argmax else 0, dtype=torch.int32)
+
+
 def _require_rois(input: Tensor, boxes: Tensor) -> None:
     require(input.dim() == 4, "input", "shape (N, C, H, W)", input)
     require(boxes.dim() == 2 and boxes.shape[1] == 5, "boxes", "shape (K, 5)", boxes)
 
 
-def _of_input_shape(grad: Tensor, boxes: Tensor, input_shape: Sizes, *_: Any) -> Tensor:
+def _like_input(grad: Tensor, boxes: Tensor, input_shape: Sizes, *_: Any) -> Tensor:
     return grad.new_empty(tuple(input_shape))
 
 
-def _keep_boxes(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    input, boxes, _, *ctx.options = inputs
-    ctx.save_for_backward(boxes)
-    ctx.input_shape = input.shape
-
-
-def _register_pooling(
-    function: Callable[..., Any], gradient: Callable[..., Any], options: str, fake: Callable[..., Any]
-) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Register an operator that is differentiable by its input alone, and its gradient; return the kernels of both."""
-    name, kernel, kernel_of_gradient = function.__name__, kernel_of(function), kernel_of(gradient)
-    schema = f"{gradient.__name__}(Tensor grad, Tensor boxes, SymInt[4] input_shape, {options}) -> Tensor"
-    operator = register(schema, kernel_of_gradient, _of_input_shape, backward=once_only(name))
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        of_input = operator(grad, *ctx.saved_tensors, ctx.input_shape, *ctx.options)
-        return of_input, None, None, *(None for _ in ctx.options)
-
-    schema = f"{name}(Tensor input, Tensor boxes, SymInt[2] output_size, {options}) -> Tensor"
-    register(schema, kernel, fake, setup=_keep_boxes, backward=backward)
-    return kernel, kernel_of_gradient
-
-
-_SCALE, _SAMPLES = "float spatial_scale=1.0", f"int sampling_ratio={ADAPTIVE}"
-roi_align_kernel, roi_align_backward_kernel = _register_pooling(
-    cvops.roi_align, cvops.roi_align_backward, f"{_SCALE}, {_SAMPLES}, bool aligned=False", pooled_shape
-)
-ps_roi_align_kernel, ps_roi_align_backward_kernel = _register_pooling(
-    cvops.ps_roi_align, cvops.ps_roi_align_backward, f"{_SCALE}, {_SAMPLES}", _pooled_by_position
-)
-ps_roi_pool_kernel, ps_roi_pool_backward_kernel = _register_pooling(
-    cvops.ps_roi_pool, cvops.ps_roi_pool_backward, _SCALE, _pooled_by_position
-)
-roi_pool_backward_kernel: Callable[..., Tensor] = kernel_of(cvops.roi_pool_backward)
+def _input_shape(arguments: dict[str, Any], pooled: Tensor) -> dict[str, Any]:
+    return {"input_shape": arguments["input"].shape}
 
 
 def roi_pool_kernel(
@@ -435,38 +409,36 @@ def roi_pool_kernel(
     return as_tensor(pooled, input.dtype), as_tensor(argmax)
 
 
-def _pooled_with_argmax(
-    input: Tensor, boxes: Tensor, output_size: Sizes, spatial_scale: float = 1.0, return_argmax: bool = True
-) -> tuple[Tensor, Tensor]:
-    pooled = pooled_shape(input, boxes, output_size)
-    return pooled, pooled.new_empty(pooled.shape if return_argmax else 0, dtype=torch.int32)
-
-
-def _keep_boxes_and_argmax(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    input, boxes, _, ctx.spatial_scale, ctx.return_argmax = inputs
-    ctx.save_for_backward(boxes, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.input_shape = input.shape
-
-
-def _roi_pool_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    if not ctx.return_argmax:
+def _pool_backward(grad: Tensor, boxes: Tensor, argmax: Tensor, *others: Any) -> Tensor:
+    if argmax.dim() == 1:
         raise NotImplementedError("`roi_pool` has a gradient only with return_argmax=True")
-    gradient = torch.ops.cvops.roi_pool_backward(grad, *ctx.saved_tensors, ctx.input_shape, ctx.spatial_scale)
-    return gradient, None, None, None, None
+    gradient: Tensor = _scatter(grad, boxes, argmax, *others)
+    return gradient
 
 
-register(
-    f"roi_pool(Tensor input, Tensor boxes, SymInt[2] output_size, {_SCALE}, bool return_argmax=True)"
-    " -> (Tensor, Tensor)",
-    roi_pool_kernel,
-    _pooled_with_argmax,
-    setup=_keep_boxes_and_argmax,
-    backward=_roi_pool_gradient,
+_scatter = kernel_of(cvops.roi_pool_backward)
+
+roi_align_backward_kernel = register(cvops.roi_align_backward, _like_input)
+roi_align_kernel = register(cvops.roi_align, pooled_shape, gradient=cvops.roi_align_backward, keep=_input_shape)
+roi_pool_backward_kernel = register(
+    cvops.roi_pool_backward,
+    lambda grad, boxes, argmax, *others: _like_input(grad, boxes, *others),
+    kernel=_pool_backward,
 )
 register(
-    f"roi_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, SymInt[4] input_shape, {_SCALE}) -> Tensor",
-    roi_pool_backward_kernel,
-    lambda grad, boxes, argmax, input_shape, *_: grad.new_empty(tuple(input_shape)),
-    backward=once_only("roi_pool"),
+    cvops.roi_pool,
+    _pooled_with_argmax,
+    arguments="Tensor input, Tensor boxes, SymInt[2] output_size, float spatial_scale=1.0, bool return_argmax=True",
+    results="(Tensor, Tensor)",
+    kernel=roi_pool_kernel,
+    gradient=cvops.roi_pool_backward,
+    keep=lambda arguments, results: {"input_shape": arguments["input"].shape, "argmax": results[1]},
+)
+ps_roi_align_backward_kernel = register(cvops.ps_roi_align_backward, _like_input)
+ps_roi_align_kernel = register(
+    cvops.ps_roi_align, _pooled_by_position, gradient=cvops.ps_roi_align_backward, keep=_input_shape
+)
+ps_roi_pool_backward_kernel = register(cvops.ps_roi_pool_backward, _like_input)
+ps_roi_pool_kernel = register(
+    cvops.ps_roi_pool, _pooled_by_position, gradient=cvops.ps_roi_pool_backward, keep=_input_shape
 )
