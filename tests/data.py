@@ -26,7 +26,7 @@ def clustered(
     centres = object_centres[found] + rng.normal(0, 0.1, (n, 2)) * object_sides[found]
     sides = object_sides[found] * np.exp(rng.normal(0, 0.15, (n, 2)))
     scores = rng.uniform(0, 1, n).astype(np.float32)
-    return _corners(centres - sides / 2, centres + sides / 2), scores, (found % 80).astype(np.int64)
+    return corners(centres - sides / 2, centres + sides / 2), scores, (found % 80).astype(np.int64)
 
 
 def hostile(n: int, seed: int = 0) -> dict[str, Array]:
@@ -43,12 +43,12 @@ def hostile(n: int, seed: int = 0) -> dict[str, Array]:
     lattice = 2.0**18 * np.stack(np.unravel_index(np.arange(n), (columns, columns)), 1)
     return {
         "identical": np.full((n, 4), [0, 0, 50, 50], np.float32),
-        "disjoint": _corners(in_a_row, in_a_row + 10),
-        "chain": _corners(in_a_row / 5, in_a_row / 5 + 10),
-        "six decades": _corners(centre - radius, centre + radius),
-        "huge over small": _corners(corner, corner + side),
-        "dense": _corners(cluster - 25, cluster + 25),
-        "power-of-two lattice": _corners(lattice, lattice + 1),
+        "disjoint": corners(in_a_row, in_a_row + 10),
+        "chain": corners(in_a_row / 5, in_a_row / 5 + 10),
+        "six decades": corners(centre - radius, centre + radius),
+        "huge over small": corners(corner, corner + side),
+        "dense": corners(cluster - 25, cluster + 25),
+        "power-of-two lattice": corners(lattice, lattice + 1),
     }
 
 
@@ -85,7 +85,7 @@ def pyramid_boxes(k: int = 512, height: int = 800, width: int = 1344, seed: int 
     rng = np.random.default_rng(seed)
     sides = np.exp(rng.normal(4.6, 0.9, (k, 2)))
     centres = rng.uniform(0, 1, (k, 2)) * [width, height]
-    return _corners(*np.clip([centres - sides / 2, centres + sides / 2], 0, [width, height]))
+    return corners(*np.clip([centres - sides / 2, centres + sides / 2], 0, [width, height]))
 
 
 def uniform(shape: tuple[int, ...], seed: int = 0) -> Array:
@@ -109,7 +109,7 @@ def deformed(images: int, channels: int, height: int, width: int, outputs: int, 
     }
 
 
-def _corners(top_left: Array, bottom_right: Array) -> Array:
+def corners(top_left: Array, bottom_right: Array) -> Array:
     return np.concatenate([top_left, bottom_right], 1).astype(np.float32)
 
 

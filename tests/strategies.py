@@ -41,10 +41,10 @@ def many(n):
     return {
         "clustered": boxes,
         **data.hostile(n),
-        "nested about one centre": _corners(-growing, growing),
-        "nested at one corner": _corners(0 * growing, growing),
-        "wide and flat": _corners(steps % 90 * [3, 0.01], steps % 90 * [3, 0.01] + [900, 0.3]),
-        "small integers": _corners(at_once, at_once + random.integers(0, 6, (n, 2))),
+        "nested about one centre": data.corners(-growing, growing),
+        "nested at one corner": data.corners(0 * growing, growing),
+        "wide and flat": data.corners(steps % 90 * [3, 0.01], steps % 90 * [3, 0.01] + [900, 0.3]),
+        "small integers": data.corners(at_once, at_once + random.integers(0, 6, (n, 2))),
         "negative": boxes - np.float32(1e4),
         "far from the origin": boxes + np.float32(2**23),  # where float32 holds whole numbers only
         "very far": boxes + np.float32(1e8),  # where it holds multiples of 8 only
@@ -62,7 +62,7 @@ def many(n):
 def crowd(dtype=np.float32):
     """1 500 disjoint unit boxes, all kept: beside them, any boxes are handled as thousands are."""
     corner = 20 + 2 * np.stack(np.divmod(np.arange(1500), 50), 1)
-    return _corners(corner, corner + 1).astype(dtype)
+    return data.corners(corner, corner + 1).astype(dtype)
 
 
 def pairs_at(threshold, n, dtype):
@@ -98,10 +98,6 @@ def pairs_above(threshold, n):
     boxes[0, :, 2], boxes[1, :, 2], boxes[:, :, 3] = narrow, wide, height
     boxes *= 2.0 ** np.arange(-n // 2, n - n // 2)[:, None]
     return boxes.reshape(2 * n, 4).astype(np.float32)
-
-
-def _corners(top_left, bottom_right):
-    return np.concatenate([top_left, bottom_right], 1).astype(np.float32)
 
 
 # -------------------------------------------------------------------------------------------------------- few boxes

@@ -35,6 +35,16 @@ def some(*shape, seed=0):
     return np.concatenate([corner, corner + size], -1).astype("f4"), random.normal(0, 1, (*shape, 4)).astype("f4")
 
 
+# A call of each, of arrays and options: for the tests of the frameworks' adapters.
+ANCHORS, DELTAS = some(7)
+ORDINARY = {
+    "decode_boxes": ((DELTAS, ANCHORS, (10, 10, 5, 5)), {"clip": 0.125}),
+    "encode_boxes": ((ANCHORS, some(7, seed=1)[0]), {}),
+    "distance_to_boxes": ((ANCHORS[:, :2], DELTAS), {}),
+    "scale_boxes": ((ANCHORS, (640, 640), (480, 853)), {"letterbox": True}),
+}
+
+
 def check(name, *args, on=cvops, like=None, **options):
     """Call the function and compare with the reference, which gets the values that arrays of other libraries hold."""
     values = [to_numpy(arg) if hasattr(arg, "__dlpack__") else arg for arg in args]

@@ -7,16 +7,9 @@ import pytest
 
 from tests import compare
 from tests import reference_decode as reference
-from tests.test_decode import some
+from tests.test_decode import ANCHORS, DELTAS, ORDINARY
 
-ANCHORS, DELTAS = some(7)
-CALLS = {
-    "decode_boxes": ((DELTAS, ANCHORS, (10, 10, 5, 5)), {"clip": 0.125}),
-    "encode_boxes": ((ANCHORS, some(7, seed=1)[0]), {}),
-    "distance_to_boxes": ((ANCHORS[:, :2], DELTAS), {}),
-    "scale_boxes": ((ANCHORS, (640, 640), (480, 853)), {"letterbox": True}),
-}
-every_function = pytest.mark.parametrize("name", CALLS)
+every_function = pytest.mark.parametrize("name", ORDINARY)
 
 
 @pytest.fixture
@@ -28,19 +21,19 @@ def ops(jax):
 
 def called(ops, name, arrays):
     """The function of its arrays alone."""
-    args, options = CALLS[name]
+    args, options = ORDINARY[name]
     return getattr(ops, name)(*arrays, *args[len(arrays) :], **options)
 
 
 def arrays_of(name, dtype="f4"):
-    return [arg.astype(dtype) for arg in CALLS[name][0] if isinstance(arg, np.ndarray)]
+    return [arg.astype(dtype) for arg in ORDINARY[name][0] if isinstance(arg, np.ndarray)]
 
 
 @every_function
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int16"])
 def test_traced_functions_answer_as_the_reference(ops, jax, name, dtype):
     values = arrays_of(name, dtype)
-    args, options = CALLS[name]
+    args, options = ORDINARY[name]
     want = getattr(reference, name)(*values, *args[len(values) :], **options)
     got = jax.jit(lambda *arrays: called(ops, name, arrays))(*values)
     compare.close(got, want, jax.numpy.asarray(values[0]))

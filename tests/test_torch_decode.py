@@ -8,17 +8,10 @@ import pytest
 import cvops
 from tests import compare, torch_calls
 from tests import reference_decode as reference
-from tests.test_decode import REFUSED, some
+from tests.test_decode import ANCHORS, ORDINARY, REFUSED, some
 
 pytestmark = torch_calls.quiet
-ANCHORS, DELTAS = some(7)
-CALLS = {
-    "decode_boxes": ((DELTAS, ANCHORS, (10, 10, 5, 5)), {"clip": 0.125}),
-    "encode_boxes": ((ANCHORS, some(7, seed=1)[0]), {}),
-    "distance_to_boxes": ((ANCHORS[:, :2], DELTAS), {}),
-    "scale_boxes": ((ANCHORS, (640, 640), (480, 853)), {"letterbox": True}),
-}
-every_function = pytest.mark.parametrize("name", CALLS)
+every_function = pytest.mark.parametrize("name", ORDINARY)
 
 
 def Head(torch, torch_ops):
@@ -42,12 +35,12 @@ def head_arguments(torch, images, length):
 
 
 def arrays_of(name):
-    return [arg for arg in CALLS[name][0] if isinstance(arg, np.ndarray)]
+    return [arg for arg in ORDINARY[name][0] if isinstance(arg, np.ndarray)]
 
 
 def function_of_tensors(torch_ops, name):
     """The function of its tensors alone."""
-    (args, options), count = CALLS[name], len(arrays_of(name))
+    (args, options), count = ORDINARY[name], len(arrays_of(name))
     return lambda *tensors: getattr(torch_ops, name)(*tensors, *args[count:], **options)
 
 
@@ -55,7 +48,7 @@ def function_of_tensors(torch_ops, name):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int32", "uint8"])
 def test_answers_of_the_reference(torch_ops, torch, name, dtype):
     values = [abs(value).astype(dtype) for value in arrays_of(name)]
-    args, options = CALLS[name]
+    args, options = ORDINARY[name]
     want = getattr(reference, name)(*values, *args[len(values) :], **options)
     got = function_of_tensors(torch_ops, name)(*map(torch.from_numpy, values))
     compare.close(got, want, torch.from_numpy(values[0]))
@@ -88,7 +81,7 @@ def test_transforms_and_compile(torch_ops, torch, name):
 
 
 SHAPES_AND_NUMBERS = [
-    row for row in REFUSED if row[0] in CALLS and all(isinstance(arg, np.ndarray) for arg in row[1][:1])
+    row for row in REFUSED if row[0] in ORDINARY and all(isinstance(arg, np.ndarray) for arg in row[1][:1])
 ]
 
 
