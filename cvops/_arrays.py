@@ -262,12 +262,35 @@ def _refuse_hidden_computation_of_tensor(name: str, tensor: Any) -> None:
 
 
 def _refuse_compilation(name: str) -> None:
-    # True while torch.compile traces this very line. Else the callback tells of a call that it traces around: then it
-    # would go on to trace the array library and Numba, and die there.
-    compiling = sys.modules["torch"].compiler.is_compiling()
-    evaluation = sys.modules.get("torch._C._dynamo.eval_frame")
-    if compiling or (evaluation is not None and evaluation.get_eval_frame_callback() not in (None, False)):
+    if sys.modules["torch"].compiler.is_compiling() or compiler_looks_on():
         raise TypeError(f"`{name}` is traced by torch.compile: use cvops.torch")
+
+
+def compiler_looks_on() -> bool:
+    """Whether torch.compile traces around this call, though not this very line, as `is_compiling` would tell.
+
+    It would go on to trace the array library and Numba, and die there.
+    """
+    evaluation = sys.modules.get("torch._C._dynamo.eval_frame")
+    return evaluation is not None and evaluation.get_eval_frame_callback() not in (None, False)
+
+
+@functools.cache
+def keys_of_plain_tensors(device: str) -> frozenset[int]:
+    """What PyTorch's dispatcher sees in tensors of "CPU" or "CUDA" that are no more than their values.
+
+    Made in inference mode and not. Empty where this version of PyTorch does not tell, or has ROCm for CUDA.
+    """
+    torch = sys.modules["torch"]
+    if not hasattr(torch._C, "_dispatch_keys") or (device == "CUDA" and torch.version.hip is not None):
+        return frozenset()
+    try:
+        key, keys = torch._C.DispatchKey, torch._C.DispatchKeySet
+        inference = keys(getattr(key, device)) | keys(getattr(key, f"Autocast{device}"))
+        ordinary = inference | keys(key.ADInplaceOrView) | keys(getattr(key, f"Autograd{device}"))
+        return frozenset(each.raw_repr() for each in (inference, ordinary))
+    except AttributeError:
+        return frozenset()
 
 
 def _from_dlpack_of(array: Any) -> Any:

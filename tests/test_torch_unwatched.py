@@ -1,104 +1,278 @@
-"""`cvops.torch.nms` and `roi_align` go past PyTorch's dispatcher where nobody looks on, and only there."""
+"""The functions of `cvops.torch` go past PyTorch's dispatcher where nobody looks on, and only there."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+from tests import torch_calls
+from tests.torch_calls import tensors
+
+torch = pytest.importorskip("torch")
+ops = pytest.importorskip("cvops.torch")
+from cvops.torch import _library  # noqa: E402
+
+MEASURES = "box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"
+DIRECT = "nms", "batched_nms", *torch_calls.POOLING, *MEASURES, "deform_conv2d"
+
+
+@pytest.fixture
+def went(monkeypatch):
+    """For each call of a function of cvops.torch, whether it went past the dispatcher."""
+    answers, directly = [], _library.directly
+
+    def watched(*args, **options):
+        found = directly(*args, **options)
+        answers.append(found is not None)
+        return found
+
+    monkeypatch.setattr(_library, "directly", watched)
+    return answers
+
+
+def by_the_dispatcher(monkeypatch, call):
+    with monkeypatch.context() as patch:
+        patch.setattr(_library, "directly", lambda *args, **options: None)
+        return call()
+
+
+def assert_same(got, want):
+    for one, other in zip(*(each if isinstance(each, tuple) else (each,) for each in (got, want)), strict=True):
+        assert (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device)
+        assert one.is_contiguous()
+        assert torch.equal(one.nan_to_num(7), other.nan_to_num(7))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", DIRECT)
+def test_results_are_those_of_the_dispatcher(went, monkeypatch, name, dtype):
+    args = tensors(name, getattr(torch, dtype))
+    got = getattr(ops, name)(*args)
+    assert went == [dtype in ("float32", "float64")]  # others torch converts faster
+    assert_same(got, by_the_dispatcher(monkeypatch, lambda: getattr(ops, name)(*args)))
+    with torch.inference_mode():
+        inferred = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
+        assert_same(getattr(ops, name)(*inferred), got)
+    assert went[1:] == went[:1]
+
+
+def more_calls():
+    boxes, scores, maps = torch.rand(9, 4), torch.rand(9), torch.rand(2, 3, 8, 9)
+    boxes[:, 2:] += 1
+    rois = torch.cat([torch.arange(9)[:, None] % 2, boxes], 1)
+    keep = {"score_threshold": 0.2, "max_output": 4}
+    pyramid = [maps, maps[..., ::2, ::2]]
+    return {
+        "padded": lambda: ops.nms(boxes, scores, 0.5, padded=True),
+        "options": lambda: ops.nms(boxes, scores, 0.5, **keep),
+        "batched, padded": lambda: ops.batched_nms(boxes, scores, scores > 0.5, 0.5, **keep, padded=True),
+        "integers": lambda: ops.nms((boxes * 9).long(), scores, 1),
+        "numbers of torch": lambda: ops.roi_align(maps, rois, torch.tensor(2), torch.tensor(1), torch.tensor(2.0)),
+        "numbers of NumPy": lambda: ops.roi_align(maps, rois, (np.int64(2), 3), np.float32(1), aligned=np.bool_(True)),
+        "boxes in a list": lambda: ops.roi_align(maps, [boxes, boxes[:3]], [2, 3]),
+        "pyramid": lambda: ops.multiscale_roi_align(pyramid, rois, 2, [1, 0.5]),
+        "pyramid, boxes in a list": lambda: ops.multiscale_roi_align(pyramid, [boxes, boxes[:3]], 2, [1, 0.5]),
+        "channels last": lambda: ops.ps_roi_pool(maps.to(memory_format=torch.channels_last), rois, (1, 3)),
+        "nothing": lambda: ops.roi_pool(maps, rois[:0], 2),
+    }
+
+
+@pytest.mark.parametrize("case", more_calls())
+def test_results_of_other_calls(monkeypatch, case):
+    call = more_calls()[case]
+    torch.manual_seed(0)
+    assert_same(call(), by_the_dispatcher(monkeypatch, call))
+
+
+def refused_calls():
+    boxes, scores, maps = torch.ones(3, 4), torch.ones(3), torch.ones(1, 4, 5, 5)
+    rois = torch.zeros(3, 5)
+    return [
+        lambda: ops.nms(boxes, scores[:2], "high"),  # what comes first is the same
+        lambda: ops.nms(boxes[:, :3], scores, 0.5),
+        lambda: ops.nms(boxes, scores.long(), 2.0),
+        lambda: ops.nms(boxes, scores, 0.5, max_output=2**70),
+        lambda: ops.nms(boxes, scores, 0.5, max_output=2**55, padded=True),
+        lambda: ops.nms(boxes, scores, 0.5, score_threshold=float("nan")),
+        lambda: ops.nms(boxes, None, 0.5),
+        lambda: ops.nms(boxes.cfloat(), scores, 0.5),
+        lambda: ops.batched_nms(boxes, scores, scores / 2, 0.5),
+        lambda: ops.roi_align(maps, rois, 0),
+        lambda: ops.roi_align(maps, rois[:, :4], 2, spatial_scale=-1.0),
+        lambda: ops.roi_align(maps, rois, 2, sampling_ratio=2.5),
+        lambda: ops.roi_align(maps, rois + 7, 2),
+        lambda: ops.roi_align(maps.long(), rois, 2),
+        lambda: ops.roi_align(maps.numpy(), rois, 2),
+        lambda: ops.roi_pool(maps, [rois[:, 1:]] * 2, 2),
+        lambda: ops.ps_roi_align(maps, rois, 3),
+        lambda: ops.multiscale_roi_align([], rois, 2, []),
+        lambda: ops.multiscale_roi_align([maps, maps.double()], rois, 2, [1, 2]),
+        lambda: ops.multiscale_roi_align([maps], rois, 2, [1, 2]),
+        lambda: ops.box_iou(boxes, boxes[:, 1:]),
+        lambda: ops.box_iou(boxes, boxes, "xxyy"),
+        lambda: ops.distance_box_iou(boxes, boxes, -1.0),
+        lambda: ops.deform_conv2d(maps, maps, maps, stride=0),
+        lambda: ops.deform_conv2d(maps, maps, maps, bias=maps),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(refused_calls())))
+def test_errors_are_those_of_the_dispatcher(monkeypatch, number):
+    call = refused_calls()[number]
+    with pytest.raises((TypeError, ValueError)) as want:
+        by_the_dispatcher(monkeypatch, call)
+    with pytest.raises(type(want.value)) as got:
+        call()
+    assert str(got.value) == str(want.value)
+    assert type(got.value.__context__) is type(want.value.__context__)
+
+
+# ------------------------------------------------------------------------------------------------- what looks on
+
+
+@contextlib.contextmanager
+def forward_mode():
+    with torch.autograd.forward_ad.dual_level():
+        yield
+
+
+def modes():
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    class Dispatches(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    return seen, Functions, Dispatches
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_modes_see_the_operator(went, name):
+    seen, *kinds = modes()
+    args = tensors(name)
+    for mode in kinds:
+        seen.clear()
+        with mode():
+            getattr(ops, name)(*args)
+        assert any("cvops" in each and name in each for each in seen), (mode, seen)
+    assert went == [False, False]
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_contexts_that_look_on(went, name):
+    args = tensors(name)
+    for context in (forward_mode(), torch.autocast("cpu"), torch.profiler.profile()):
+        with context as profile:
+            getattr(ops, name)(*args)
+    assert went == [False] * 3
+    assert any(f"cvops::{name}" in event.key for event in profile.key_averages())
+    getattr(ops, name)(*args)
+    assert went[3:] == [True]
+
+
+def test_transforms_and_tracers_see_the_operator(went):
+    boxes, scores, _ = tensors("nms")
+    call = lambda scores: ops.nms(boxes, scores, 0.5, padded=True)[0]  # noqa: E731
+    want = call(scores)
+    assert torch.equal(torch.func.vmap(call)(torch.stack([scores, scores])), torch.stack([want, want]))
+    traced = torch.jit.trace(lambda b, s: ops.nms(b, s, 0.5), (boxes, scores), check_trace=False)
+    assert "cvops::nms" in str(traced.graph)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(call)(scores).graph
+    assert "cvops.nms_padded" in str(graph)
+    assert went[0] is True
+    assert not any(went[1:])
+
+
+@pytest.mark.parametrize("name", ["roi_align", "roi_pool", "ps_roi_align", "box_iou", "deform_conv2d"])
+def test_gradients_are_recorded(went, name):
+    first, *others = tensors(name)
+    leaf = first.clone().requires_grad_()
+    result = getattr(ops, name)(leaf, *others)
+    assert result.requires_grad
+    result.nan_to_num().sum().backward()
+    assert leaf.grad is not None
+    assert went == [False]
+
+
+def test_tensors_that_are_more_than_their_values(went):
+    maps, rois, size = tensors("roi_align")[:3]
+    for other in (
+        maps.to("meta"), maps.clone().requires_grad_(), maps.to_sparse(), torch.nn.Parameter(maps), maps.numpy(),
+        torch._neg_view(maps), torch._to_functional_tensor(maps), maps.half(), maps.cfloat().conj(), [maps, "", [maps]],
+    ):  # fmt: skip
+        assert _library.directly(lambda *args: maps.numpy(), other, rois, size) is None
+        assert _library.directly(lambda *args: maps.numpy(), maps, other, size) is None
+    assert torch.equal(ops.roi_align(torch._neg_view(-maps), rois, size), ops.roi_align(maps, rois, size))
+    assert went == [False] * (len(went) - 1) + [True]
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**64), 1j, np.float64(1), [torch.ones(1)], torch.Size([1])])
+def test_numbers_that_need_a_longer_look(number):
+    assert _library.directly(lambda *args: np.ones(3), torch.ones(1), number) is None
+    assert _library.directly(lambda *args, **_: np.ones(3), torch.ones(1), name=number) is None
+
+
+def test_plain_tensors_are_known_here():
+    """Else every call would go the long way, and nobody would notice."""
+    keys = _library.keys_of_plain_tensors("CPU")
+    with torch.inference_mode():
+        inferred = torch.ones(1)
+    assert {torch._C._dispatch_keys(tensor).raw_repr() for tensor in (torch.ones(1), inferred)} == keys
+    assert len(_library.keys_of_plain_tensors("CUDA")) == 2
+    assert len(_library._PROBES) > 1
+
 
 SCRIPT = """
+import sys
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
 import cvops.torch as ops
 from cvops.torch import _library
 
 boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
-scores = torch.tensor([0.8, 0.9, 0.7])
-seen = []
+scores, maps, rois = torch.tensor([0.8, 0.9, 0.7]), torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 3, 3]])
+went, directly = [], _library.directly
 
 
-class Functions(TorchFunctionMode):
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        seen.append(str(function))
-        return function(*args, **(kwargs or {}))
+def watched(*args, **options):
+    found = directly(*args, **options)
+    went.append(found is not None)
+    return found
 
 
-class Dispatches(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        seen.append(str(function))
-        return function(*args, **(kwargs or {}))
+def compiled(b, s):
+    keep = ops.nms(b, s, 0.5, padded=True)[0]
+    torch._dynamo.graph_break()
+    return keep, ops.roi_align(maps, rois, 2)
 
 
-def check(watched):
-    keep = ops.nms(boxes, scores, 0.5)
-    assert keep.tolist() == [1, 2], keep
-    assert any(probe() for probe in _library._PROBES) is watched
-
-
-check(False)
-assert _library.is_unwatched(boxes, scores)
-for other in (
-    boxes.double(), boxes.bfloat16(), boxes.long(), boxes.to("meta"), boxes.clone().requires_grad_(), boxes.to_sparse(),
-    torch.nn.Parameter(boxes), torch._neg_view(boxes), torch._to_functional_tensor(boxes), boxes.numpy(), None,
-):
-    assert not _library.is_unwatched(other, scores), other
-assert _library.is_unwatched(boxes.clone(), scores)  # nothing above has imported torch.compile
-maps, rois = torch.arange(16.0).reshape(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 3, 3]])
-kernels = torch.ops.cvops
-calls = [
-    (lambda b, s: ops.nms(b, s, 0.5), lambda b, s: kernels.nms(b, s, 0.5), boxes.double(), scores),
-    (lambda b, s: ops.nms(b, s, 0.5, padded=True)[0], lambda b, s: kernels.nms_padded(b, s, 0.5)[0], boxes, scores),
-    (lambda m, r: ops.roi_align(m, r, 2), lambda m, r: kernels.roi_align(m, r, [2, 2]), maps, rois),
-    (lambda m, r: ops.roi_align(m, r, 2), lambda m, r: kernels.roi_align(m, r, [2, 2]), maps.half(), rois),
-]
-for call, operator, first, second in calls:
-    assert _library.needs_only_the_kernel(first, second)
-    got, expected = call(first, second), operator(first, second)
-    assert got.dtype == expected.dtype and torch.equal(got, expected)
-for other in (
-    maps.long(), maps.to("meta"), maps.clone().requires_grad_(), maps.to_sparse(), torch.nn.Parameter(maps),
-    torch._neg_view(maps), torch._to_functional_tensor(maps), maps.numpy(), [rois], None,
-):
-    assert not _library.needs_only_the_kernel(maps, other), other
-    assert not _library.needs_only_the_kernel(other, rois), other
-for mode in (Functions, Dispatches):
-    seen.clear()
-    with mode():
-        check(True)
-    assert any("cvops" in name and "nms" in name for name in seen), (mode, seen)
-    for call, _, first, second in calls:
-        seen.clear()
-        with mode():
-            call(first, second)
-        assert any("cvops" in name for name in seen), (mode, seen)
-leaf = maps.clone().requires_grad_()
-ops.roi_align(leaf, rois, 2).sum().backward()
-assert leaf.grad.sum() == 4
-assert torch.equal(ops.roi_align(torch._neg_view(-maps), rois, 2), ops.roi_align(maps, rois, 2))
-check(False)
-assert "cvops::nms" in str(torch.jit.trace(lambda b, s: ops.nms(b, s, 0.5), (boxes, scores)).graph)
-padded = torch.func.vmap(lambda s: ops.nms(boxes, s, 0.5, padded=True)[0])(torch.stack([scores, scores]))
-assert padded.tolist() == [[1, 2, -1]] * 2
-with torch.profiler.profile() as profile:
-    check(True)
-assert any("cvops::nms" in event.key for event in profile.key_averages())
-grown = boxes.clone().requires_grad_()
-assert ops.nms(grown, scores, 0.5).tolist() == [1, 2]
-assert ops.nms(torch._neg_view(-boxes), scores, 0.5).tolist() == [1, 2]
-keep = ops.nms(boxes, scores, 0.5, 0.75, 1)
-assert keep.tolist() == [1] and keep.dtype == torch.int64
-compiled = torch.compile(lambda b, s: ops.nms(b, s, 0.5) + 0, backend="eager")
-assert compiled(boxes, scores).tolist() == [1, 2]
-check(False)
-# torch.compile is in use
-assert not _library.is_unwatched(boxes, scores) and not _library.needs_only_the_kernel(maps, rois)
+_library.directly = watched
+assert ops.nms(boxes, scores, 0.5).tolist() == [1, 2]
+assert went == [True] and "torch._dynamo" not in sys.modules
+_library.directly = directly
+run = torch.compile(compiled, backend="eager")
+for _ in range(2):
+    keep, pooled = run(boxes, scores)
+    assert keep.tolist() == [1, 2, -1] and pooled.shape == (1, 1, 2, 2)
+graphs = []
+torch.compile(compiled, backend=lambda graph, _: graphs.append(graph.code) or graph)(boxes, scores)
+assert "cvops.nms" in graphs[0] and "cvops.roi_align" in graphs[1], graphs
+_library.directly = watched
+assert ops.nms(boxes, scores, 0.5).tolist() == [1, 2]
+assert went == [True, True]  # torch.compile has been imported, as torchvision does, but looks on no longer
 """
 
 
-def test_the_dispatcher_is_left_out_where_nobody_looks_on():
+def test_torch_compile_sees_the_operator():
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=300)

@@ -14,7 +14,7 @@ import cvops
 from .. import _box_formulas
 from .._box_formulas import area_of, centre_of_corners, corners_of_centre
 from .._boxes import _check_format
-from . import _checks
+from . import _checks, _library
 from ._checks import shape_text
 from ._library import register, require
 from ._types import Format, Number, Size
@@ -90,6 +90,9 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
     tensor([[0.5000, 0.5000]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.box_iou, boxes1, boxes2, fmt)
+        if found is not None:
+            return found
         node = _checks.traced(box_iou, boxes1, boxes2, fmt)
         if node is not None:
             return node
@@ -125,6 +128,9 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     tensor([[-0.2500]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.generalized_box_iou, boxes1, boxes2)
+        if found is not None:
+            return found
         node = _checks.traced(generalized_box_iou, boxes1, boxes2)
         if node is not None:
             return node
@@ -162,6 +168,9 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     tensor([[1.]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.distance_box_iou, boxes1, boxes2, eps)
+        if found is not None:
+            return found
         node = _checks.traced(distance_box_iou, boxes1, boxes2, eps)
         if node is not None:
             return node
@@ -205,6 +214,9 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     tensor([[1.]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.complete_box_iou, boxes1, boxes2, eps)
+        if found is not None:
+            return found
         node = _checks.traced(complete_box_iou, boxes1, boxes2, eps)
         if node is not None:
             return node

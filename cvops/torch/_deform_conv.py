@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import cvops
 
 from .._deform_conv import _GRADIENTS
-from . import _checks
+from . import _checks, _library
 from ._checks import count, pair
 from ._library import as_tensor, kernel_of, native, register, require, require_one_dtype
 from ._types import Ints
@@ -71,6 +71,9 @@ def deform_conv2d(
               [6.5000, 7.5000, 4.0000]]]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
+        if found is not None:
+            return found
         node = _checks.traced(deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
         if node is not None:
             return node

@@ -14,12 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .._arrays import name_conversion
+import cvops
+
+from .._arrays import compiler_looks_on, keys_of_plain_tensors, name_conversion
 from .._checks import rounded
 
 Sizes = Any  # int[] of a schema
 Kernel = Callable[..., Any]
+
+_MOST = 2**63 - 1  # as an int of a schema
 
 # Kept for the life of the process: its end would take the operators away.
 _library = torch.library.Library("cvops", "FRAGMENT")
@@ -67,13 +72,15 @@ def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _probes() -> tuple[Callable[[], Any], ...]:
-    """What PyTorch answers with something true while a mode, a transform, a tracer or a profiler looks on."""
+    """What PyTorch answers with something true while a mode, autocast, a transform, a tracer or a profiler looks on."""
     try:
         return (
+            torch.compiler.is_compiling,
             torch._C._len_torch_dispatch_stack,
             torch._C._len_torch_function_stack,
             torch._C._functorch.peek_interpreter_stack,
             torch._C._get_tracing_state,
+            torch._C._is_any_autocast_enabled,
             torch._C._autograd._profiler_enabled,
         )
     except AttributeError:  # another version of PyTorch
@@ -81,44 +88,54 @@ def _probes() -> tuple[Callable[[], Any], ...]:
 
 
 _PROBES = _probes()
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # kernels refuse none of them
+_ON_CPU, _ON_CUDA = keys_of_plain_tensors("CPU"), keys_of_plain_tensors("CUDA")
+_PLAIN = {int, float, bool, str, type(None)}
 
 
-def is_unwatched(*tensors: Tensor) -> bool:
-    """Whether the dispatcher would do nothing but call the kernel, on tensors that NumPy can see as they are.
+def directly(function: Callable[..., Any], first: Any, *others: Any, **options: Any) -> Any:
+    """What `function` of cvops makes of these, where PyTorch's dispatcher would do nothing but call it; else None.
 
-    The dispatcher takes longer than nms of ten boxes. Once torch.compile is in use, it looks into what is called here.
+    The dispatcher, and checks on both sides of it, take longer than nms of ten boxes. None also where `function`
+    refuses an argument: here as there, checks come before work, and those of cvops.torch know more kinds of numbers.
     """
-    for tensor in tensors:
-        if type(tensor) is not Tensor or tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            return False
-        if _has_more_than_values(tensor):
-            return False
-    return _nobody_looks_on()
+    if _is_watched():
+        return None
+    try:
+        # Boxes in a list are joined by torch, maps are not.
+        native = [*map(_as_it_is, first)] if type(first) is list else _as_it_is(first)
+        for name, value in options.items():
+            if value is not None and type(value) is not bool:
+                options[name] = _as_it_is(value)
+        results = function(native, *map(_as_it_is, others), **options)
+    except (TypeError, ValueError):
+        return None
+    return tuple(map(as_tensor, results)) if isinstance(results, tuple) else as_tensor(results)
 
 
-def needs_only_the_kernel(*tensors: Tensor) -> bool:
-    """Whether the dispatcher would do nothing but call the kernel, on these tensors of the CPU or a GPU."""
-    for tensor in tensors:
-        if type(tensor) is not Tensor or tensor.dtype not in _FLOATS or not (tensor.is_cuda or tensor.is_cpu):
-            return False
-        if _has_more_than_values(tensor):
-            return False
-    return _nobody_looks_on()
+def _is_watched() -> bool:
+    """Whether somebody looks on, or a second import of cvops has taken the operators."""
+    for looks_on in _PROBES:
+        if looks_on():
+            return True
+    return forward_ad._current_level >= 0 or sys.modules.get("cvops") is not cvops or compiler_looks_on()
 
 
-def _has_more_than_values(tensor: Tensor) -> bool:
-    """Whether a tensor is sparse, recorded, or stands for others: the dispatcher has work to do then."""
-    return (
-        tensor.layout is not torch.strided
-        or tensor.requires_grad
-        or tensor.is_neg()
-        or torch._is_functional_tensor(tensor)
-    )
-
-
-def _nobody_looks_on() -> bool:
-    return "torch._dynamo" not in sys.modules and not any(probe() for probe in _PROBES)
+def _as_it_is(value: Any) -> Any:
+    """`value`, a plain number or text, or the memory of a tensor that hides nothing; TypeError for anything else."""
+    kind = type(value)
+    if kind is Tensor:
+        if not value.requires_grad:
+            keys = torch._C._dispatch_keys(value).raw_repr()
+            if keys in _ON_CPU and value.dtype is not torch.float16:  # which torch converts faster
+                return value.numpy()
+            if keys in _ON_CUDA:
+                return value
+    elif kind in _PLAIN:
+        if kind is not int or -_MOST <= value <= _MOST:
+            return value
+    elif kind in (tuple, list) and all(type(each) in _PLAIN for each in value):
+        return value
+    raise TypeError
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import cvops
 
 from .._checks import ADAPTIVE, strings
-from . import _checks
+from . import _checks, _library
 from ._checks import as_sampling_ratio, count, flag, pair, positive
 from ._library import Sizes, as_tensor, register, require_one_dtype, to_native
 from ._roi import pooled_shape, rois_of, text_of
@@ -60,6 +60,12 @@ def multiscale_roi_align(
     tensor([2., 3.])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(
+            cvops.multiscale_roi_align, features, boxes, output_size, scales=scales, sampling_ratio=sampling_ratio,
+            canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
+        )  # fmt: skip
+        if found is not None:
+            return found
         options = output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned
         node = _checks.traced(multiscale_roi_align, features, boxes, *options)
         if node is not None:

@@ -79,22 +79,18 @@ def nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(
+            cvops.nms, boxes, scores, iou_threshold,
+            score_threshold=score_threshold, max_output=max_output, padded=padded,
+        )  # fmt: skip
+        if found is not None:
+            return found
         node = _checks.traced(nms, boxes, scores, iou_threshold, score_threshold, max_output, padded)
         if node is not None:
             return node
         _checks.check_tensors(boxes=boxes, scores=scores)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
         padded = flag(padded, "padded")
-        if not torch.compiler.is_compiling():
-            if not padded and _library.is_unwatched(boxes, scores):
-                keep = cvops.nms(
-                    boxes.numpy(), scores.numpy(), iou_threshold,
-                    score_threshold=score_threshold, max_output=max_output,
-                )  # fmt: skip
-                return torch.from_numpy(keep)
-            if _library.needs_only_the_kernel(boxes, scores):
-                kernel = nms_padded_kernel if padded else nms_kernel
-                return kernel(boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output)
         if padded:
             return torch.ops.cvops.nms_padded(
                 boxes, scores, iou_threshold, score_threshold=score_threshold, max_output=max_output
@@ -161,6 +157,12 @@ def batched_nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(
+            cvops.batched_nms, boxes, scores, idxs, iou_threshold,
+            score_threshold=score_threshold, max_output=max_output, padded=padded,
+        )  # fmt: skip
+        if found is not None:
+            return found
         node = _checks.traced(batched_nms, boxes, scores, idxs, iou_threshold, score_threshold, max_output, padded)
         if node is not None:
             return node
@@ -220,14 +222,12 @@ def _rounding(function: Callable[..., Any]) -> Kernel:
     return rounding
 
 
-def _register(function: Callable[..., Any]) -> tuple[Kernel, Kernel]:
-    """Register an operator and its padded form; return the kernels of both."""
+def _register(function: Callable[..., Any]) -> Kernel:
+    """Register an operator and its padded form; return the kernel of the first."""
     name, padded, pair = f"{function.__name__}_padded", partial(function, padded=True), "(Tensor, Tensor)"
-    return (
-        register(function, _kept, kernel=_rounding(function), ragged=True),
-        register(function, _kept_padded, name=name, results=pair, kernel=_rounding(padded)),
-    )
+    register(function, _kept_padded, name=name, results=pair, kernel=_rounding(padded))
+    return register(function, _kept, kernel=_rounding(function), ragged=True)
 
 
-nms_kernel, nms_padded_kernel = _register(cvops.nms)
+nms_kernel = _register(cvops.nms)
 _register(cvops.batched_nms)

@@ -60,6 +60,9 @@ def roi_align(
               [26., 28.]]]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.roi_align, input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+        if found is not None:
+            return found
         node = _checks.traced(roi_align, input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
         if node is not None:
             return node
@@ -67,8 +70,6 @@ def roi_align(
         sampling_ratio, aligned = as_sampling_ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
-        if not torch.compiler.is_compiling() and _library.needs_only_the_kernel(input, boxes):
-            return roi_align_kernel(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
     rois = rois_of(boxes, input)
     return torch.ops.cvops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
@@ -108,6 +109,9 @@ def roi_pool(
               [26., 28.]]]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.roi_pool, input, boxes, output_size, spatial_scale)
+        if found is not None:
+            return found
         node = _checks.traced(roi_pool, input, boxes, output_size, spatial_scale)
         if node is not None:
             return node
@@ -162,6 +166,9 @@ def ps_roi_align(
               [2., 3.]]]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.ps_roi_align, input, boxes, output_size, spatial_scale, sampling_ratio)
+        if found is not None:
+            return found
         node = _checks.traced(ps_roi_align, input, boxes, output_size, spatial_scale, sampling_ratio)
         if node is not None:
             return node
@@ -207,6 +214,9 @@ def ps_roi_pool(
               [2., 3.]]]])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(cvops.ps_roi_pool, input, boxes, output_size, spatial_scale)
+        if found is not None:
+            return found
         node = _checks.traced(ps_roi_pool, input, boxes, output_size, spatial_scale)
         if node is not None:
             return node
