@@ -7,7 +7,9 @@ kernels besides.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from ._arrays import backend_of, to_caller
@@ -326,7 +328,7 @@ def make_points(
            [ 8.,  8.]], dtype=float32)
     """
     grids, shift = check_maps(sizes, strides), number(offset, "offset")
-    with backend_of(**({} if like is None else {"like": like})) as backend:
+    with _backend_of_like(like) as backend:
         dtype = _dtype_like(like, backend)
         points = backend.empty((sum(grid.height * grid.width for grid in grids), 2), dtype)
         with backend.ignore_fp_errors():
@@ -403,7 +405,7 @@ def make_anchors(
     """
     grids = check_maps(sizes, strides)
     of_maps = _for_each_map(scales, "scales", len(grids)), _for_each_map(ratios, "ratios", len(grids))
-    with backend_of(**({} if like is None else {"like": like})) as backend:
+    with _backend_of_like(like) as backend:
         dtype = _dtype_like(like, backend)
         working = "d" if dtype == "d" else "f"
         of_cells = [base_anchors(*each, working) for each in zip(*of_maps, strict=True)]
@@ -460,6 +462,16 @@ class Grid(NamedTuple):
 def result_dtype(native: Any) -> Any:
     """The dtype of a result that keeps that of `native` where it is a float."""
     return native.dtype if native.dtype.char in FLOATS else working_dtype(native)
+
+
+def _backend_of_like(like: Any) -> AbstractContextManager[Any]:
+    """As `backend_of`, whose errors name a module of which these functions are no part."""
+    try:
+        return backend_of(**({} if like is None else {"like": like}))
+    except TypeError as error:
+        text = re.sub(r"use cvops\.\w+, or ", "", str(error))
+        error.args = (re.sub(r"use cvops\.\w+", "call this outside, and pass the result in", text),)
+        raise
 
 
 def _dtype_like(like: Any, backend: Any) -> Any:

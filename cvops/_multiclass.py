@@ -78,6 +78,20 @@ def multiclass_nms(
     multi_label: bool = ..., class_agnostic: bool = ..., objectness: Array | None = ..., metric: Metric = ...,
     padded: Literal[True],
 ) -> PaddedSelection[ArrayT]: ...
+@overload
+def multiclass_nms(
+    boxes: NDArray[Any], scores: Array, iou_threshold: Number, *, score_threshold: Number | Array | None = ...,
+    max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., max_output: Integer,
+    multi_label: bool = ..., class_agnostic: bool = ..., objectness: Array | None = ..., metric: Metric = ...,
+    padded: bool,
+) -> Selection[Indices] | PaddedSelection[Indices]: ...
+@overload
+def multiclass_nms(
+    boxes: ArrayT, scores: Array, iou_threshold: Number, *, score_threshold: Number | Array | None = ...,
+    max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., max_output: Integer,
+    multi_label: bool = ..., class_agnostic: bool = ..., objectness: Array | None = ..., metric: Metric = ...,
+    padded: bool,
+) -> Selection[ArrayT] | PaddedSelection[ArrayT]: ...
 # fmt: on
 def multiclass_nms(
     boxes: Array,

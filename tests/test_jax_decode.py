@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import cvops
 from tests import compare
 from tests import reference_decode as reference
 from tests.test_decode import ANCHORS, DELTAS, ORDINARY
@@ -63,3 +64,16 @@ def test_refused_as_in_cvops(ops):
         ops.encode_boxes(ANCHORS, ANCHORS, (1, 0, 1, 1))
     with pytest.raises(TypeError, match="`boxes` must be an array, got list"):
         ops.scale_boxes([[0.0, 0, 1, 1]], (1, 1), (1, 1))
+
+
+def test_points_like_a_traced_array(jax):
+    """`cvops.jax` has no such function to be named."""
+
+    def inside(x):
+        with pytest.raises(
+            TypeError, match=r"^`like` is traced by jax \(jit, grad, vmap\): call this outside, and pass"
+        ):
+            cvops.make_points([(1, 2)], [8], like=x)
+        return x
+
+    jax.jit(inside)(np.zeros(1, np.float32))

@@ -145,3 +145,23 @@ def test_sizes_of_any_image(torch_ops, torch, letterbox, way):
     for both in images:
         torch.testing.assert_close(program(boxes, *both), module(boxes, *both))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["make_points", "make_anchors"])
+def test_points_like_a_tensor_without_values(torch, name):
+    """`cvops.torch` has no such function to be named."""
+    options = {"scales": (32,), "ratios": (1,)} if name == "make_anchors" else {}
+    like = torch.zeros(1, requires_grad=True)
+    with pytest.raises(TypeError, match=r"^`like` requires grad: pass like.detach\(\)$"):
+        getattr(cvops, name)([(1, 2)], [8], like=like, **options)
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.zeros(1)
+    with pytest.raises(TypeError, match=r"^`like` is a FakeTensor .*: call this outside, and pass the result in$"):
+        getattr(cvops, name)([(1, 2)], [8], like=fake, **options)
+
+    def inside(x):
+        with pytest.raises(TypeError, match=r"^`like` is traced by torch.func: call this outside, and pass the"):
+            getattr(cvops, name)([(1, 2)], [8], like=x, **options)
+        return x
+
+    torch.func.vmap(inside)(torch.zeros(1))

@@ -108,6 +108,8 @@ HEADS = [
     ),
     ("multiclass_nms", (MANY_BOXES[None], SCORES[None, :, None].astype(np.float16), 0.3, 0.1), {}),
     ("multiclass_nms", (MANY_BOXES[None], SCORES[None, :, None], 0.3, np.array(0.1)), {}),
+    ("multiclass_nms", (MANY_BOXES[None], 9 * SCORES[None, :, None], 0.3, 4), {}),
+    ("multiclass_nms", (MANY_BOXES[None], SCORES[None, :, None], 1), {"score_threshold": 0}),
     ("multiclass_nms", (MANY_BOXES[None], SCORES[None, :, None], 0.3), {"max_output": 0}),
 ]
 

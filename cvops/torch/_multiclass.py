@@ -14,7 +14,7 @@ from .._multiclass import METRICS, PaddedSelection, Selection
 from . import _checks
 from ._checks import count, flag, number
 from ._library import as_tensor, register, require, rounded_as, to_native
-from ._types import Integer, Metric, Number
+from ._types import Integer, Metric, Number, Threshold
 
 
 class _Found(NamedTuple):
@@ -31,24 +31,31 @@ class _Found(NamedTuple):
 # fmt: off
 @overload
 def multiclass_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | Tensor | None = ...,
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Threshold = ...,
     max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., max_output: Integer | None = ...,
     multi_label: bool = ..., class_agnostic: bool = ..., objectness: Tensor | None = ..., metric: Metric = ...,
     padded: Literal[False] = ...,
 ) -> Selection[Tensor]: ...
 @overload
 def multiclass_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Number | Tensor | None = ...,
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Threshold = ...,
     max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., *, max_output: Integer,
     multi_label: bool = ..., class_agnostic: bool = ..., objectness: Tensor | None = ..., metric: Metric = ...,
     padded: Literal[True],
 ) -> PaddedSelection[Tensor]: ...
+@overload
+def multiclass_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: Number, score_threshold: Threshold = ...,
+    max_candidates: Integer | None = ..., max_per_class: Integer | None = ..., *, max_output: Integer,
+    multi_label: bool = ..., class_agnostic: bool = ..., objectness: Tensor | None = ..., metric: Metric = ...,
+    padded: bool,
+) -> Selection[Tensor] | PaddedSelection[Tensor]: ...
 # fmt: on
 def multiclass_nms(
     boxes: Tensor,
     scores: Tensor,
     iou_threshold: Number,
-    score_threshold: Number | Tensor | None = None,
+    score_threshold: Threshold = None,
     max_candidates: Integer | None = None,
     max_per_class: Integer | None = None,
     max_output: Integer | None = None,
@@ -139,19 +146,22 @@ def _limit(value: Any, name: str) -> Any:
     return None if value is None else count(value, name, maximum=2**48)
 
 
-def _floors_or_floor(score_threshold: Number | Tensor | None) -> tuple[Tensor | None, Number | None]:
+def _floors_or_floor(score_threshold: Threshold) -> tuple[Tensor | None, Number | None]:
     """The tensor of a floor for each class, or the number."""
     floors: Tensor | None = None
     floor: Number | None = None
-    if isinstance(score_threshold, Tensor):
-        if score_threshold.dim() > 0:
-            floors = score_threshold
-        elif score_threshold.is_cpu and not score_threshold.requires_grad:
+    if score_threshold is not None:
+        if isinstance(score_threshold, Tensor):
+            if score_threshold.dim() > 0:
+                floors = score_threshold
+            elif score_threshold.is_cpu and not score_threshold.requires_grad:
+                floor = float(score_threshold)
+            else:
+                raise TypeError("`score_threshold` must be a number or of shape (C,): pass score_threshold.item()")
+        elif torch.jit.is_scripting():
             floor = float(score_threshold)
-        else:
-            raise TypeError("`score_threshold` must be a number or of shape (C,): pass score_threshold.item()")
-    elif score_threshold is not None:
-        floor = score_threshold
+        else:  # torch.compile may trace it
+            floor = score_threshold
     return floors, floor
 
 

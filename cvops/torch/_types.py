@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     Number: TypeAlias = float | np.floating[Any] | np.integer[Any] | Tensor
     Numbers: TypeAlias = Sequence[Number]
     Size: TypeAlias = Sequence[Number] | Tensor
+    Threshold: TypeAlias = Number | Tensor | None
     Reduction = Literal["none", "mean", "sum"]
 else:
     from typing import Any
 
+    from torch import Tensor
     from torch.jit.annotations import BroadcastingList2
 
     Format = Metric = Reduction = str
@@ -29,6 +31,7 @@ else:
     Letterbox = bool | str
     Numbers = Any  # tuples and lists of int and of float are types of their own
     Ints = Size = tuple[int, int]
+    Threshold = Tensor | float | int | None  # an int is no float there
 
 __all__ = [
     "BroadcastingList2",
@@ -41,4 +44,5 @@ __all__ = [
     "Numbers",
     "Reduction",
     "Size",
+    "Threshold",
 ]

@@ -34,6 +34,9 @@ def suppression(boxes: Float32, scores: Float32, idxs: NDArray[np.int32], flag: 
     assert_type(found.image, Indices)
     padded = cvops.multiclass_nms(boxes, scores, 0.5, max_output=3, padded=True)
     assert_type(padded.count, Indices)
+    one_or_other = cvops.multiclass_nms(boxes, scores, 0.5, max_output=3, padded=flag)
+    assert_type(one_or_other.label, Indices)
+    print(one_or_other.image)  # type: ignore[union-attr]
 
     cvops.multiclass_nms(boxes, scores, 0.5, padded=True)  # type: ignore[call-overload]
     cvops.multiclass_nms(boxes, scores, 0.5, metric="giou")  # type: ignore[call-overload]

@@ -59,6 +59,9 @@ def differentiable(maps: Tensor, boxes: Tensor, scores: Tensor, flag: bool) -> N
     assert_type(ops.scale_boxes(boxes, (640, 640), maps.shape[-2:], letterbox="topleft"), Tensor)
     assert_type(ops.multiclass_nms(boxes, maps, 0.5, score_threshold=scores).image, Tensor)
     assert_type(ops.multiclass_nms(boxes, maps, 0.5, 0.25, objectness=scores, max_output=3, padded=True).count, Tensor)
+    one_or_other = ops.multiclass_nms(boxes, maps, 0.5, max_output=3, padded=flag)
+    assert_type(one_or_other.label, Tensor)
+    print(one_or_other.image)  # type: ignore[union-attr]
     ops.DeformConv2d(4, 8, (3, 3), padding=1)
     ops.RoIAlign((7, 7), 0.25, 2)
     with ops.replace_torchvision() as calls:
