@@ -5,6 +5,7 @@ The formulas are those of cvops/_box_formulas.py, in the same order of operation
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -34,10 +35,8 @@ def encode_boxes(boxes: Array, anchors: Array, weights: list[float]) -> Array:
 
 def _by_anchors(kernel: Callable[..., None], values: Array, anchors: Array, weights: list[float], clip: float) -> Array:
     dtype = working_dtype(values, anchors)
-    shape = np.broadcast_shapes(values.shape, anchors.shape)
-    with np.errstate(all="ignore"):  # weights and clips beyond float32 become infinite
-        numbers = np.array([*weights, clip], dtype)
-    numbers.setflags(write=False)
+    shape = values.shape if values.shape == anchors.shape else np.broadcast_shapes(values.shape, anchors.shape)
+    numbers = _as_array((*weights, clip), dtype)
     if values.shape != shape:
         values = np.broadcast_to(values, shape)
     places = _rows_and_repeats(anchors.shape[:-1], shape[:-1])
@@ -52,6 +51,14 @@ def _by_anchors(kernel: Callable[..., None], values: Array, anchors: Array, weig
         _threads.run(kernel, length, *flat, *of_some, numbers, result, nanoseconds=4 * length)
 
     return _computed(compute, shape, (values, anchors), dtype, result_dtype(values))
+
+
+@functools.lru_cache(64)  # making it takes longer than decoding ten boxes
+def _as_array(numbers: tuple[float, ...], dtype: str) -> Array:
+    with np.errstate(all="ignore"):  # weights and clips beyond float32 become infinite
+        array = np.array(numbers, dtype)
+    array.setflags(write=False)
+    return array
 
 
 def _computed(
@@ -102,11 +109,7 @@ def _decode(begin, end, deltas, anchors, rows, repeats, numbers, boxes):
         dx, dy, dw, dh = _rows_from(row, width, deltas, some_deltas)
         left, right = _side(half, x1, x2, dx, dw, full(numbers[0]), full(numbers[2]), full(numbers[4]))
         top, bottom = _side(half, y1, y2, dy, dh, full(numbers[1]), full(numbers[3]), full(numbers[4]))
-        if width == WIDTH:
-            store_every_fourth(boxes, 4 * row, left, top, right, bottom)
-        else:
-            store_every_fourth(some_boxes, 0, left, top, right, bottom)
-            boxes[4 * row : 4 * (row + width)] = some_boxes[: 4 * width]
+        _rows_to(row, width, boxes, some_boxes, left, top, right, bottom)
 
 
 @jit
@@ -129,11 +132,7 @@ def _encode(begin, end, boxes, anchors, rows, repeats, numbers, deltas):
         left, top, right, bottom = _rows_from(row, width, boxes, some_boxes)
         dx, dw = _change(half, left, right, x1, x2, full(numbers[0]), full(numbers[2]))
         dy, dh = _change(half, top, bottom, y1, y2, full(numbers[1]), full(numbers[3]))
-        if width == WIDTH:
-            store_every_fourth(deltas, 4 * row, dx, dy, dw, dh)
-        else:
-            store_every_fourth(some_deltas, 0, dx, dy, dw, dh)
-            deltas[4 * row : 4 * (row + width)] = some_deltas[: 4 * width]
+        _rows_to(row, width, deltas, some_deltas, dx, dy, dw, dh)
 
 
 @jit
@@ -156,6 +155,16 @@ def _rows_from(row, width, values, some):
     some[:] = 0
     some[: 4 * width] = values[4 * row : 4 * (row + width)]
     return load_every_fourth(some, 0)
+
+
+@jit
+def _rows_to(row, width, values, some, a, b, c, d):
+    """Write the four columns of those rows."""
+    if width == WIDTH:
+        store_every_fourth(values, 4 * row, a, b, c, d)
+    else:
+        store_every_fourth(some, 0, a, b, c, d)
+        values[4 * row : 4 * (row + width)] = some[: 4 * width]
 
 
 @jit
@@ -204,8 +213,7 @@ def _around(begin, end, points, distances, rows, boxes):
 
 def scale_boxes(boxes: Array, fit: Fit) -> Array:
     dtype = working_dtype(boxes)
-    with np.errstate(all="ignore"):
-        paddings, gains = (np.array([*pair[::-1]] * (WIDTH // 2), dtype) for pair in (fit.padding, fit.gain))
+    paddings, gains = (_as_array((*pair[::-1],) * (WIDTH // 2), dtype) for pair in (fit.padding, fit.gain))
 
     def compute(length: int, some: Array, result: Array) -> None:
         _threads.run(_move, length, _flat(some, dtype), paddings, gains, result, nanoseconds=2 * length)
