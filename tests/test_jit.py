@@ -75,6 +75,12 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")} == machine_code
 
 
+@pytest.mark.slow
+def test_a_second_process_imports_nothing_that_compiles(tmp_path):
+    code = CALLS + "import sys; print('numba.np.arraymath' in sys.modules)"  # with it comes SciPy
+    assert [run(code, ROOT.parent, NUMBA_CACHE_DIR=str(tmp_path))[-1] for _ in range(2)] == ["True", "False"]
+
+
 # ------------------------------------------------------------------------------------------------- the cache on disk
 
 

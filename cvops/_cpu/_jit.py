@@ -1,8 +1,8 @@
 """The one way to compile a CPU kernel, and the cache of compiled kernels.
 
 What is private in Numba and used here: that a dispatcher asks its `_cache`, that C code calls its `_compile_for_args`,
-and how a compilation is taken apart and put together. `_KNOWS_NUMBA` tells whether all of it is there. If a later Numba
-has changed it, Numba's own cache serves, with its weaknesses.
+how a compilation is taken apart and put together, and what the result calls. `_KNOWS_NUMBA` tells whether all of it is
+there. If a later Numba has changed it, Numba's own cache serves, with its weaknesses.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ try:
     from numba.core.caching import _Cache as _NumbaCache
     from numba.core.compiler import CompileResult
     from numba.core.dispatcher import Dispatcher
+    from numba.core.runtime import rtsys
     from numba.core.serialize import dumps
     from numba.misc.appdirs import AppDirs
 
-    _KNOWS_NUMBA = all(map(callable, (CompileResult._reduce, CompileResult._rebuild, Dispatcher._compile_for_args)))
+    _USED = CompileResult._reduce, CompileResult._rebuild, Dispatcher._compile_for_args, rtsys.initialize
+    _KNOWS_NUMBA = all(map(callable, _USED))
 except (ImportError, AttributeError):
     _KNOWS_NUMBA, _NumbaCache = False, object
 
@@ -152,7 +154,9 @@ class _Cache(_NumbaCache):
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return what was compiled for `signature`, or None."""
-        target.refresh()
+        # All that machine code calls. Numba's `target.refresh()` imports what compiles, too, and with that SciPy, where
+        # it is installed: half of the first call of a process.
+        rtsys.initialize(target)
         name, origin = self._name_and_origin(signature, target)
         for folder in _folders()[0]:
             path = os.path.join(folder, name)
