@@ -273,7 +273,12 @@ NOT_PLAIN = {
     "float16 scores": (BOXES, SCORES.astype("e"), 0.5),
     "float16 boxes": (BOXES.astype("e"), SCORES, 0.5),
     "a subclass": (BOXES.view(type("Kind", (np.ndarray,), {})), SCORES, 0.5),
+    "big-endian scores": (BOXES, SCORES.astype(">f4"), 0.5),
+    "integer boxes": (BOXES.astype("i4"), SCORES, 0.5),
+    "a subclass of scores": (BOXES, SCORES.view(type("Kind", (np.ndarray,), {})), 0.5),
     "a threshold of NumPy": (BOXES, SCORES, np.float32(0.5)),
+    "a double of NumPy": (BOXES, SCORES, np.float64(0.5)),
+    "an array of one threshold": (BOXES, SCORES, np.array(0.5)),
     "an integer threshold": (BOXES, SCORES, 1),
 }
 WRONG = {
@@ -285,6 +290,14 @@ WRONG = {
     "five columns": (np.zeros((30, 5), np.float32), SCORES, 0.5),
     "one box": (BOXES[0], SCORES[:1], 0.5),
     "a list": (BOXES.tolist(), SCORES, 0.5),
+    "a list of scores": (BOXES, SCORES.tolist(), 0.5),
+    "a number as boxes": (np.array(1.0, "f"), SCORES, 0.5),
+    "a number as scores": (BOXES, np.array(1.0, "f"), 0.5),
+    "three axes": (BOXES[None], SCORES, 0.5),
+    "objects": (BOXES.astype(object), SCORES, 0.5),
+    "True": (BOXES, SCORES, True),
+    "NumPy's True": (BOXES, SCORES, np.True_),
+    "None": (BOXES, SCORES, None),
     "bool scores": (BOXES, SCORES > 0, 0.5),
 }
 

@@ -12,8 +12,29 @@ from tests import data
 _rank = pytest.importorskip("cvops._cpu._rank")
 _nms = pytest.importorskip("cvops._cpu._nms")
 
-FEW, SHORT, LONG = _rank._FEW, _rank._SHORT_DIGITS_UP_TO, _rank._SHORT_DIGITS_FROM
-SIZES = [0, 1, 2, FEW - 1, FEW, FEW + 1, 255, 256, 257, SHORT - 1, SHORT, SHORT + 1, 5000]
+UNMOVED, FEW = _rank._FEW_UNMOVED, _rank._FEW
+SHORT, LONG = _rank._SHORT_DIGITS_UP_TO, _rank._SHORT_DIGITS_FROM
+SIZES = [
+    0,
+    1,
+    2,
+    UNMOVED,
+    UNMOVED + 1,
+    24,
+    25,
+    64,
+    65,
+    FEW - 1,
+    FEW,
+    FEW + 1,
+    255,
+    256,
+    257,
+    SHORT - 1,
+    SHORT,
+    SHORT + 1,
+    5000,
+]
 MANY = [LONG - 1, LONG, LONG + 1]
 
 
@@ -34,7 +55,7 @@ def special(dtype):
 
 def sets(dtype, size):
     """Scores by name: all that a digit can be, digits that are the same everywhere, and ties."""
-    random = np.random.default_rng(size)
+    random, info = np.random.default_rng(size), np.finfo(dtype)
     bits = random.integers(0, 1 << 8 * np.dtype(dtype).itemsize, size, dtype=f"u{np.dtype(dtype).itemsize}")
     steps = np.spacing(np.array(0.5, dtype))
     return {
@@ -49,6 +70,7 @@ def sets(dtype, size):
         "last bits": dtype(0.5) + random.integers(0, 200, size).astype(dtype) * steps,
         "rising": np.sort(random.random(size, dtype)),
         "falling": -np.sort(-random.random(size, dtype)),
+        "all but the last alike": np.where(np.arange(size) < size - 1, dtype(0.5) + bits % 9 * steps, info.min),
         "powers": dtype(2) ** random.integers(-100, 100, size).astype(dtype),
     }
 

@@ -25,6 +25,7 @@ FEW_KEPT = 256
 
 _FLOAT64, _FLOAT32, _FLOAT16, _INT64 = map(np.dtype, ("float64", "float32", "float16", "int64"))
 _ndarray = np.ndarray
+_ALL = math.nan  # a score threshold that all scores pass
 
 
 def _arrays_of(real: Any) -> tuple[Any, Any]:
@@ -37,56 +38,67 @@ _LABELS = types.Array(types.int64, 1, "C", readonly=True)
 
 def lean_nms(boxes: Any, scores: Any, iou_threshold: Any, score_threshold: Any) -> Array | None:
     """`nms`, or None for the general way to go."""
-    if not (
+    if (
         type(boxes) is type(scores) is _ndarray
-        and (dtype := boxes.dtype) is scores.dtype
         and type(iou_threshold) is float
         and boxes.ndim == 2
         and scores.ndim == 1
         and (limit := len(scores)) <= MOST
     ):
-        return None
-    if score_threshold is None:
-        score_threshold = math.nan
-    elif type(score_threshold) is not float or score_threshold != score_threshold:
-        return None
-    keep: Array | None = None
-    if dtype is _FLOAT32:
-        keep = nms_of_few(boxes, scores, iou_threshold, score_threshold, limit)
-    elif dtype is _FLOAT64:
-        keep = nms_of_few_float64(boxes, scores, iou_threshold, score_threshold, limit)
-    elif dtype is _FLOAT16 and _is_contiguous(boxes.flags) and _is_contiguous(scores.flags):
-        boxes, scores = _widened(boxes.view(np.uint16), scores.view(np.uint16))
-        keep = nms_of_few(boxes, scores, iou_threshold, rounded(score_threshold, "e"), limit)
-    return keep
+        if boxes.dtype is scores.dtype is _FLOAT32 and score_threshold is None:
+            keep: Array | None = nms_of_few(boxes, scores, iou_threshold, _ALL, limit)
+            return keep
+        kernels = nms_of_few, nms_of_few_float64
+        return _other_lean(kernels, boxes, scores, (), iou_threshold, score_threshold, limit)
+    return None
 
 
 def lean_batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: Any, score_threshold: Any) -> Array | None:
     """`batched_nms`, or None for the general way to go."""
-    if not (
+    if (
         type(boxes) is type(scores) is type(idxs) is _ndarray
-        and (dtype := boxes.dtype) is scores.dtype
-        and idxs.dtype is _INT64
         and type(iou_threshold) is float
         and boxes.ndim == 2
         and scores.ndim == 1
+        and (limit := len(scores)) <= MOST
+        and idxs.dtype is _INT64
         and idxs.shape == scores.shape
         and _is_contiguous(idxs.flags)
-        and (limit := len(scores)) <= MOST
     ):
-        return None
+        if boxes.dtype is scores.dtype is _FLOAT32 and score_threshold is None:
+            keep: Array | None = batched_nms_of_few(boxes, scores, idxs, iou_threshold, _ALL, limit)
+            return keep
+        kernels = batched_nms_of_few, batched_nms_of_few_float64
+        return _other_lean(kernels, boxes, scores, (idxs,), iou_threshold, score_threshold, limit)
+    return None
+
+
+def _other_lean(
+    kernels: tuple[Any, Any],
+    boxes: Any,
+    scores: Any,
+    labels: tuple[Any, ...],
+    iou_threshold: float,
+    score_threshold: Any,
+    limit: int,
+) -> Array | None:
+    """What the kernel for float32 or for float64 gives in the less ordinary calls, or None."""
     if score_threshold is None:
-        score_threshold = math.nan
+        score_threshold = _ALL
     elif type(score_threshold) is not float or score_threshold != score_threshold:
         return None
-    keep: Array | None = None
-    if dtype is _FLOAT32:
-        keep = batched_nms_of_few(boxes, scores, idxs, iou_threshold, score_threshold, limit)
-    elif dtype is _FLOAT64:
-        keep = batched_nms_of_few_float64(boxes, scores, idxs, iou_threshold, score_threshold, limit)
+    dtype = boxes.dtype
+    if dtype is not scores.dtype:
+        return None
+    kernel, kernel_float64 = kernels
+    if dtype is _FLOAT64:
+        kernel = kernel_float64
     elif dtype is _FLOAT16 and _is_contiguous(boxes.flags) and _is_contiguous(scores.flags):
         boxes, scores = _widened(boxes.view(np.uint16), scores.view(np.uint16))
-        keep = batched_nms_of_few(boxes, scores, idxs, iou_threshold, rounded(score_threshold, "e"), limit)
+        score_threshold = rounded(score_threshold, "e")
+    elif dtype is not _FLOAT32:
+        return None
+    keep: Array | None = kernel(boxes, scores, *labels, iou_threshold, score_threshold, limit)
     return keep
 
 

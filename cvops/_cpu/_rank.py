@@ -7,6 +7,7 @@ counts of a digit's values say where the first element of each value goes, and t
                            first digits: 1 twice, 2 twice  places: 1 from 0, 2 from 2   moved: 11 13 21 23
 
 Counts of all digits are taken in the pass that makes the keys, and a digit that is the same everywhere moves nothing.
+Few elements are moved by one digit alone, the first of those in which they differ, and inserted from there.
 Other threads of the caller may change the inputs meanwhile: each is read once, and all that follows works on the copy.
 """
 
@@ -16,8 +17,8 @@ import numpy as np
 
 from ._jit import jit
 
-# Up to here insertion beats moving digits; measured.
-_FEW = 24
+# Up to here insertion beats moving digits, alone, and after one digit of so many values; measured.
+_FEW_UNMOVED, _FEW, _SPREAD = 24, 128, 64
 # Digits of 8 bits where counts of 11 would cost more than a pass (few scores), and where the places of 11 do not fit
 # the processor's nearest caches (many); measured.
 _SHORT_DIGITS_UP_TO, _SHORT_DIGITS_FROM = 1500, 1 << 20
@@ -31,43 +32,43 @@ def rank(scores, floor):
     All of them where `floor` is NaN.
     """
     limit = _NOT_RANKED_32 if floor != floor else key_of_float32(np.float32(floor).view(np.int32))
-    if scores.size <= _FEW:
-        digits, width = 0, 0
-    elif _SHORT_DIGITS_UP_TO < scores.size < _SHORT_DIGITS_FROM:
-        digits, width = 3, 11
-    else:
-        digits, width = 4, 8
-    elements = np.empty(scores.size, np.uint64)  # key, and index in the low half
-    counts = np.zeros((digits, 1 << width), np.uint32)
-    mask = np.uint64((1 << width) - 1)
+    elements = np.empty(scores.size, np.int64)  # key, and index in the low half: 64 bits without a sign
     count = np.int64(0)
-    for i in range(scores.size):
-        key = key_of_float32(np.float32(scores[i]).view(np.int32))
-        elements[count] = key << np.uint64(32) | np.uint64(i)
-        takes_part = np.uint32(key < limit)  # added, because a branch would often be foretold wrongly
-        count += takes_part
-        for digit in range(digits):
-            counts[digit, key >> np.uint64(digit * width) & mask] += takes_part
-    if digits == 0:
+    if scores.size <= _FEW:
+        for i in range(scores.size):
+            key = key_of_float32(np.float32(scores[i]).view(np.int32))
+            elements[count] = key << np.uint64(32) | np.uint64(i)
+            count += key < limit
+        if count > _FEW_UNMOVED:
+            elements = _spread(elements[:count])
         insert(elements, count)
     else:
-        moved = np.empty(count, np.uint64)
+        digits, width = (3, 11) if _SHORT_DIGITS_UP_TO < scores.size < _SHORT_DIGITS_FROM else (4, 8)
+        counts = np.zeros((digits, 1 << width), np.uint32)
+        mask = np.uint64((1 << width) - 1)
+        for i in range(scores.size):
+            key = key_of_float32(np.float32(scores[i]).view(np.int32))
+            elements[count] = key << np.uint64(32) | np.uint64(i)
+            takes_part = np.uint32(key < limit)  # added, because a branch would often be foretold wrongly
+            count += takes_part
+            for digit in range(digits):
+                counts[digit, key >> np.uint64(digit * width) & mask] += takes_part
+        moved = np.empty(count, np.int64)
         for digit in range(digits):
             shift = np.uint64(32 + digit * width)
             places = counts[digit]
-            if count == 0 or places[elements[0] >> shift & mask] == count:
+            if count == 0 or places[np.uint64(elements[0]) >> shift & mask] == count:
                 continue
             make_places(places)
             for i in range(count):
-                element = elements[i]
+                element = np.uint64(elements[i])
                 value = element >> shift & mask
                 moved[np.uint64(places[value])] = element
                 places[value] += np.uint32(1)
             elements, moved = moved, elements
-    order = elements.view(np.int64)
     for i in range(count):
-        order[i] &= np.int64(0xFFFFFFFF)
-    return order[:count]
+        elements[i] &= np.int64(0xFFFFFFFF)
+    return elements[:count]
 
 
 @jit
@@ -79,11 +80,32 @@ def key_of_float32(bits):
 
 
 @jit
+def _spread(elements):
+    """A copy of the elements, of which there are some, sorted by the highest bits in which they differ."""
+    low = high = np.uint64(elements[0])
+    for i in range(elements.size):
+        low, high = min(low, np.uint64(elements[i])), max(high, np.uint64(elements[i]))
+    shift = np.uint64(0)
+    while (high - low) >> shift >= _SPREAD:
+        shift += np.uint64(1)
+    places = np.zeros(_SPREAD, np.uint32)
+    for i in range(elements.size):
+        places[(np.uint64(elements[i]) - low) >> shift] += np.uint32(1)
+    make_places(places)
+    moved = np.empty_like(elements)
+    for i in range(elements.size):
+        value = (np.uint64(elements[i]) - low) >> shift
+        moved[np.uint64(places[value])] = elements[i]
+        places[value] += np.uint32(1)
+    return moved
+
+
+@jit
 def insert(elements, count):
     """Sort the first `count` elements by insertion."""
     for i in range(1, count):
-        element, place = elements[i], i
-        while place > 0 and elements[place - 1] > element:
+        element, place = np.uint64(elements[i]), i
+        while place > 0 and np.uint64(elements[place - 1]) > element:
             elements[place] = elements[place - 1]
             place -= 1
         elements[place] = element
@@ -104,7 +126,7 @@ def rank_float64(scores, floor):
     """As `rank`, of any number of float64 scores."""
     limit = _NOT_RANKED_64 if floor != floor else _key_of_float64(np.float64(floor).view(np.int64))
     keys, order = np.empty(scores.size, np.uint64), np.empty(scores.size, np.int64)
-    if scores.size <= _FEW:
+    if scores.size <= _FEW_UNMOVED:
         digits, width = 0, 0
     elif scores.size <= _SHORT_DIGITS_UP_TO:
         digits, width = 8, 8
