@@ -14,6 +14,7 @@ _nms = pytest.importorskip("cvops._cpu._nms")
 _batches = pytest.importorskip("cvops._cpu._nms_batches")
 _few = pytest.importorskip("cvops._cpu._nms_few")
 _grid = pytest.importorskip("cvops._cpu._nms_grid")
+_hash = pytest.importorskip("cvops._cpu._nms_hash")
 
 THRESHOLDS = (0.3, 1 / 3, 0.4, 0.5, 0.7, 0.9, 0.99)
 
@@ -24,11 +25,23 @@ THRESHOLDS = (0.3, 1 / 3, 0.4, 0.5, 0.7, 0.9, 0.99)
 def search_grid(boxes, threshold, limit=None):
     """(whether the grid suits the boxes, which are in rank order; indices that it keeps)."""
     boxes = np.ascontiguousarray(boxes)
-    kept, finished = np.empty(len(boxes), bool), np.empty(1, bool)
+    kept, settled = np.empty(len(boxes), bool), np.zeros(1, int)
     limit = len(boxes) if limit is None else limit
     starts = np.array([0, len(boxes)])
-    _grid.search_grid_range(0, 1, np.array([0]), boxes, starts, threshold, limit, kept, finished)
-    return finished[0], np.flatnonzero(kept)
+    _grid.search_grid_range(0, 1, np.array([0]), boxes, starts, threshold, limit, kept, settled)
+    return settled[0] == len(boxes), np.flatnonzero(kept)
+
+
+def search_from(search, boxes, threshold, settled, kept):
+    """The indices that a search keeps that goes on where `settled` boxes have their flags."""
+    limit, starts, settled = len(boxes), np.array([0, len(boxes)]), np.array([settled])
+    common = boxes, starts, threshold, limit, kept, settled
+    if search == "grid":
+        _grid.search_grid_range(0, 1, np.array([0]), *common)
+        assert settled[0] == len(boxes)
+    else:
+        _hash.search_near_range(0, 1, np.array([0]), *common, *_hash.buckets(threshold, boxes.dtype))
+    return np.flatnonzero(kept)
 
 
 def falling(count, dtype=np.float32):
@@ -115,13 +128,42 @@ def test_every_budget_gives_the_same(monkeypatch, work):
     """The hash search takes over from the beginning, wherever the grid stops. Not compiled: its budget is constant."""
     monkeypatch.setattr(_grid, "_WORK_PER_BOX", work)
     monkeypatch.setattr(_grid, "search_grid_range", _grid.search_grid_range.py_func)
-    monkeypatch.setattr(_grid, "_search_grid", _grid._search_grid.py_func)
+    monkeypatch.setattr(_grid, "search_grid", _grid.search_grid.py_func)
     boxes, scores = strategies.many(1200)["tiny to huge"][:1200], data.uniform_scores(1200)
     boxes = np.concatenate([boxes, strategies.crowd()])
     scores = np.concatenate([scores, np.zeros(1500, np.float32)])
     with np.errstate(all="ignore"):
         got = cvops.nms(boxes, scores, 0.5)
     np.testing.assert_array_equal(got, reference.nms_of_many(boxes, scores, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("search", ["grid", "hash"])
+def test_a_search_goes_on_where_another_gave_up(search, dtype):
+    """Flags that are settled stay, whatever they are, and those that are not say nothing."""
+    boxes = mixed(3000, dtype)
+    want = reference.nms_of_many(boxes, falling(3000, dtype), 0.5)
+    for settled in (0, 1, 15, 16, 17, 1000, 2999, 3000):
+        for junk in (False, True):
+            kept = np.full(3000, junk)
+            kept[:settled] = np.isin(np.arange(settled), want)
+            np.testing.assert_array_equal(search_from(search, boxes, 0.5, settled, kept), want)
+    alone = np.arange(3000) < 500  # as if a caller wanted just these: the others are compared with them
+    keep = search_from(search, boxes, 0.5, 1000, alone.copy())
+    np.testing.assert_array_equal(keep[keep < 1000], np.arange(500))
+    rest = np.concatenate([np.arange(500), np.arange(1000, 3000)])
+    kept = np.ones(len(rest), bool)
+    np.testing.assert_array_equal(keep, rest[search_from(search, boxes[rest], 0.5, 500, kept)])
+
+
+@pytest.mark.parametrize("name", strategies.few(["six decades", "huge over small", "tiny to huge", "dense"], every=2))
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_hostile_boxes_go_from_search_to_search(threshold, name):
+    boxes, scores = strategies.many(9000)[name], data.uniform_scores(9000)
+    with np.errstate(all="ignore"):
+        want = reference.nms_of_many(boxes, scores, threshold)
+    np.testing.assert_array_equal(cvops.nms(boxes, scores, threshold), want)
+    np.testing.assert_array_equal(cvops.nms(boxes, scores, threshold, max_output=700), want[:700])
 
 
 # --------------------------------------------------------------------------------------------------------- batches

@@ -191,8 +191,26 @@ def many_pairs(count):
     measure("multiclass_nms", few, cvops.multiclass_nms, all_boxes, scores, 0.5, score_threshold=0.5)
 
 
+def many_detections(count):
+    from tests.data import clustered, hostile, uniform_scores
+
+    for dtype in ("f", "d"):
+        for name, (boxes, scores, labels) in {
+            "clustered": clustered(count),
+            **{name: (hostile(count)[name], uniform_scores(count), None) for name in ("disjoint", "six decades")},
+        }.items():
+            boxes, scores = boxes.astype(dtype), scores.astype(dtype)
+            few = boxes[:9000], scores[:9000]
+            for threshold in (0.2, 0.5):
+                measure(f"nms {name} {threshold} {dtype}", (*few, threshold), cvops.nms, boxes, scores, threshold)
+            if labels is not None:
+                labelled = cvops.batched_nms, boxes, scores, labels, 0.5
+                measure(f"batched_nms {name} {dtype}", (*few, labels[:9000], 0.5), *labelled)
+
+
 cases = {
     "convolutions": convolutions, "many_boxes": many_boxes, "many_masks": many_masks, "many_pairs": many_pairs,
+    "many_detections": many_detections,
     "many_rois": many_rois, "other_rois": other_rois, "sixteen_bits": sixteen_bits,
 }
 cases[sys.argv[1]](int(sys.argv[2]))
@@ -234,6 +252,15 @@ def test_very_many_pairs():
     own = peaks("many_pairs", 3_000_000)
     assert len(own) == 4 * 21 + 2
     assert {name: size for name, size in own.items() if size > 64 * MEGABYTE} == {}
+
+
+@pytest.mark.slow
+def test_very_many_detections():
+    """As docs/performance.md says: at most 200 bytes for each box, 300 in float64."""
+    own, count = peaks("many_detections", 1_000_000), 1_000_000
+    assert len(own) == 2 * 7
+    most = {"f": 200, "d": 300}
+    assert {name: size / count for name, size in own.items() if size > most[name[-1]] * count} == {}
 
 
 @pytest.mark.slow

@@ -48,18 +48,21 @@ _OPTIONS: dict[str, Any] = {
 numba.typeof(np.empty(0))
 
 
-def jit(function: Callable[..., Any] | None = None, *, contract: bool = False) -> Any:
+def jit(function: Callable[..., Any] | None = None, *, contract: bool = False, inline: bool = False) -> Any:
     """Compile `function` at its first call and keep the machine code on disk.
+
+    `inline` puts it into every function that calls it, as if it was written there: for short ones that take many
+    arrays, whose handing over would take longer than what they do.
 
     `contract` lets a * b + c become one fused instruction. Kernels that decide something by a comparison must not ask
     for it: the decision would depend on the processor. No other fast-math flag is ever right here, because all of
     them give up NaN or the order of a sum.
     """
     if function is None:
-        return lambda function: jit(function, contract=contract)
+        return lambda function: jit(function, contract=contract, inline=inline)
     if numba.config.DISABLE_JIT:
         return _interpreted(function)
-    options = _OPTIONS | {"fastmath": {"contract"} if contract else False}
+    options = _OPTIONS | {"fastmath": {"contract"} if contract else False, "inline": "always" if inline else "never"}
     if not _KNOWS_NUMBA:
         return _with_cache_of_numba(function, options)
     dispatcher = numba.njit(function, **options)

@@ -36,6 +36,9 @@ def nms(
     if len(scores) <= _nms_few.MOST:
         of_few = _nms_few.nms_of_few if boxes.dtype.char == "f" else _nms_few.nms_of_few_float64
         keep = of_few(boxes, scores, iou_threshold, _floor(score_threshold), limit)
+    if keep is None and len(scores) <= _nms_few.SOME and _nms_grid.LEAST_THRESHOLD <= iou_threshold < 1:
+        of_some = _nms_few.nms_of_some if boxes.dtype.char == "f" else _nms_few.nms_of_some_float64
+        keep = of_some(boxes, scores, iou_threshold, _floor(score_threshold), limit)
     if keep is None:
         _xywh.check(boxes)
         order = _rank(scores, score_threshold)
@@ -139,25 +142,31 @@ def suppress(ranked: Array, starts: Array, iou_threshold: float, limit: int) -> 
         return kept
     few = _FEW_KEPT_IN_ONE_THREAD if iou_threshold < _NEAR_THRESHOLD else _nms_few.FEW_KEPT
     segments = np.arange(len(starts) - 1)
-    finished = np.empty(len(segments), np.bool_)
+    settled = np.empty(len(segments), np.int64)  # boxes whose flags are set: each search goes on where one gave up
     nanoseconds = len(ranked) * min(5 + len(ranked) / len(segments) / 50, 100)
     common = ranked, starts, iou_threshold, limit
-    _threads.run(_nms_all.search_all_range, len(segments), *common, few, kept, finished, nanoseconds=nanoseconds)
-    segments = segments[~finished]
+    _threads.run(_nms_all.search_all_range, len(segments), *common, few, kept, settled, nanoseconds=nanoseconds)
+    segments = segments[settled < np.diff(starts)]
     if iou_threshold < _NEAR_THRESHOLD:
         for s in segments:
             segment = slice(starts[s], starts[s + 1])
             _nms_batches.search_in_batches(ranked[segment], iou_threshold, limit, kept[segment])
         return kept
     if len(segments) > 0 and iou_threshold >= _nms_grid.LEAST_THRESHOLD:
-        finished = np.empty(len(segments), np.bool_)
         _threads.run(
-            _nms_grid.search_grid_range, len(segments), segments, *common, kept, finished, nanoseconds=nanoseconds
+            _nms_grid.search_grid_range, len(segments), segments, *common, kept, settled, nanoseconds=nanoseconds
         )
-        segments = segments[~finished]
+        segments = segments[settled[segments] < np.diff(starts)[segments]]
     if len(segments) > 0:
         buckets = _nms_hash.buckets(iou_threshold, ranked.dtype)
         _threads.run(
-            _nms_hash.search_near_range, len(segments), segments, *common, kept, *buckets, nanoseconds=nanoseconds
+            _nms_hash.search_near_range,
+            len(segments),
+            segments,
+            *common,
+            kept,
+            settled,
+            *buckets,
+            nanoseconds=nanoseconds,
         )
     return kept

@@ -58,7 +58,7 @@ def put(block, k, x1, y1, x2, y2, area):
 def search_all(boxes, threshold, limit, few, kept):
     """Suppress `boxes`, which are in rank order, comparing each with every kept one.
 
-    Returns False, with `kept` unfinished, when more than `few` would have to be compared with.
+    Returns for how many boxes `kept` is set: for all, or those before more than `few` would have to be compared with.
     """
     zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
     blocks = np.empty((min(len(boxes), few) // LANES + 1, 5, LANES), boxes.dtype)
@@ -74,12 +74,12 @@ def search_all(boxes, threshold, limit, few, kept):
             suppressed = overlaps_any(blocks, held, x1, y1, x2, y2, area, threshold)
         if overlapping and not suppressed:
             if held == few:
-                return False
+                return i
             put(blocks[held // LANES], held % LANES, x1, y1, x2, y2, area)
             held += 1
         kept[i] = not suppressed
         total += kept[i]
-    return True
+    return len(boxes)
 
 
 @jit
@@ -90,9 +90,9 @@ def lowered(threshold, boxes):
 
 
 @jit
-def search_all_range(begin, end, ranked, starts, iou_threshold, limit, few, kept, finished):
-    """Set `kept` and `finished` of the segments ranked[starts[s]:starts[s + 1]], for s from `begin` to `end`."""
+def search_all_range(begin, end, ranked, starts, iou_threshold, limit, few, kept, settled):
+    """Set `kept` and `settled` of the segments ranked[starts[s]:starts[s + 1]], for s from `begin` to `end`."""
     threshold = lowered(iou_threshold, ranked)
     for s in range(begin, end):
         segment = slice(starts[s], starts[s + 1])
-        finished[s] = search_all(ranked[segment], threshold, limit, few, kept[segment])
+        settled[s] = search_all(ranked[segment], threshold, limit, few, kept[segment])

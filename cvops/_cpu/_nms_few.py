@@ -16,12 +16,15 @@ from .._checks import rounded
 from ._jit import jit, jit_for
 from ._memory import Array
 from ._nms_all import LANES, lowered, overlaps_any, put, search_all
+from ._nms_grid import geometric, search_grid
 from ._rank import group, rank, rank_float64
 from ._xywh import looks_like_xywh
 
 # Boxes up to which one dispatch is faster than several, and of which so many may be kept; measured.
 MOST = 2048
 FEW_KEPT = 256
+# Boxes up to which threads do not pay.
+SOME = 1 << 15
 
 _FLOAT64, _FLOAT32, _FLOAT16, _INT64 = map(np.dtype, ("float64", "float32", "float16", "int64"))
 _ndarray = np.ndarray
@@ -166,6 +169,32 @@ def _search(boxes, order, threshold, limit):
     return count
 
 
+@jit_for(*_arrays_of(types.float32), types.float64, types.float64, types.int64)
+def nms_of_some(boxes, scores, iou_threshold, floor, limit):
+    """As `nms_of_few`, of which many may be kept, for thresholds of the grid; or None if it does not suit."""
+    if not _is_plain(boxes, scores, iou_threshold):
+        return None
+    return _nms_on_grid(boxes, rank(scores, floor), iou_threshold, limit)
+
+
+@jit_for(*_arrays_of(types.float64), types.float64, types.float64, types.int64)
+def nms_of_some_float64(boxes, scores, iou_threshold, floor, limit):
+    if not _is_plain(boxes, scores, iou_threshold):
+        return None
+    return _nms_on_grid(boxes, rank_float64(scores, floor), iou_threshold, limit)
+
+
+@jit
+def _nms_on_grid(boxes, order, iou_threshold, limit):
+    ranked = np.empty((order.size, 4), boxes.dtype)
+    gather_range(0, order.size, boxes, order, ranked)
+    kept, threshold = np.empty(order.size, np.bool_), lowered(iou_threshold, boxes)
+    settled = search_all(ranked, threshold, limit, FEW_KEPT, kept)
+    if settled < order.size:
+        settled = search_grid(ranked, threshold, geometric(iou_threshold), limit, kept, settled)
+    return _aligned(order[: select(order, kept, order)]) if settled == order.size else None
+
+
 @jit_for(*_arrays_of(types.float32), _LABELS, types.float64, types.float64, types.int64)
 def batched_nms_of_few(boxes, scores, labels, iou_threshold, floor, limit):
     """The indices that batched_nms keeps, or None for the general way to go: if many of a class are kept, for one."""
@@ -192,7 +221,7 @@ def _batched_nms(boxes, order, labels, iou_threshold, limit):
     threshold = lowered(iou_threshold, boxes)
     for s in range(starts.size - 1):
         segment = slice(starts[s], starts[s + 1])
-        if not search_all(ranked[segment], threshold, limit, FEW_KEPT, kept[segment]):
+        if search_all(ranked[segment], threshold, limit, FEW_KEPT, kept[segment]) < starts[s + 1] - starts[s]:
             return None
     return _aligned(order[: min(select(order, by_rank(kept, ranks), order), limit)])
 

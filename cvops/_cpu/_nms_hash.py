@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ._jit import jit
-from ._nms_all import LANES, lowered, overlaps, overlaps_any, put
+from ._nms_all import LANES, lowered, overlaps_any, put
+from ._nms_chains import append, look_through, make_chains
 
 
 def buckets(iou_threshold: float, dtype: Any) -> tuple[float, int, float, float]:
@@ -29,12 +30,14 @@ def buckets(iou_threshold: float, dtype: Any) -> tuple[float, int, float, float]
 
 
 @jit
-def search_near_range(begin, end, segments, ranked, starts, iou_threshold, limit, kept, t, shift, pitch, least_area):
-    """Set `kept` of the segments[begin:end]."""
+def search_near_range(
+    begin, end, segments, ranked, starts, iou_threshold, limit, kept, settled, t, shift, pitch, least_area
+):
+    """Set `kept` of the segments[begin:end] for what is not settled."""
     threshold = lowered(iou_threshold, ranked)
     for s in segments[begin:end]:
         segment = slice(starts[s], starts[s + 1])
-        _search_near(ranked[segment], threshold, limit, kept[segment], t, shift, pitch, least_area)
+        _search_near(ranked[segment], threshold, limit, kept[segment], settled[s], t, shift, pitch, least_area)
 
 
 @jit
@@ -78,26 +81,26 @@ def _pair(a, c):
 
 
 @jit
-def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
-    """As `search_all`, but each box is compared only with kept ones of like size and position."""
+def _search_near(boxes, threshold, limit, kept, settled, t, shift, pitch, least_area):
+    """Suppress `boxes` but the first, which are settled: each is compared with kept ones of like size and position."""
     zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
     number = 64
     while number < len(boxes) // 8:
         number *= 2
     mask = np.uint64(number - 1)
-    heads = np.full(number, -1, np.int32)  # newest block of each chain
-    blocks = np.empty((len(boxes), 5, LANES), boxes.dtype)
-    older = np.empty(len(boxes), np.int32)
-    filled = np.empty(len(boxes), np.int32)
+    blocks, chains, after, used = make_chains(number, number + len(boxes) // LANES, boxes)
     occupied = np.zeros(4096, np.bool_)  # by pair of size buckets, so that empty scales cost nothing; may err to True
     # Where an area or a size may underflow or overflow, sizes say nothing about IoU: such boxes are compared with all
     # their like, those within a factor 2^30 included, which is more than any ratio that a threshold lets through.
     least_size, largest_size = 2.0**-900, 2.0**900
     delicate = np.empty((len(boxes) // LANES + 1, 5, LANES), boxes.dtype)
-    used = held = total = 0
+    held = total = 0
     for i in range(len(boxes)):
-        kept[i] = False
-        if total == limit:
+        if i >= settled:
+            kept[i] = False
+            if total == limit:
+                continue
+        elif not kept[i]:
             continue
         x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
         width, height = x2 - x1, y2 - y1
@@ -108,34 +111,29 @@ def _search_near(boxes, threshold, limit, kept, t, shift, pitch, least_area):
             a, c = _size_bucket(w, shift), _size_bucket(h, shift)
             column, row = _cell(x1 * _scale(a, shift, pitch)), _cell(y1 * _scale(c, shift, pitch))
             chain = _chain(column, row, a, c, mask)
-            if margin < 2.0**30 and overlaps_any(delicate, held, x1, y1, x2, y2, area, threshold):
-                continue
-            # Most suppressors are in the candidate's own cell, so that one comes first.
-            if margin >= 1 and (
-                _overlaps_chain(blocks, older, heads[chain], x1, y1, x2, y2, area, threshold)
-                or _overlaps_near(
-                    heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch
-                )
-            ):
-                continue
+            if i >= settled:
+                if margin < 2.0**30 and overlaps_any(delicate, held, x1, y1, x2, y2, area, threshold):
+                    continue
+                # Most suppressors are in the candidate's own cell, so that one comes first.
+                if margin >= 1 and (
+                    look_through(blocks, chains, after, chain, x1, y1, x2, y2, area, threshold) < 0
+                    or _overlaps_near(
+                        blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch
+                    )
+                ):
+                    continue
             if margin < 2.0**30:
                 put(delicate[held // LANES], held % LANES, x1, y1, x2, y2, area)
                 held += 1
             if margin >= 1:
                 occupied[_pair(a, c)] = True
-                block = heads[chain]
-                if block < 0 or filled[block] == LANES:
-                    older[used], heads[chain], filled[used] = block, used, 0
-                    block = used
-                    used += 1
-                put(blocks[block], filled[block], x1, y1, x2, y2, area)
-                filled[block] += 1
+                used = append(blocks, chains, after, used, chain, x1, y1, x2, y2, area)
         kept[i] = True
         total += 1
 
 
 @jit
-def _overlaps_near(heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch):
+def _overlaps_near(blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch):
     """Whether a kept box overlaps the candidate by more than the threshold.
 
     IoU > t means that the widths differ by less than a factor 1 / t and that the common width is at least t times the
@@ -160,17 +158,7 @@ def _overlaps_near(heads, blocks, older, occupied, mask, x1, y1, x2, y2, area, t
             bottom = _cell((y + (h - t * max(h, lowest))) * scale)
             for column in range(left, right + 1):
                 for row in range(top, bottom + 1):
-                    block = heads[_chain(column, row, a, c, mask)]
-                    if _overlaps_chain(blocks, older, block, x1, y1, x2, y2, area, threshold):
+                    chain = _chain(column, row, a, c, mask)
+                    if look_through(blocks, chains, after, chain, x1, y1, x2, y2, area, threshold) < 0:
                         return True
-    return False
-
-
-@jit
-def _overlaps_chain(blocks, older, block, x1, y1, x2, y2, area, threshold):
-    """Whether the candidate overlaps a box of this block, or of those before it in its chain, by more than that."""
-    while block >= 0:
-        if overlaps(blocks[block], x1, y1, x2, y2, area, threshold):
-            return True
-        block = older[block]
     return False
