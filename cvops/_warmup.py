@@ -40,29 +40,16 @@ def _multiclass_nms_calls(dtype: str, asarray: Any) -> None:
         _multiclass.multiclass_nms(boxes, scores, 0.5, max_candidates=1, max_output=1, padded=True)
 
 
-def _box_iou_calls(dtype: str, asarray: Any) -> None:
-    boxes, _ = _detections(8, dtype, asarray)
-    _boxes.box_iou(boxes, boxes)
+def _of_boxes(call: Callable[[Any], Any]) -> Callable[[str, Any], None]:
+    def calls(dtype: str, asarray: Any) -> None:
+        call(_detections(8, dtype, asarray)[0])
 
-
-def _decode_boxes_calls(dtype: str, asarray: Any) -> None:
-    boxes, _ = _detections(8, dtype, asarray)
-    _decode.decode_boxes(boxes, boxes)
-
-
-def _encode_boxes_calls(dtype: str, asarray: Any) -> None:
-    boxes, _ = _detections(8, dtype, asarray)
-    _decode.encode_boxes(boxes, boxes)
+    return calls
 
 
 def _distance_to_boxes_calls(dtype: str, asarray: Any) -> None:
     boxes, _ = _detections(8, dtype, asarray)
     _decode.distance_to_boxes(asarray(np.zeros((8, 2), dtype)), boxes)
-
-
-def _scale_boxes_calls(dtype: str, asarray: Any) -> None:
-    boxes, _ = _detections(8, dtype, asarray)
-    _decode.scale_boxes(boxes, (2, 2), (1, 1))
 
 
 def _roi_calls(dtype: str, asarray: Any, forward: Callable[..., Any]) -> None:
@@ -127,14 +114,14 @@ CALLS: dict[str, Callable[[str, Any], None]] = {
     "nms": _nms_calls,
     "batched_nms": _batched_nms_calls,
     "multiclass_nms": _multiclass_nms_calls,
-    "box_iou": _box_iou_calls,
-    "generalized_box_iou": _box_iou_calls,
-    "distance_box_iou": _box_iou_calls,
-    "complete_box_iou": _box_iou_calls,
-    "decode_boxes": _decode_boxes_calls,
-    "encode_boxes": _encode_boxes_calls,
+    "box_iou": _of_boxes(lambda boxes: _boxes.box_iou(boxes, boxes)),
+    "generalized_box_iou": _of_boxes(lambda boxes: _boxes.generalized_box_iou(boxes, boxes)),
+    "distance_box_iou": _of_boxes(lambda boxes: _boxes.distance_box_iou(boxes, boxes)),
+    "complete_box_iou": _of_boxes(lambda boxes: _boxes.complete_box_iou(boxes, boxes)),
+    "decode_boxes": _of_boxes(lambda boxes: _decode.decode_boxes(boxes, boxes)),
+    "encode_boxes": _of_boxes(lambda boxes: _decode.encode_boxes(boxes, boxes)),
     "distance_to_boxes": _distance_to_boxes_calls,
-    "scale_boxes": _scale_boxes_calls,
+    "scale_boxes": _of_boxes(lambda boxes: _decode.scale_boxes(boxes, (2, 2), (1, 1))),
     "roi_align": _roi_align_calls,
     "roi_align_backward": functools.partial(_roi_backward_calls, backward=_roi.roi_align_backward),
     "roi_pool": _roi_pool_calls,
