@@ -40,25 +40,25 @@ def test_argmax_outside_the_map(value):
     assert result.sum() == 1
 
 
-@pytest.mark.parametrize("kind", [_roi_tables.ALIGN, _roi_tables.ALIGN_CENTRES])
+@pytest.mark.parametrize("layout", [_roi_tables.ALIGN, _roi_tables.ALIGN_CENTRES])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e30, 1e30, 5, -3])
-def test_boxes_that_were_others_when_they_were_put_in_order(value, kind):
+def test_boxes_that_were_others_when_they_were_put_in_order(value, layout):
     """The table reads nothing outside the maps, whatever images and corners have become."""
     images, height, width, rows, columns = 2, 7, 5, 2, 3
     boxes = strategies.rois("all", 30, (images, 1, height, width), 1, "f4")
     levels, limits, none = np.array([[height, width, 1.0]]), np.empty(0), np.empty(0, np.int64)
-    sizes = 1 << 20, 0, 3, kind, rows, columns, 0, 4, True
+    sizes = 1 << 20, 0, 3, layout, rows, columns, 0, 4, True
     given = boxes.view()
     given.setflags(write=False)  # as kernels get arrays
-    bad, order, starts, _ = _roi_tables.sampled(given, images, levels, limits, 0, 100, none, none, *sizes)
+    bad, order, starts, _ = _roi_tables.table_of_samples(given, images, levels, limits, 0, 100, none, none, *sizes)
     assert bad == -1
     boxes[::2] = value
-    bad, _, _, chunk = _roi_tables.sampled(given, images, levels, limits, 1, 100, order, starts, *sizes)
-    order, starts, tiles, tile_starts, first, offset, _ = chunk
+    bad, _, _, chunk = _roi_tables.table_of_samples(given, images, levels, limits, 1, 100, order, starts, *sizes)
+    order, starts, runs, run_starts, first, offset, _ = chunk
     assert bad == -1
     np.testing.assert_array_equal(np.sort(order), np.sort(order) % 30)
     assert (starts[0], starts[-1]) == (0, 29)
-    assert (tiles[: tile_starts[-1]] < 3).all()
+    assert (runs[: run_starts[-1]] < 3).all()
     first = first.reshape(29, rows + columns + 2).astype(np.int64)
     assert (np.diff(first.ravel()) >= 0).all()
     for of_roi in first:

@@ -15,7 +15,7 @@ from tests import reference_roi as reference
 from tests import strategies_roi as strategies
 from tests.strategies import few
 
-BOUNDS = ("_PLACED", "CHUNK_BYTES", "_PART_BYTES", "_BLOCK_BYTES")
+BOUNDS = ("_SORTED_AT_ONCE", "CHUNK_BYTES", "_PART_BYTES", "_BLOCK_BYTES")
 # RoIs put in order at a time, bytes of a chunk, of a part and of blocks. Far apart, close by, and one RoI at a time.
 SMALL = {"places": (7, 1 << 20, 1 << 20, 1 << 20), "chunks": (32, 20_000, 6_000, 50_000), "single": (1, 1, 1, 1)}
 MAPS = {"few channels": (2, 3, 12, 9), "overlapping blocks": (2, 21, 9, 14), "one image": (1, 40, 16, 11)}
@@ -151,7 +151,7 @@ def test_a_bad_image_index_in_a_late_chunk(operator, monkeypatch):
 def test_boxes_in_parts_that_look_like_xywh(form, inverted, monkeypatch):
     """More than half of all are inverted, wherever they are."""
     monkeypatch.setattr(_xywh, "_untold", [True])
-    monkeypatch.setattr(_roi, "_PLACED", 2)
+    monkeypatch.setattr(_roi, "_SORTED_AT_ONCE", 2)
     boxes = np.array([[0, 9, 9, 1, 1]] * inverted + [[0, 0, 0, 4, 4]] * (9 - inverted), np.float32)
     given = {"array": boxes, "list": [boxes[:, 1:]], "columns": np.asfortranarray(boxes)}[form]
     with warnings.catch_warnings(record=True) as told:

@@ -88,9 +88,10 @@ _TILE = 1024
 
 @jit
 def _pairs(begin, end, kind, boxes1, area1, boxes2, area2, epsilon, origin, result):
-    """Rows [begin, end) of the boxes, all batches counted through; the first pair is at `origin` in the result.
+    """Measure rows [begin, end) of the pairs; row batch * N + i is box i of a batch. The first pair is at `origin`.
 
-    The loops over a tile are one for each term, without a branch and in this very function: else they stay scalar.
+    A tile is some boxes of the second set. There is a loop over it for each term, without a branch and in this very
+    function: LLVM makes vector code of no others.
     """
     zero, one, two = result.dtype.type(0), result.dtype.type(1), result.dtype.type(2)
     eps, n = result.dtype.type(epsilon), boxes1.shape[1]

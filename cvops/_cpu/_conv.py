@@ -1,9 +1,14 @@
-"""Convolution, by one product for each tile of the output, which reads the image where it lies.
+"""Convolution, by one matrix product for each tile of the output, which reads the image where it lies.
 
-Lanes run over output pixels. What one tap reads for a row of output pixels is a run of a row of the padded image, and
-what it reads for the next row of them is further on by the width of that. So the product can go over many rows as if
-they were one, and nothing has to be gathered; the few output pixels too many at the end of each row are dropped.
-Padding and strides are undone beforehand, by sorting a band of the image into planes of every so many rows and columns.
+Lanes run over output pixels. With stride 1, the pixels that one tap reads for a row of output pixels follow each other
+in a row of the padded image, and those for the next row of output pixels are one row stride of that image further on:
+
+    padded image, 7 wide    0  1  2  3  4  5  6        output pixels  0  1  2  3  4  and two too many, which are dropped
+                            7  8  9 10 11 12 13                       7  8  9 10 11
+                           14 15 16 ...                tap (i, j) of output pixel p reads pixel p + 7 * i + j
+
+So the product goes over many rows as if they were one, and nothing is gathered. Padding and strides are undone
+beforehand: a band of the image is sorted into planes, one for each row and column modulo the stride.
 """
 
 from __future__ import annotations
@@ -18,9 +23,9 @@ from ._jit import jit
 from ._memory import Array, empty
 from ._simd import WIDTH, multiply
 
-# Pixels of a tile: a row of `multiply`, or some of them.
+# Pixels of a tile: one or a few rows of `multiply`.
 _TILE = 64
-# Bytes of a band of the image, sorted, but for what its last rows read beyond it.
+# At most so many bytes of a sorted band of the image, except for the rows that its last taps read beyond it.
 _BAND_BYTES = 8 << 20
 
 
@@ -47,7 +52,8 @@ def conv2d(
     lies_ready = is_product and height * width >= _TILE and input.dtype == dtype and input[:1].flags.c_contiguous
     band = out_height if lies_ready else _band(out_height, channels * stride[0] * stride[1] * plane_width, weights)
     plane_shape = band + (kernel_height - 1) // stride[0], plane_width
-    # From a pixel to what each tap reads for it. Planes: (channels, row and column modulo the stride, rows, columns).
+    # From an output pixel to the pixel that each tap reads for it. The shape of the planes is (channels, row modulo the
+    # stride, column modulo the stride, rows, columns).
     plane = plane_shape[0] * plane_width
     i, j = np.arange(kernel_height)[:, None], np.arange(kernel_width)
     taps = (i % stride[0] * stride[1] + j % stride[1]) * plane + i // stride[0] * plane_width + j // stride[1]
@@ -82,16 +88,16 @@ def conv2d(
 
 
 def _band(out_height: int, row_size: int, like: Array) -> int:
-    """Rows of the result to compute from one sorted copy, of about as much memory as a band may have."""
+    """How many rows of the result are computed from one sorted band, so that it has about `_BAND_BYTES`."""
     return max(1, min(out_height, _BAND_BYTES // (row_size * like.itemsize)))
 
 
 def _sorted(
     image: Array, corner: tuple[int, int], stride: tuple[int, int], plane_shape: tuple[int, int], dtype: str
 ) -> Array:
-    """The image from a corner on as (channels, row and column modulo the stride, rows, columns), and room for a tile.
+    """The image from `corner` on as flat planes: (channels, row modulo the stride, column modulo it, rows, columns).
 
-    It is flat, and 0 outside of the image.
+    It is 0 outside the image, and behind it is room for a tile.
     """
     shape = len(image), *stride, *plane_shape
     memory = np.zeros(np.prod(shape) + _TILE, dtype)
@@ -114,20 +120,23 @@ def _sort_range(
 
 
 @jit(contract=True)
-def _conv_range(begin, end, pixels, plane_width, channel_step, weights, bias, taps, first_row, height, out):
-    """Tiles [begin, end) of `height` rows of the output from `first_row` on."""
-    none, one = np.int64(0), np.int64(1)  # literals would be types of their own, and `multiply` compiled for each
+def _conv_range(begin, end, pixels, plane_width, channel_stride, weights, bias, taps, first_row, height, out):
+    """Compute tiles [begin, end) of the `height` rows of the output from `first_row` on."""
+    none, one = (
+        np.int64(0),
+        np.int64(1),
+    )  # a literal has a type of its own, for which `multiply` would be compiled again
     outputs, _, width = out.shape
     channels, depth = weights.shape[2], weights.shape[1] * weights.shape[2]
     count = (height - 1) * plane_width + width
     flat_weights, weight_runs = weights.ravel(), np.arange(len(taps)) * channels
-    pitch = _TILE + WIDTH
-    sums = np.empty(outputs * pitch, out.dtype)
+    row_stride = _TILE + WIDTH
+    sums = np.empty(outputs * row_stride, out.dtype)
     for tile in range(begin, end):
         first = max(0, min(tile * _TILE, count - _TILE))  # the last tile ends where the pixels do
         multiply(
-            flat_weights, none, depth, weight_runs, one, pixels, first, taps, channel_step, channels,
-            sums, none, pitch, outputs, _TILE, none,
+            flat_weights, none, depth, weight_runs, one, pixels, first, taps, channel_stride, channels,
+            sums, none, row_stride, outputs, _TILE, none,
         )  # fmt: skip
         for y in range(first // plane_width, min((first + _TILE - 1) // plane_width + 1, height)):
             start = max(y * plane_width, first)
@@ -135,4 +144,4 @@ def _conv_range(begin, end, pixels, plane_width, channel_step, weights, bias, ta
             for o in range(outputs):
                 row, base = out[o, first_row + y], bias[o]
                 for p in range(start, stop):
-                    row[p - y * plane_width] = sums[o * pitch + p - first] + base
+                    row[p - y * plane_width] = sums[o * row_stride + p - first] + base

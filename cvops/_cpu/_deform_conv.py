@@ -1,18 +1,28 @@
 """Deformable convolution: gather a tile of samples into columns, multiply them with the weight while they are in cache.
 
+    for each tile of output pixels:
+        columns = [mask * (bilinear sample of the input where the tap reads) for pixel, tap, channel]
+        output = weight @ columns + bias                           # while the columns are in a core's cache
+
 The images are copied so that the channels of a pixel lie together, one block of channels at a time, with a pixel of
-zeros behind each image: what reads outside an image reads that pixel, and what adds outside adds there. A block is
-small enough for the columns of a tile to stay in a core's cache, and for the workspace to stay in bounds. The products
-are computed here rather than by BLAS: nothing is handed from one pool of threads to another, no BLAS spins on after its
-work and holds a core, and a part of a product is no further away than the cache.
+zeros behind each image: a sample reads that pixel for corners outside the image, and its gradient is added there. A
+block has so few channels that the columns of a tile stay in a core's cache, and that the workspace stays in bounds. The
+products are computed here rather than by BLAS: no work is handed from one pool of threads to another, no thread of BLAS
+keeps a core busy while it waits for more work, and the product finds the columns in the cache.
 
-The gradients follow the chain rule backwards: the gradient of the columns is a product of the output's gradient and the
-weight; from there it is spread over the four pixels around each sample, and its products with them give the gradients
-of offset and mask. The gradient of the weight is a product of the output's gradient and the columns. Each sum has one
-owner, a range of pixels, of channels or of columns, and an order that no number of threads changes.
+The gradients follow the chain rule:
 
-Lanes run over channels. Where their number is no multiple of sixteen, `_gather` and `multiply` write past their own
-elements, and what comes next, always further on, puts that right; arrays have room for the last.
+    grad_columns = weight.T @ grad
+    grad_input += grad_columns * mask * (weight of the corner)     # at the four corners of each sample
+    grad_mask, grad_offset = sums over channels of grad_columns * (sample, and its derivatives)
+    grad_weight += grad @ columns.T
+
+Each sum is computed by one thread, which owns a range of pixels, of channels or of columns, and in an order that does
+not depend on the number of threads.
+
+Lanes run over channels. Where their number is no multiple of 16, `_gather` and `multiply` also write to some elements
+behind those that they compute. These are written again later, because both go from front to back; behind the last
+there is room.
 """
 
 from __future__ import annotations
@@ -28,28 +38,28 @@ from .._checks import working_dtype
 from . import _threads
 from ._jit import jit
 from ._memory import Array, contiguous, empty
-from ._simd import WIDTH, full, item, load, madd, multiply, store, total
+from ._simd import WIDTH, full, load, load_one, madd, multiply, store, total
 
 # Output pixels of a tile: a multiple of the rows that `multiply` takes at once.
 _TILE = 96
-# Bytes of the columns of one pixel: those of a tile fit into a cache of 1 MB.
+# The columns of one pixel have at most so many bytes: those of a tile then fit into a cache of 1 MB.
 _COLUMN_BYTES = 9216
-# Bytes of what the passes of the backward over some pixels hand on: it stays in a shared cache.
+# The gradients are computed in passes over some pixels. What one pass leaves to the next has at most so many bytes, so
+# that it stays in a shared cache.
 _PASS_BYTES = 16 << 20
-# Bytes of the weights of a block, and of the copy of some images and of the arguments and results converted at a time.
-# The backward has two such copies, one of gradients.
+# At most so many bytes: the weights of a block; the copy of some images; and the arguments and results that are
+# converted at a time. The backward copies the images and also their gradients.
 _WEIGHT_BYTES = 8 << 20
 _FORWARD_BYTES = 32 << 20, 24 << 20
 _BACKWARD_BYTES = 16 << 20, 8 << 20
 
 
-# Channels of a panel of the weight's gradient, and parts into which the channels of a block fall for the input's.
-_PANEL = 64
-_CHUNKS = 4
+_PANEL = 64  # channels of a work item for the gradient of the weight
+_CHUNKS = 4  # parts of the channels of a block, each a work item for the gradient of the input
 
 
 class _Geometry(NamedTuple):
-    """What is the same for all pixels."""
+    """Sizes of the convolution that are the same for all pixels."""
 
     height: int
     width: int
@@ -58,23 +68,23 @@ class _Geometry(NamedTuple):
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    offset_channels: int  # channels of a group of offsets
-    group_channels: int  # channels and outputs of a group of the weight
-    group_outputs: int
+    offset_channels: int  # channels that share the offsets of a group
+    group_channels: int  # input channels of a group of the weight
+    group_outputs: int  # output channels of a group of the weight
 
 
 class _Block(NamedTuple):
-    """The channels [start, stop): some groups of the weight, or a part of one."""
+    """The channels [start, stop), which are processed together: some groups of the weight, or a part of one group."""
 
     start: int
     stop: int
-    groups: int
-    offset_group: int  # of the first channel
-    bounds: Array  # of the groups of offsets, from 0 to stop - start
+    groups: int  # of the weight
+    offset_group: int  # that of the first channel
+    bounds: Array  # where groups of offsets begin and end in the block, from 0 to stop - start
 
 
 class _Part(NamedTuple):
-    """Where to sample in some images, for some rows of the output, in working precision."""
+    """Offsets and mask of some images, for the rows of the output from `first_row` on, in working precision."""
 
     first_row: int
     offset: Array  # (images, offset groups * taps * 2, pixels)
@@ -95,9 +105,9 @@ def deform_conv2d(
     geometry = _geometry(input, offset, weight, stride, padding, dilation)
     blocks = _blocks(input, weight, geometry, dtype, _FORWARD_BYTES[0])
     weights = [_by_column(weight, block, geometry, dtype) for block in blocks]
-    start = np.zeros(len(weight), dtype)
+    biases = np.zeros(len(weight), dtype)
     if bias is not None:
-        start[:] = bias
+        biases[:] = bias
     mask = _none_like(offset) if mask is None else mask
     result = empty((len(input), len(weight), *offset.shape[2:]), input.dtype.char)
     for images, rows in _ranges(input, geometry, blocks, [offset, mask, result], dtype, *_FORWARD_BYTES):
@@ -112,7 +122,7 @@ def deform_conv2d(
                 part,
                 _pixels(input[images], block, dtype),
                 block_weight,
-                start,
+                biases,
                 out,
                 nanoseconds=0.01 * out.size * _columns(block, geometry),
             )
@@ -205,14 +215,14 @@ def _backward_block(
     images, _, count = grad.shape
     taps, channels = math.prod(geometry.kernel), block.stop - block.start
     outputs = block.groups * geometry.group_outputs
-    entries, pitch = taps * (len(block.bounds) - 1), _pitch(taps * channels + WIDTH)
-    pixel_bytes = (2 * pitch + outputs) * grad.itemsize + entries * 44
+    samples, row_stride = taps * (len(block.bounds) - 1), _row_stride(taps * channels + WIDTH)  # samples of a pixel
+    pixel_bytes = (2 * row_stride + outputs) * grad.itemsize + samples * 44
     size = _TILE * _even(-(-count // _TILE), max(1, _PASS_BYTES // (pixel_bytes * _TILE)))
     needs_grads = grad_pixels is not None or grad_offset.shape[1] + grad_mask.shape[1] > 0
-    where, how = np.empty((size * entries, 4), np.int64), np.empty((size * entries, 3), grad.dtype)
-    grads = np.empty((outputs, _pitch(size)), grad.dtype)
-    columns = np.empty((0 if grad_weight is None else size, pitch), grad.dtype)
-    grad_columns = np.empty((size if needs_grads else 0, pitch), grad.dtype)
+    corners, fractions = np.empty((size * samples, 4), np.int64), np.empty((size * samples, 3), grad.dtype)
+    grads = np.empty((outputs, _row_stride(size)), grad.dtype)
+    columns = np.empty((0 if grad_weight is None else size, row_stride), grad.dtype)
+    grad_columns = np.empty((size if needs_grads else 0, row_stride), grad.dtype)
     chunk = _padded(-(-channels // _CHUNKS))
     panels = -(-channels // block.groups // _PANEL)
     for image in range(images):
@@ -220,12 +230,13 @@ def _backward_block(
             stop = min(first + size, count)
             nanoseconds = 0.01 * (stop - first) * taps * channels * geometry.group_outputs
             _threads.run(
-                _columns_range, -(-(stop - first) // _TILE), geometry, block, part, image, first, stop, where, how,
-                pixels, grad, grads, weight, columns, grad_columns, grad_offset, grad_mask, nanoseconds=nanoseconds,
+                _columns_range, -(-(stop - first) // _TILE), geometry, block, part, image, first, stop,
+                corners, fractions, pixels, grad, grads, weight, columns, grad_columns, grad_offset, grad_mask,
+                nanoseconds=nanoseconds,
             )  # fmt: skip
             if grad_pixels is not None:
                 _threads.run(
-                    _scatter_range, -(-channels // chunk), geometry, block, stop - first, chunk, where, how,
+                    _scatter_range, -(-channels // chunk), geometry, block, stop - first, chunk, corners, fractions,
                     grad_columns, grad_pixels, nanoseconds=0.5 * (stop - first) * taps * channels,
                 )  # fmt: skip
             if grad_weight is not None:
@@ -263,7 +274,7 @@ def _geometry(
 
 
 def _blocks(input: Array, weight: Array, geometry: _Geometry, dtype: str, image_bytes: int) -> list[_Block]:
-    """All channels in blocks about as large as each other, whose columns, images and weights stay in bounds."""
+    """Divide the channels into blocks of about equal size, whose columns, images and weights stay in bounds."""
     taps, group = math.prod(geometry.kernel), geometry.group_channels
     bytes_and_bounds = [
         (taps, _COLUMN_BYTES),
@@ -292,7 +303,7 @@ def _block(start: int, stop: int, geometry: _Geometry) -> _Block:
 
 
 def _even(count: int, most: int) -> int:
-    """The size of the parts into which `count` falls when none may be larger than `most`; the last may be smaller."""
+    """The size of the fewest equal parts of `count` that are not larger than `most`; the last part may be smaller."""
     parts = -(-count // most)
     return -(-count // parts)
 
@@ -306,9 +317,10 @@ def _ranges(
     image_bytes: int,
     converted_bytes: int,
 ) -> Iterator[tuple[slice, slice]]:
-    """Ranges of images and of rows of the output that are processed at once, in order.
+    """Yield the ranges of images and of rows of the output that are processed at once, in order.
 
-    As many images as there is room for, and all rows, unless one of `arrays` has to be converted.
+    A range has as many images as fit into `image_bytes`, and all rows. If some of `arrays` have to be converted, it has
+    only as many images, or as many rows of one image, as fit into `converted_bytes`.
     """
     images, rows = len(input), arrays[0].shape[2]
     itemsize = np.dtype(dtype).itemsize
@@ -340,12 +352,12 @@ def _none_like(array: Array) -> Array:
 
 
 def _flat(array: Array, dtype: str) -> Array:
-    """(images, channels, rows, columns) as a contiguous (images, channels, pixels): itself where it is so already."""
+    """(images, channels, rows, columns) as a contiguous (images, channels, pixels), without a copy where possible."""
     return contiguous(array, dtype).reshape(*array.shape[:2], array.shape[2] * array.shape[3])
 
 
 def _flat_out(result: Array, dtype: str) -> Array:
-    """Where to compute a part of a result: in itself where that has the dtype and the layout."""
+    """The array to compute a part of a result in: the result itself if it has the dtype and the layout."""
     if result.dtype.char != dtype or not result.flags.c_contiguous:
         result = np.empty(result.shape, dtype)
     return result.reshape(*result.shape[:2], result.shape[2] * result.shape[3])
@@ -372,7 +384,7 @@ def _pixels(images: Array, block: _Block, dtype: str) -> Array:
 
 
 def _add_images(pixels: Array, images: Array, first: bool) -> None:
-    """The way back from the layout of `_pixels`: set the images, or add to them unless it is the first time."""
+    """Set the images to `pixels`, which have the layout of `_pixels`, or add `pixels` to them if not `first`."""
     count, channels, height, width = images.shape
     source = pixels[:-WIDTH].reshape(count, height * width + 1, channels)[:, :-1]
     source = source.reshape(count, height, width, channels).transpose(1, 0, 3, 2)
@@ -386,11 +398,14 @@ def _add_images(pixels: Array, images: Array, first: bool) -> None:
 
 def _copy_range(begin: int, end: int, source: Array, target: Array) -> None:
     with np.errstate(all="ignore"):
-        target[begin:end] = source[begin:end]  # NumPy lets go of the GIL meanwhile
+        target[begin:end] = source[begin:end]  # NumPy releases the GIL meanwhile
 
 
-def _pitch(columns):
-    """Distance of the rows of a matrix: room for lanes, and an odd number of cache lines, to spread over the cache."""
+def _row_stride(columns):
+    """The row stride of a matrix: there is room for whole lanes, and it is an odd number of cache lines.
+
+    With a power of two, the rows would share a few sets of the cache and evict each other.
+    """
     return (columns + WIDTH - 1) // (2 * WIDTH) * (2 * WIDTH) + WIDTH
 
 
@@ -416,7 +431,7 @@ def _block_weight(weight: Array, block: _Block, geometry: _Geometry) -> Array:
 def _by_column(weight: Array, block: _Block, geometry: _Geometry, dtype: str) -> Array:
     """The block's weights as (groups, kernel height, kernel width, channels, outputs and room for lanes)."""
     groups = _block_weight(weight, block, geometry).transpose(0, 3, 4, 2, 1)
-    result = np.empty((*groups.shape[:4], _pitch(geometry.group_outputs)), dtype)
+    result = np.empty((*groups.shape[:4], _row_stride(geometry.group_outputs)), dtype)
     result[..., : geometry.group_outputs] = groups
     return result
 
@@ -425,7 +440,7 @@ def _by_output(weight: Array, block: _Block, geometry: _Geometry, dtype: str) ->
     """The block's weights as (groups, outputs, columns of the group and room for lanes)."""
     groups = _block_weight(weight, block, geometry).transpose(0, 1, 3, 4, 2)
     columns = _columns(block, geometry) // block.groups
-    result = np.empty((*groups.shape[:2], _pitch(columns + WIDTH)), dtype)
+    result = np.empty((*groups.shape[:2], _row_stride(columns + WIDTH)), dtype)
     result[..., :columns].reshape(groups.shape)[...] = groups
     return result
 
@@ -440,15 +455,18 @@ def _weight_sums(block: _Block, geometry: _Geometry, dtype: str) -> Array:
 
 
 @jit
-def _locate(g, block, part, image, p, low, where, how, e):
-    """Find what output pixel p reads: an entry for each tap and each group of offsets in the block, from entry e on.
+def _locate(g, block, part, image, p, low, corners, fractions, e):
+    """Find the samples of output pixel p: one for each tap and each group of offsets in the block, numbered from e on.
 
-    An entry of `where` is four indices into the pixels of the block: the first channel of the group in each of the four
-    pixels around the position (y, x), in row-major order. What is outside the image is the pixel of zeros. So are all
-    four unless low < y < height and low < x < width. An entry of `how` is the distance from the first of the pixels, in
-    y and in x, and the mask.
+    A sample at (y, x) has four corners, the pixels around it:
+
+        corners 0, 1    --  row floor(y)         corners[e, 0:4]: where each has its first channel of the group
+                y, x                             fractions[e, 0], fractions[e, 1]: y - floor(y), x - floor(x)
+        corners 2, 3    --  row floor(y) + 1     fractions[e, 2]: the mask
+
+    A corner outside the image is the pixel of zeros, and so are all four unless low < y < height and low < x < width.
     """
-    zero, one = how.dtype.type(0), how.dtype.type(1)
+    zero, one = fractions.dtype.type(0), fractions.dtype.type(1)
     channels = block.stop - block.start
     origin = image * (g.height * g.width + 1)
     nowhere = origin + g.height * g.width
@@ -456,8 +474,8 @@ def _locate(g, block, part, image, p, low, where, how, e):
     oy, ox = part.first_row + p // g.out_width, p % g.out_width
     for i in range(g.kernel[0]):
         for j in range(g.kernel[1]):
-            regular_y = how.dtype.type(oy * g.stride[0] - g.padding[0] + i * g.dilation[0])
-            regular_x = how.dtype.type(ox * g.stride[1] - g.padding[1] + j * g.dilation[1])
+            regular_y = fractions.dtype.type(oy * g.stride[0] - g.padding[0] + i * g.dilation[0])
+            regular_x = fractions.dtype.type(ox * g.stride[1] - g.padding[1] + j * g.dilation[1])
             for s in range(len(block.bounds) - 1):
                 k = (block.offset_group + s) * taps + i * g.kernel[1] + j
                 y, x = regular_y + part.offset[image, 2 * k, p], regular_x + part.offset[image, 2 * k + 1, p]
@@ -477,23 +495,22 @@ def _locate(g, block, part, image, p, low, where, how, e):
                 elif y != y or x != x:
                     ly = lx = y + x  # NaN
                 first = block.bounds[s]
-                where[e, 0], where[e, 1] = p0 * channels + first, p1 * channels + first
-                where[e, 2], where[e, 3] = p2 * channels + first, p3 * channels + first
-                how[e, 0], how[e, 1] = ly, lx
-                how[e, 2] = part.mask[image, k, p] if part.mask.shape[1] else one
+                corners[e, 0], corners[e, 1] = p0 * channels + first, p1 * channels + first
+                corners[e, 2], corners[e, 3] = p2 * channels + first, p3 * channels + first
+                fractions[e, 0], fractions[e, 1] = ly, lx
+                fractions[e, 2] = part.mask[image, k, p] if part.mask.shape[1] else one
                 e += 1
 
 
 @jit(contract=True)
-def _gather(g, block, where, how, e, pixels, columns, start):
-    """Write the samples of an output pixel, (tap, channel), from columns[start] on; its entries begin at e."""
+def _gather(g, block, corners, fractions, e, pixels, columns, start):
+    """Write the columns of an output pixel, (tap, channel), from columns[start] on; its samples are e, e + 1, ..."""
     one, nothing = pixels.dtype.type(1), full(pixels.dtype.type(0))
     for _ in range(g.kernel[0] * g.kernel[1]):
         for s in range(len(block.bounds) - 1):
-            i0, i1, i2, i3 = where[e, 0], where[e, 1], where[e, 2], where[e, 3]
-            ly, lx, m = how[e, 0], how[e, 1], how[e, 2]
-            hy, hx = one - ly, one - lx
-            w0, w1, w2, w3 = hy * hx, hy * lx, ly * hx, ly * lx
+            i0, i1, i2, i3 = corners[e, 0], corners[e, 1], corners[e, 2], corners[e, 3]
+            ly, lx, m = fractions[e, 0], fractions[e, 1], fractions[e, 2]
+            w0, w1, w2, w3 = _corner_weights(one - ly, ly, one - lx, lx)
             target = start + block.bounds[s]
             for n in range(0, block.bounds[s + 1] - block.bounds[s], WIDTH):
                 value = madd(w0, load(pixels, i0 + n), nothing)
@@ -505,58 +522,70 @@ def _gather(g, block, where, how, e, pixels, columns, start):
         start += block.stop - block.start
 
 
+@jit
+def _corner_weights(upper, lower, left, right):
+    return upper * left, upper * right, lower * left, lower * right
+
+
 @jit(contract=True)
 def _forward_range(begin, end, g, block, part, pixels, weight, bias, out):
-    """Tiles [begin, end) of the output, all images counted through."""
-    none, one = np.int64(0), np.int64(1)  # literals would be types of their own, and `multiply` compiled for each
+    """Compute tiles [begin, end) of the output; tile = image * (tiles of an image) + (tile of the image)."""
+    none, one = (
+        np.int64(0),
+        np.int64(1),
+    )  # a literal has a type of its own, for which `multiply` would be compiled again
     count = out.shape[2]
     tiles = (count + _TILE - 1) // _TILE
     taps, channels = g.kernel[0] * g.kernel[1], block.stop - block.start
     group_channels = channels // block.groups
-    depth, pitch = taps * channels, weight.shape[4]
-    entries = taps * (len(block.bounds) - 1)
+    depth, row_stride = taps * channels, weight.shape[4]
+    samples = taps * (len(block.bounds) - 1)
     low, weights = out.dtype.type(-1), weight.ravel()
-    where, how = np.empty((_TILE * entries, 4), np.int64), np.empty((_TILE * entries, 3), out.dtype)
-    columns, sums = np.empty(_TILE * depth + WIDTH, out.dtype), np.empty(_TILE * pitch, out.dtype)
-    column_runs, weight_runs = _multiples(taps, channels), _multiples(taps, group_channels * pitch)
+    corners, fractions = np.empty((_TILE * samples, 4), np.int64), np.empty((_TILE * samples, 3), out.dtype)
+    columns, sums = np.empty(_TILE * depth + WIDTH, out.dtype), np.empty(_TILE * row_stride, out.dtype)
+    column_runs, weight_runs = _multiples(taps, channels), _multiples(taps, group_channels * row_stride)
     for tile in range(begin, end):
         image, first = tile // tiles, tile % tiles * _TILE
         size = min(_TILE, count - first)
         for q in range(size):
-            _locate(g, block, part, image, first + q, low, where, how, q * entries)
-            _gather(g, block, where, how, q * entries, pixels, columns, q * depth)
+            _locate(g, block, part, image, first + q, low, corners, fractions, q * samples)
+            _gather(g, block, corners, fractions, q * samples, pixels, columns, q * depth)
         for group in range(block.groups):
             multiply(
                 columns, group * group_channels, depth, column_runs, one,
-                weights, group * taps * group_channels * pitch, weight_runs, pitch, group_channels,
-                sums, none, pitch, size, g.group_outputs, none,
+                weights, group * taps * group_channels * row_stride, weight_runs, row_stride, group_channels,
+                sums, none, row_stride, size, g.group_outputs, none,
             )  # fmt: skip
             first_output = (block.start // g.group_channels + group) * g.group_outputs
             for o in range(g.group_outputs):
                 row = out[image, first_output + o, first : first + size]
                 if block.start % g.group_channels == 0:
                     for q in range(size):
-                        row[q] = sums[q * pitch + o] + bias[first_output + o]
+                        row[q] = sums[q * row_stride + o] + bias[first_output + o]
                 else:
                     for q in range(size):
-                        row[q] += sums[q * pitch + o]
+                        row[q] += sums[q * row_stride + o]
 
 
 @jit(contract=True)
 def _columns_range(
-    begin, end, g, block, part, image, first, stop, where, how,
+    begin, end, g, block, part, image, first, stop, corners, fractions,
     pixels, grad, grads, weight, columns, grad_columns, grad_offset, grad_mask,
 ):  # fmt: skip
-    """Tiles [begin, end) of the output pixels [first, stop): their columns, and what depends on a pixel alone."""
-    none, one = np.int64(0), np.int64(1)  # no literals: see _forward_range
+    """For tiles [begin, end) of the output pixels [first, stop): columns, their gradients, those of offset and mask.
+
+    Gradients are brought into rows of pixels, `grads`, as the later passes need them.
+    """
+    none, one = np.int64(0), np.int64(1)  # not literals: see _forward_range
     one_run = _multiples(1, none)
     low = grad.dtype.type(-1)
-    low_edge = np.nextafter(low, low + low)  # the edge itself is in the cell behind it, whose derivative counts
+    # A sample exactly at -1 is 0, but it has a derivative, that of the cell between -1 and 0.
+    low_edge = np.nextafter(low, low + low)
     taps, channels = g.kernel[0] * g.kernel[1], block.stop - block.start
-    group_channels, pitch = channels // block.groups, columns.shape[1]
+    group_channels, row_stride = channels // block.groups, columns.shape[1]
     first_output = block.start // g.group_channels * g.group_outputs
-    entries = taps * (len(block.bounds) - 1)
-    edge_where, edge_how = np.empty((_TILE * entries, 4), np.int64), np.empty((_TILE * entries, 3), grad.dtype)
+    samples = taps * (len(block.bounds) - 1)
+    edge_corners, edge_fractions = np.empty((_TILE * samples, 4), np.int64), np.empty((_TILE * samples, 3), grad.dtype)
     flat_grads, weights = grads.ravel(), weight.ravel()
     flat_columns, flat_grad_columns = columns.ravel(), grad_columns.ravel()
     for tile in range(begin, end):
@@ -568,10 +597,10 @@ def _columns_range(
             for q in range(size):
                 row[q] = grad[image, first_output + o, p + q]
         for q in range(size):
-            _locate(g, block, part, image, p + q, low, where, how, (start + q) * entries)
+            _locate(g, block, part, image, p + q, low, corners, fractions, (start + q) * samples)
         if len(columns):
             for q in range(start, start + size):
-                _gather(g, block, where, how, q * entries, pixels, flat_columns, q * pitch)
+                _gather(g, block, corners, fractions, q * samples, pixels, flat_columns, q * row_stride)
         if len(grad_columns):
             for tap in range(taps):
                 for group in range(block.groups):
@@ -579,29 +608,29 @@ def _columns_range(
                     multiply(
                         flat_grads, o * grads.shape[1] + start, one, one_run, grads.shape[1],
                         weights, o * weight.shape[2] + tap * group_channels, one_run, weight.shape[2], g.group_outputs,
-                        flat_grad_columns, start * pitch + tap * channels + group * group_channels, pitch,
+                        flat_grad_columns, start * row_stride + tap * channels + group * group_channels, row_stride,
                         size, group_channels, none,
                     )  # fmt: skip
         if grad_offset.shape[1] or grad_mask.shape[1]:
             for q in range(size):
-                _locate(g, block, part, image, p + q, low_edge, edge_where, edge_how, q * entries)
+                _locate(g, block, part, image, p + q, low_edge, edge_corners, edge_fractions, q * samples)
                 _differentiate(
-                    g, block, image, p + q, edge_where, edge_how, q * entries,
-                    pixels, flat_grad_columns, (start + q) * pitch, grad_offset, grad_mask,
+                    g, block, image, p + q, edge_corners, edge_fractions, q * samples,
+                    pixels, flat_grad_columns, (start + q) * row_stride, grad_offset, grad_mask,
                 )  # fmt: skip
 
 
 @jit(contract=True)
-def _differentiate(g, block, image, p, where, how, e, pixels, grad_columns, start, grad_offset, grad_mask):
-    """Add what the block's channels give to the gradients of the offsets and masks of output pixel p."""
+def _differentiate(g, block, image, p, corners, fractions, e, pixels, grad_columns, start, grad_offset, grad_mask):
+    """Add the block's channels to the gradients of the offsets and masks of output pixel p."""
     one = pixels.dtype.type(1)
     taps = g.kernel[0] * g.kernel[1]
-    continued = block.start % g.offset_channels != 0  # the first group of offsets, from the block before
+    continued = block.start % g.offset_channels != 0  # the block before has begun the first group of offsets
     for tap in range(taps):
         for s in range(len(block.bounds) - 1):
-            ly, lx, m = how[e, 0], how[e, 1], how[e, 2]
+            ly, lx, m = fractions[e, 0], fractions[e, 1], fractions[e, 2]
             value, down, down_right, right = _dots(
-                pixels, where[e, 0], where[e, 1], where[e, 2], where[e, 3],
+                pixels, corners[e, 0], corners[e, 1], corners[e, 2], corners[e, 3],
                 grad_columns, start + block.bounds[s], block.bounds[s + 1] - block.bounds[s],
             )  # fmt: skip
             slope_y = (one - lx) * down + lx * down_right
@@ -619,9 +648,9 @@ def _differentiate(g, block, image, p, where, how, e, pixels, grad_columns, star
 
 @jit(contract=True)
 def _dots(pixels, i0, i1, i2, i3, grads, start, size):
-    """Sums over `size` channels of the gradient times pixel 0, and times pixels 2 - 0, 3 - 1 and 1 - 0.
+    """Sums over `size` channels of grad * v, where v is corner 0, and corners 2 - 0, 3 - 1 and 1 - 0.
 
-    Differences of sums would lose digits where neighbours are alike.
+    The differences are summed, because differences of sums would lose digits where neighbouring pixels are alike.
     """
     zero, minus_one = pixels.dtype.type(0), pixels.dtype.type(-1)
     s0 = s1 = s2 = s3 = full(zero)
@@ -635,8 +664,13 @@ def _dots(pixels, i0, i1, i2, i3, grads, start, size):
         s3 = madd(grad, madd(minus_one, v0, v1), s3)
     t0, t1, t2, t3 = total(s0), total(s1), total(s2), total(s3)
     for n in range(whole, size):
-        grad = item(grads, start + n)
-        v0, v1, v2, v3 = item(pixels, i0 + n), item(pixels, i1 + n), item(pixels, i2 + n), item(pixels, i3 + n)
+        grad = load_one(grads, start + n)
+        v0, v1, v2, v3 = (
+            load_one(pixels, i0 + n),
+            load_one(pixels, i1 + n),
+            load_one(pixels, i2 + n),
+            load_one(pixels, i3 + n),
+        )
         t0 += grad * v0
         t1 += grad * (v2 - v0)
         t2 += grad * (v3 - v1)
@@ -653,8 +687,8 @@ def _accumulate(array, image, channel, p, value, add):
 
 
 @jit(contract=True)
-def _scatter_range(begin, end, g, block, size, chunk, where, how, grad_columns, grad_pixels):
-    """Chunks [begin, end) of the block's channels: spread the gradient of the columns over the pixels."""
+def _scatter_range(begin, end, g, block, size, chunk, corners, fractions, grad_columns, grad_pixels):
+    """For chunks [begin, end) of the block's channels: add the gradients of the columns to the pixels read."""
     one = grad_pixels.dtype.type(1)
     first_channel, last_channel = begin * chunk, min(end * chunk, block.stop - block.start)
     e = 0
@@ -665,12 +699,12 @@ def _scatter_range(begin, end, g, block, size, chunk, where, how, grad_columns, 
                 skip = max(first_channel - block.bounds[s], 0)
                 channels = min(last_channel, block.bounds[s + 1]) - block.bounds[s] - skip
                 if channels > 0:
-                    ly, lx, m = how[e, 0], how[e, 1], how[e, 2]
-                    hy, hx = m * (one - ly), one - lx
-                    ly *= m
+                    ly, lx, m = fractions[e, 0], fractions[e, 1], fractions[e, 2]
+                    w0, w1, w2, w3 = _corner_weights(m * (one - ly), m * ly, one - lx, lx)
+                    i0, i1, i2, i3 = corners[e, 0], corners[e, 1], corners[e, 2], corners[e, 3]
                     _spread(
-                        grad_pixels, where[e, 0] + skip, where[e, 1] + skip, where[e, 2] + skip, where[e, 3] + skip,
-                        hy * hx, hy * lx, ly * hx, ly * lx, grad_columns, start + block.bounds[s] + skip, channels,
+                        grad_pixels, i0 + skip, i1 + skip, i2 + skip, i3 + skip, w0, w1, w2, w3,
+                        grad_columns, start + block.bounds[s] + skip, channels,
                     )  # fmt: skip
                 e += 1
             start += block.stop - block.start
@@ -678,7 +712,7 @@ def _scatter_range(begin, end, g, block, size, chunk, where, how, grad_columns, 
 
 @jit(contract=True)
 def _spread(pixels, i0, i1, i2, i3, w0, w1, w2, w3, grads, start, size):
-    """Add the gradient of `size` channels of a sample to the four pixels that it is of."""
+    """Add the gradients of `size` channels of a sample to its four corners, each with its weight."""
     whole = size - size % WIDTH
     for n in range(0, whole, WIDTH):
         grad = load(grads, start + n)
@@ -687,7 +721,7 @@ def _spread(pixels, i0, i1, i2, i3, w0, w1, w2, w3, grads, start, size):
         store(pixels, i2 + n, madd(w2, grad, load(pixels, i2 + n)))
         store(pixels, i3 + n, madd(w3, grad, load(pixels, i3 + n)))
     for n in range(whole, size):
-        grad = item(grads, start + n)
+        grad = load_one(grads, start + n)
         pixels[i0 + n] += w0 * grad
         pixels[i1 + n] += w1 * grad
         pixels[i2 + n] += w2 * grad
@@ -696,8 +730,8 @@ def _spread(pixels, i0, i1, i2, i3, w0, w1, w2, w3, grads, start, size):
 
 @jit(contract=True)
 def _weight_range(begin, end, g, block, size, grads, columns, grad_weight):
-    """Panels [begin, end) of the block's columns: add the product of the output's gradient and the columns."""
-    none, one = np.int64(0), np.int64(1)  # no literals: see _forward_range
+    """For panels [begin, end) of the block's columns: add grad @ columns.T to the gradient of the weight."""
+    none, one = np.int64(0), np.int64(1)  # not literals: see _forward_range
     one_run = _multiples(1, none)
     flat_grads, flat_columns, sums = grads.ravel(), columns.ravel(), grad_weight.ravel()
     taps, channels = g.kernel[0] * g.kernel[1], block.stop - block.start
@@ -714,8 +748,9 @@ def _weight_range(begin, end, g, block, size, grads, columns, grad_weight):
 
 
 @jit
-def _multiples(count, step):
+def _multiples(count, number):
+    """0, number, 2 * number, ..."""
     multiples = np.empty(count, np.int64)
     for k in range(count):
-        multiples[k] = k * step
+        multiples[k] = k * number
     return multiples

@@ -14,9 +14,9 @@ Array = np.ndarray[Any, Any]
 
 
 def contiguous(array: Array, dtype: str) -> Array:
-    """`array` C-contiguous and of type code `dtype`: its own memory where it is so already.
+    """`array`, C-contiguous and of type code `dtype`, without a copy where it is so already.
 
-    Read-only, as inputs are, also where it is an intermediate result: one compilation.
+    It is read-only like an input, even if it is an intermediate result, so that kernels are compiled once for both.
     """
     if array.dtype.char != dtype or not array.flags.c_contiguous:
         array = np.array(array, dtype, order="C")
@@ -50,9 +50,10 @@ def with_axes(array: Array, number: int) -> Array:
 def parts(
     shape: tuple[int, ...], arrays: tuple[Array, ...], most: int, begin: int = 0
 ) -> Iterator[tuple[int, tuple[int, ...], tuple[Array, ...]]]:
-    """(number of the first item, shape, arrays) of parts of at most `most` items: of all, in their order in memory.
+    """Divide arrays into parts of at most `most` items: yield (number of the first item, shape, arrays) of each part.
 
-    The first axes of each array broadcast to `shape`, and have as many dimensions.
+    The items are the elements of `shape`, numbered in C order from `begin` on. The first axes of each array, as many as
+    `shape` has, broadcast to it.
     """
     if math.prod(shape) <= most:
         yield begin, shape, arrays
@@ -62,8 +63,8 @@ def parts(
     step = max(most // inner, 1)
     for first in range(0, shape[axis], step):
         length = min(step, shape[axis] - first)
-        place = (*(slice(None),) * axis, slice(first, first + length))
-        some = tuple(array if array.shape[axis] == 1 else array[place] for array in arrays)
+        part = (*(slice(None),) * axis, slice(first, first + length))
+        some = tuple(array if array.shape[axis] == 1 else array[part] for array in arrays)
         yield from parts((*shape[:axis], length, *shape[axis + 1 :]), some, most, begin + first * inner)
 
 

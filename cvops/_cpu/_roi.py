@@ -1,12 +1,13 @@
 """RoI operators: tables of what each bin reads (`_roi_tables`), then kernels that work from them (`_roi_kernels`).
 
-All but roi_pool are linear. roi_align, ps_roi_align and ps_roi_pool differ in their tables alone and share the kernels
-`forward` and `backward`; a level of a pyramid is one more map.
+All but roi_pool are linear: a bin is a weighted sum of pixels. roi_align, ps_roi_align and ps_roi_pool differ only in
+the tables of these weights, and share the kernels `forward` and `backward`. Each level of a pyramid adds its maps.
 
-The workspace is bounded. RoIs are done in chunks, in the order of `_roi_tables.place`, so that a gradient is summed in
-one order whatever the chunks. Arrays that kernels cannot read where they lie, or results that they cannot write, are
-copied in parts of some images and channels; so are very many RoIs that are a list or of another dtype. A few thousand
-RoIs on contiguous or channels-last maps of float32 or float64 are one chunk, and nothing is copied.
+The workspace is bounded. RoIs are processed in chunks, in the order of `_roi_tables.sort_rois`, so that a gradient is
+summed in the same order whatever the chunks are. Where the kernels cannot read an array as it lies, or cannot write to
+a result, they work on copies of some images and channels at a time; RoIs that are a list, or of another dtype, are also
+copied some at a time if they are very many. For a few thousand RoIs on contiguous or channels-last maps of float32 or
+float64 there is one chunk, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -27,23 +28,25 @@ from ._rois import Rois
 from ._simd import WIDTH
 
 Shape = tuple[int, ...]
-# (order, starts, tiles, tile_starts, *taps) of `_roi_tables.sampled`, or with windows in place of taps.
+# Some RoIs and their table: (order, starts, runs, run_starts, *taps) as `_roi_tables.table_of_samples` returns them, or
+# windows instead of the taps, or only (order, starts).
 Chunk = Sequence[Array]
-# From the bytes that each RoI takes beyond its table to all chunks, one after another.
+# A function that yields all chunks, one after another. Its argument is how many bytes each RoI takes besides its table.
 Chunks = Callable[[int], Iterator[Chunk]]
 
-_PLANE_PIXELS = 1 << 16  # of the planes that an item of `maxima_backward` is about
-# RoIs that are put in order at a time.
-_PLACED = 1 << 19
-# Bytes of the table of a chunk and of what is copied for its RoIs, unless one RoI takes more.
+_PLANE_PIXELS = 1 << 16  # pixels of all planes of one work item of `maxima_backward`
+# How many RoIs are sorted at a time.
+_SORTED_AT_ONCE = 1 << 19
+# The table of a chunk and what is copied for its RoIs have at most so many bytes, unless a single RoI takes more.
 CHUNK_BYTES = 10 << 20
-# Bytes of a part of the maps or of their gradients, unless the channels that are done at once take more.
+# A copied part of the maps, or of their gradients, has at most so many bytes, unless the fewest channels that a kernel
+# takes at once need more.
 _PART_BYTES = 12 << 20
-# Bytes of the blocks of all threads, unless one takes more.
+# The blocks of all threads together have at most so many bytes, unless a single block takes more.
 _BLOCK_BYTES = 24 << 20
 
 _NO_LIMITS = np.empty(0)
-_NO_PLACES = np.empty(0, np.int64)
+_NOTHING = np.empty(0, np.int64)
 _FIRST = np.zeros(1, np.int64)
 
 
@@ -74,8 +77,8 @@ def multiscale_roi_align(
     aligned: bool,
 ) -> Array:
     """roi_align of each RoI on features[level], where level = sum(area >= area_limits)."""
-    kind = ALIGN_CENTRES if aligned else ALIGN
-    return _sample(features, rois, output_size, spatial_scales, area_limits, kind, sampling_ratio, 1)
+    layout = ALIGN_CENTRES if aligned else ALIGN
+    return _align(features, rois, output_size, spatial_scales, area_limits, layout, sampling_ratio, 1)
 
 
 def multiscale_roi_align_backward(
@@ -87,35 +90,35 @@ def multiscale_roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Array]:
-    kind = ALIGN_CENTRES if aligned else ALIGN
-    return _sample_backward(grad, rois, input_shapes, spatial_scales, area_limits, kind, sampling_ratio, 1)
+    layout = ALIGN_CENTRES if aligned else ALIGN
+    return _align_backward(grad, rois, input_shapes, spatial_scales, area_limits, layout, sampling_ratio, 1)
 
 
 def ps_roi_align(
     features: Array, rois: Rois, output_size: tuple[int, int], spatial_scale: float, sampling_ratio: int
 ) -> Array:
     groups = math.prod(output_size)
-    return _sample([features], rois, output_size, [spatial_scale], [], ALIGN_CENTRES, sampling_ratio, groups)
+    return _align([features], rois, output_size, [spatial_scale], [], ALIGN_CENTRES, sampling_ratio, groups)
 
 
 def ps_roi_align_backward(
     grad: Array, rois: Rois, input_shape: Shape, spatial_scale: float, sampling_ratio: int
 ) -> Array:
     groups = math.prod(grad.shape[2:])
-    return _sample_backward(grad, rois, [input_shape], [spatial_scale], [], ALIGN_CENTRES, sampling_ratio, groups)[0]
+    return _align_backward(grad, rois, [input_shape], [spatial_scale], [], ALIGN_CENTRES, sampling_ratio, groups)[0]
 
 
 def ps_roi_pool(features: Array, rois: Rois, output_size: tuple[int, int], spatial_scale: float) -> Array:
     rois = _checked(rois, features)
     groups = math.prod(output_size)
     direct = _reads_directly([features], len(rois), groups)
-    chunks = _averages(rois, features, features.shape, spatial_scale, output_size, direct, True)
+    chunks = _chunks_of_averages(rois, features, features.shape, spatial_scale, output_size, direct, True)
     return _forward([features], len(rois), chunks, output_size, groups, direct)
 
 
 def ps_roi_pool_backward(grad: Array, rois: Rois, input_shape: Shape, spatial_scale: float) -> Array:
     bins = grad.shape[2:]
-    chunks = _averages(rois, grad, input_shape, spatial_scale, bins, True, False)
+    chunks = _chunks_of_averages(rois, grad, input_shape, spatial_scale, bins, True, False)
     return _backward(grad, chunks, [input_shape], math.prod(bins))[0]
 
 
@@ -127,14 +130,14 @@ def roi_pool(
     direct, whole = channels < FEW_CHANNELS, _lies_flat(features, storage)
     shape = (len(rois), channels, *output_size)
     pooled, argmax = empty(shape, features.dtype.char), empty(shape if return_argmax else (0,), "i")
-    tiles = 0 if direct else _tiles(features.shape)
+    runs = 0 if direct else _runs_of_map(features.shape)
     value_bytes = 0 if whole else bins * (np.dtype(storage).itemsize + 4 * return_argmax)  # of a channel of a RoI
-    chunks = _windows(rois, features, features.shape, spatial_scale, MAXIMUM, output_size, tiles, 0)
+    chunks = _chunks_of_windows(rois, features, features.shape, spatial_scale, MAXIMUM, output_size, runs, 0)
 
     def pool(features: Array, chunk: Chunk, pooled: Array, argmax: Array) -> None:
         images, channels, *_ = features.shape
         flat, strides = _flat(features, storage)
-        _share_out(
+        _run_within_memory(
             _roi_kernels.maxima_direct if direct else _roi_kernels.maxima,
             len(chunk[0]) if direct else images * -(-channels // WIDTH),
             features.shape,
@@ -168,19 +171,18 @@ def roi_pool_backward(grad: Array, rois: Rois, argmax: Array, input_shape: Shape
     storage, (_, channels, *sides), bins = _storage(grad), input_shape, math.prod(grad.shape[2:])
     whole = grad.dtype.char == storage and grad.flags.c_contiguous and argmax.flags.c_contiguous
     value_bytes = bins * (grad.itemsize + np.dtype(storage).itemsize + 4)  # of a channel of a RoI
-    most = _PLACED if whole else min(_PLACED, CHUNK_BYTES // (min(channels, WIDTH) * value_bytes + 1) + 1)
+    most = min(_SORTED_AT_ONCE, 1 << 62 if whole else CHUNK_BYTES // (min(channels, WIDTH) * value_bytes + 1) + 1)
     result = empty(input_shape, grad.dtype.char)
 
-    def chunks(roi_bytes: int) -> Iterator[Chunk]:
-        for some, rows in _batches(rois, _working(rois, grad), order_by):
-            for begin in range(0, max(len(some), 1), most):
-                bad, order, starts = _roi_tables.place(some, *order_by, begin, most)
-                _check_images(bad, bad, some, input_shape[0])
-                yield order if rows is None else rows[order], starts
+    def no_table(rois: Array, done: int, *_: Any) -> Any:
+        bad, order, starts = _roi_tables.sort_rois(rois, *order_by, done, most)
+        return bad, order, starts, (order, starts)
+
+    chunks = partial(_chunks, no_table, rois, _working(rois, grad), order_by)
 
     def add(grad: Array, argmax: Array, chunk: Chunk, fresh: bool, result: Array) -> None:
         images, channels, *_ = result.shape
-        # Gradients are read in runs of channels: the longer the better, as long as their planes fit the cache together.
+        # An item takes some channels, whose gradients lie together: the more the better, while the cache holds them.
         planes = max(min(_PLANE_PIXELS // math.prod(sides), channels // 8), 4)
         _threads.run(
             _roi_kernels.maxima_backward,
@@ -208,81 +210,81 @@ def roi_pool_backward(grad: Array, rois: Rois, argmax: Array, input_shape: Shape
 # ------------------------------------------------------------------------------------------- how the work is divided
 
 
-def _sample(
+def _align(
     features: Sequence[Array],
     rois: Rois,
     bins: tuple[int, int],
     scales: Sequence[float],
     area_limits: Sequence[float],
-    kind: int,
+    layout: int,
     ratio: int,
     groups: int,
 ) -> Array:
     rois = _checked(rois, features[0])
     shapes, direct = [array.shape for array in features], _reads_directly(features, len(rois), groups)
-    chunks = _samples(rois, features[0], shapes, scales, area_limits, kind, bins, ratio, direct, True)
+    chunks = _chunks_of_samples(rois, features[0], shapes, scales, area_limits, layout, bins, ratio, direct, True)
     return _forward(features, len(rois), chunks, bins, groups, direct)
 
 
-def _sample_backward(
+def _align_backward(
     grad: Array,
     rois: Rois,
     shapes: Sequence[Shape],
     scales: Sequence[float],
     area_limits: Sequence[float],
-    kind: int,
+    layout: int,
     ratio: int,
     groups: int,
 ) -> list[Array]:
-    chunks = _samples(rois, grad, shapes, scales, area_limits, kind, grad.shape[2:], ratio, True, False)
+    chunks = _chunks_of_samples(rois, grad, shapes, scales, area_limits, layout, grad.shape[2:], ratio, True, False)
     return _backward(grad, chunks, shapes, groups)
 
 
-def _samples(
+def _chunks_of_samples(
     rois: Rois,
     like: Array,
     shapes: Sequence[Shape],
     scales: Sequence[float],
     area_limits: Sequence[float],
-    kind: int,
+    layout: int,
     bins: tuple[int, ...],
     ratio: int,
     direct: bool,
     emit_nan: bool,
 ) -> Chunks:
     limits = np.array(area_limits, "d") if area_limits else _NO_LIMITS
-    order = shapes[0][0], _levels(shapes, scales), limits, kind, bins[0], ratio
-    tiles, multiple_of = (0, 1) if direct else (max(map(_tiles, shapes)), _roi_kernels.UNIT)
+    order = shapes[0][0], _levels(shapes, scales), limits, layout, bins[0], ratio
+    runs, multiple_of = (0, 1) if direct else (max(map(_runs_of_map, shapes)), _roi_kernels.UNIT)
 
     def table(rois: Array, *progress: Any) -> Any:
-        return _roi_tables.sampled(
-            rois, *order[:3], *progress, tiles, kind, *bins, ratio, multiple_of, emit_nan
+        return _roi_tables.table_of_samples(
+            rois, *order[:3], *progress, runs, layout, *bins, ratio, multiple_of, emit_nan
         )  # fmt: skip
 
     return partial(_chunks, table, rois, _working(rois, like), order)
 
 
-def _windows(
-    rois: Rois, like: Array, shape: Shape, scale: float, kind: int, bins: tuple[int, ...], tiles: int, multiple_of: int
+def _chunks_of_windows(
+    rois: Rois, like: Array, shape: Shape, scale: float, layout: int, bins: tuple[int, ...], runs: int, multiple_of: int
 ) -> Chunks:
-    order = shape[0], _levels([shape], [scale]), _NO_LIMITS, kind, bins[0], 0
+    order = shape[0], _levels([shape], [scale]), _NO_LIMITS, layout, bins[0], 0
 
     def table(rois: Array, *progress: Any) -> Any:
-        return _roi_tables.windows(rois, *order[:3], *progress, tiles, kind, *bins, multiple_of)
+        return _roi_tables.table_of_windows(rois, *order[:3], *progress, runs, layout, *bins, multiple_of)
 
     return partial(_chunks, table, rois, _working(rois, like), order)
 
 
-def _averages(
+def _chunks_of_averages(
     rois: Rois, like: Array, shape: Shape, scale: float, bins: tuple[int, ...], direct: bool, emit_nan: bool
 ) -> Chunks:
-    tiles, multiple_of = (0, 1) if direct else (_tiles(shape), _roi_kernels.UNIT)
-    of_windows = _windows(rois, like, shape, scale, AVERAGE, bins, tiles, multiple_of)
+    runs, multiple_of = (0, 1) if direct else (_runs_of_map(shape), _roi_kernels.UNIT)
+    of_windows = _chunks_of_windows(rois, like, shape, scale, AVERAGE, bins, runs, multiple_of)
     weights = np.empty(0, _working(rois, like))
 
     def chunks(roi_bytes: int) -> Iterator[Chunk]:
-        for *places, windows in of_windows(roi_bytes):
-            yield *places, *_roi_tables.averaged(windows, weights, shape[3], *bins, multiple_of, emit_nan)
+        for *rois_and_runs, windows in of_windows(roi_bytes):
+            yield *rois_and_runs, *_roi_tables.taps_of_windows(windows, weights, shape[3], *bins, multiple_of, emit_nan)
 
     return chunks
 
@@ -290,11 +292,11 @@ def _averages(
 def _chunks(
     table: Callable[..., Any], rois: Rois, dtype: str, order_by: tuple[Any, ...], roi_bytes: int
 ) -> Iterator[Chunk]:
-    """What `table` makes of all RoIs, chunk after chunk; at least one."""
+    """Yield what `table` returns for all RoIs, one chunk after another; at least one chunk."""
     for some, rows in _batches(rois, dtype, order_by):
-        order, starts, done = _NO_PLACES, _NO_PLACES, 0
+        order, starts, done = _NOTHING, _NOTHING, 0
         while True:
-            bad, order, starts, chunk = table(some, done, _PLACED, order, starts, CHUNK_BYTES, roi_bytes)
+            bad, order, starts, chunk = table(some, done, _SORTED_AT_ONCE, order, starts, CHUNK_BYTES, roi_bytes)
             _check_images(bad, bad, some, order_by[0])
             yield chunk if rows is None else [rows[chunk[0]], *chunk[1:]]
             done += len(chunk[0])
@@ -303,37 +305,38 @@ def _chunks(
 
 
 def _batches(rois: Rois, dtype: str, order_by: tuple[Any, ...]) -> Iterator[tuple[Array, Array | None]]:
-    """The RoIs in type code `dtype`, and which they are.
+    """Yield the RoIs in type code `dtype`, some at a time, with the rows of `rois` that they are.
 
-    All of them, None, if they are so already or few. Else a copy of all could be too large: then of some in the order
-    of `_roi_tables.place`, and then of the next, which together have that order.
+    If they are few, or need no conversion, they come all at once, with None as the rows. Otherwise a copy of all could
+    be too large. Then they come in the order of `_roi_tables.sort_rois`, as many at a time as may be copied.
     """
-    if len(rois) <= _PLACED or (isinstance(rois, np.ndarray) and rois.dtype.char == dtype and rois.flags.c_contiguous):
+    lie_ready = isinstance(rois, np.ndarray) and rois.dtype.char == dtype and rois.flags.c_contiguous
+    if lie_ready or len(rois) <= _SORTED_AT_ONCE:
         yield _rois.block(rois, 0, len(rois), dtype), None
         return
     images, levels, *_ = order_by
-    most = max(_PLACED // 2, 1)
+    most = max(_SORTED_AT_ONCE // 2, 1)
     blocks = [(begin, min(begin + most, len(rois))) for begin in range(0, len(rois), most)]
-    places = _roi_tables.strips(len(levels) * images)
+    first_cursors = _roi_tables.strips(len(levels) * images)
     for begin, end in blocks:
         some = _rois.block(rois, begin, end, dtype)
-        bad = _roi_tables.count_strips(some, *order_by, _NO_PLACES, places)
+        bad = _roi_tables.count_strips(some, *order_by, _NOTHING, first_cursors)
         _check_images(bad, begin + bad, some, images)
     for first, last in blocks:
-        order, cursors = np.zeros(last - first, np.int64), places.copy()
+        order, cursors = np.zeros(last - first, np.int64), first_cursors.copy()
         for begin, end in blocks:
             some = _rois.block(rois, begin, end, dtype)
-            _roi_tables.find_places(some, *order_by, _NO_PLACES, cursors, begin, first, order)
+            _roi_tables.fill_order(some, *order_by, _NOTHING, cursors, begin, first, order)
         yield _rois.take(rois, order, dtype), order
 
 
 def _forward(
     features: Sequence[Array], rois: int, chunks: Chunks, bins: tuple[int, int], groups: int, direct: bool
 ) -> Array:
-    """Pool `rois` RoIs of maps that all have one number of images and channels, by their tables."""
+    """Pool `rois` RoIs by their tables. All maps have the same number of images and of channels."""
     storage, channels = _storage(features[0]), features[0].shape[1]
     result = empty((rois, channels // groups, *bins), features[0].dtype.char)
-    # With a group for each bin the channels come together, bin by bin: (rois, bins, channels).
+    # With a group of channels for each bin, kernels write the channels of a bin together: (rois, bins, channels).
     by_bin, itemsize = groups > 1 and not direct, np.dtype(storage).itemsize
     if all(_lies_flat(array, storage) for array in features):
         for chunk in chunks(by_bin * channels * itemsize):
@@ -359,18 +362,19 @@ def _pool(
     groups: int,
     direct: bool,
     pooled: Array,
-    places: Array,
+    rows: Array,
 ) -> None:
-    """Pool the RoIs of a chunk: number r becomes pooled[places[r]]."""
+    """Pool the RoIs of a chunk: number r becomes pooled[rows[r]]."""
     _, *tables = chunk
     images, channels, *_ = features[0].shape
-    values = len(places) * channels // groups * math.prod(bins)
+    values = len(rows) * channels // groups * math.prod(bins)
     by_bin = groups > 1 and not direct
-    order, flat_pooled = places, pooled.reshape(-1)
+    order, flat_pooled = rows, pooled.reshape(-1)
     if by_bin:
-        local, flat_pooled = np.arange(len(places)), np.empty(values, storage)
-        # `forward` may as well jump from RoI to RoI: it does so if these are all of them.
-        order, places = (local, places) if len(places) < len(pooled) else (places, local)
+        local, flat_pooled = np.arange(len(rows)), np.empty(values, storage)
+        # Either `forward` or the transposition puts the RoIs into the order of the result. `forward` is the one to do
+        # so if the chunk has all RoIs: only then does `flat_pooled` have all rows.
+        order, rows = (local, rows) if len(rows) < len(pooled) else (rows, local)
     of_level = []
     for level, array in enumerate(features):
         flat, strides = _flat(array, storage)
@@ -386,14 +390,14 @@ def _pool(
         _run_levels(_roi_kernels.forward, items, of_level, bytes_each, nanoseconds)
     if by_bin:
         _threads.run(
-            _roi_kernels.turn_all,
-            len(places),
+            _roi_kernels.transpose_all,
+            len(rows),
             groups,
             channels // groups,
             flat_pooled,
             local,
             pooled.reshape(-1),
-            places,
+            rows,
             nanoseconds=0.2 * values,
         )
 
@@ -419,47 +423,47 @@ def _backward(grad: Array, chunks: Chunks, shapes: Sequence[Shape], groups: int)
 
 
 def _sums_dtype(chunk: Chunk, rois: int, direct: bool, storage: str) -> str:
-    """Type code of what is summed from one chunk of RoIs to the next: that in which a chunk is summed."""
+    """Type code of the sums that go on from one chunk of RoIs to the next: the precision in which a chunk is summed."""
     return storage if direct or len(chunk[0]) == rois else chunk[-1].dtype.char
 
 
 def _again(chunks: Chunks, roi_bytes: int, first: Chunk, rois: int) -> Iterator[Chunk]:
-    """All chunks, of which the first is known."""
+    """All chunks, of which the first has been computed already: it is used again if it is the only one."""
     return iter([first]) if len(first[0]) == rois else chunks(roi_bytes)
 
 
 def _add(
     grad: Array,
     chunk: Chunk,
-    places: Array,
+    rows: Array,
     groups: int,
     direct: bool,
     fresh: bool,
     results: Sequence[Array],
 ) -> None:
-    """Add the gradients grad[places[r]] of the RoIs r of a chunk to the results, or set them if `fresh`."""
+    """Add the gradients grad[rows[r]] of the RoIs r of a chunk to the results, which start as 0 if `fresh`."""
     _, starts, _, _, *taps = chunk
     images, channels, *_ = results[0].shape
-    flat, rois, values = grad.reshape(-1), len(places), len(places) * channels // groups * math.prod(grad.shape[2:])
+    flat, rois, values = grad.reshape(-1), len(rows), len(rows) * channels // groups * math.prod(grad.shape[2:])
     if groups > 1:
-        # Bring together what an item takes: all RoIs of a channel, or the channels of a bin.
-        turned, local = np.empty(rois * channels, grad.dtype), np.arange(rois)
+        # What an item reads is brought together: all RoIs of a channel, or the channels of a bin.
+        transposed, local = np.empty(rois * channels, grad.dtype), np.arange(rois)
         if direct:
-            rows = grad.reshape(len(grad), channels)[places].ravel()
-            rows.setflags(write=False)
-            _roi_kernels.turn_all(0, 1, rois, channels, rows, _FIRST, turned, _FIRST)
-            places = local
+            of_rois = grad.reshape(len(grad), channels)[rows].ravel()
+            of_rois.setflags(write=False)
+            _roi_kernels.transpose_all(0, 1, rois, channels, of_rois, _FIRST, transposed, _FIRST)
+            rows = local
         else:
-            # `backward` may as well jump from RoI to RoI: it does so if these are all of them.
-            sources, places = (places, local) if rois < len(grad) else (local, places)
+            # Either the transposition or `backward` picks the rows: `backward` if the chunk has all RoIs.
+            sources, rows = (rows, local) if rois < len(grad) else (local, rows)
             _threads.run(
-                _roi_kernels.turn_all, rois, channels // groups, groups, flat, sources, turned, local,
+                _roi_kernels.transpose_all, rois, channels // groups, groups, flat, sources, transposed, local,
                 nanoseconds=0.2 * values,
             )  # fmt: skip
-        turned.setflags(write=False)
-        flat = turned
+        transposed.setflags(write=False)
+        flat = transposed
     of_level = [
-        (result.shape, groups, level * images, flat, places, starts, *taps, grad.shape[2:], fresh, result.reshape(-1))
+        (result.shape, groups, level * images, flat, rows, starts, *taps, grad.shape[2:], fresh, result.reshape(-1))
         for level, result in enumerate(results)
     ]
     kernel = _roi_kernels.backward_direct if direct else _roi_kernels.backward
@@ -474,10 +478,11 @@ def _add(
 def _sums_in_parts(
     chunks: Chunks, width: int, results: Sequence[Array], rois: int, groups: int, value_bytes: int, direct: bool
 ) -> Iterator[tuple[slice, Array, Chunk, Array, bool]]:
-    """Go through the parts of gradients, and for each through the chunks of RoIs.
+    """Go through the results part by part, and for each part through the chunks of RoIs.
 
-    Yields (channels of the RoIs' gradients, RoIs on the part, their part of the chunk, where to add, whether to begin
-    there), and writes the sums to `results` when all is added.
+    Yields (channels of `grad`, RoIs on the images of the part, the chunk of these RoIs alone, array to which the caller
+    adds their gradients, whether that array has to be set instead). When all chunks are added, the sums are written to
+    `results`.
     """
     storage, outputs = _storage(results[0]), results[0].shape[1] // groups
     roi_bytes = min(outputs, WIDTH) * value_bytes
@@ -497,9 +502,10 @@ def _sums_in_parts(
 
 
 def _parts(maps: Array, groups: int, bytes_of_output: int, dtype: str | None) -> Iterator[tuple[slice, slice]]:
-    """Ranges of images and of channels of maps that are done at once: copied in type code `dtype`, or not if None.
+    """Ranges of images and of channels of `maps` that are processed at once, copied in type code `dtype` unless None.
 
-    An output channel takes so many bytes for RoIs. A range of channels is all of them, or of one image.
+    What is copied for the RoIs has `bytes_of_output` for each output channel. A part is some images with all their
+    channels, or some channels of one image.
     """
     images, channels, *sides = maps.shape
     outputs = channels // groups
@@ -519,17 +525,17 @@ def _parts(maps: Array, groups: int, bytes_of_output: int, dtype: str | None) ->
 
 
 def _of_images(chunk: Chunk, first_map: int, of_images: slice, width: int) -> tuple[Array, Chunk]:
-    """The RoIs of a chunk that are on these images of a level, and the chunk as if there were no others.
+    """The RoIs of a chunk that are on these images of a level, and the chunk of these RoIs alone.
 
-    `width` is how much of the first table there is for each RoI.
+    The first array of the table has `width` entries for each RoI.
     """
     order, starts, *tables = chunk
     maps = slice(first_map + of_images.start, first_map + of_images.stop + 1)
     begin, end = int(starts[maps.start]), int(starts[maps.stop - 1])
     local = [np.arange(end - begin), starts[maps] - begin]
     if tables:
-        tiles, tile_starts, table, *taps = tables
-        local += [tiles, tile_starts[maps], table[begin * width : end * width], *taps]
+        runs, run_starts, table, *taps = tables
+        local += [runs, run_starts[maps], table[begin * width : end * width], *taps]
     return order[begin:end], local
 
 
@@ -555,8 +561,10 @@ def _block_bytes(sides: Sequence[int], bins: int, like: Array) -> int:
     return (math.prod(sides) + bins) * WIDTH * like.itemsize
 
 
-def _share_out(kernel: Callable[..., None], items: int, *args: Any, bytes_each: int, nanoseconds: float) -> None:
-    """As `_threads.run`, by no more threads than there is room for when each takes so many bytes."""
+def _run_within_memory(
+    kernel: Callable[..., None], items: int, *args: Any, bytes_each: int, nanoseconds: float
+) -> None:
+    """As `_threads.run`, but by only so many threads that their blocks, of `bytes_each`, take `_BLOCK_BYTES`."""
     most = items if bytes_each * items <= _BLOCK_BYTES else max(_BLOCK_BYTES // bytes_each, 1)
     if items <= most or _threads.get_num_threads() <= most:
         _threads.run(kernel, items, *args, nanoseconds=nanoseconds)
@@ -574,12 +582,12 @@ def _blocks(images: int, channels: int, groups: int) -> int:
 
 
 def _has_few(channels: int, groups: int) -> bool:
-    """Whether going pixel by pixel beats blocks because too few channels go together: lanes would be empty."""
+    """Whether there are so few channels that lanes would stay empty, and going pixel by pixel is faster."""
     return channels // groups < (WIDTH if groups > 1 else FEW_CHANNELS)
 
 
 def _reads_directly(features: Sequence[Array], rois: int, groups: int) -> bool:
-    """Whether the forward goes pixel by pixel: there are few channels, or few RoIs for so many groups of them."""
+    """Whether the forward goes pixel by pixel: there are few channels, or too few RoIs to transpose maps for."""
     images, channels, height, width = features[0].shape
     return _has_few(channels, groups) or (groups > 1 and 100 * rois < images * height * width)
 
@@ -591,9 +599,9 @@ def _run_levels(
     bytes_each: int,
     nanoseconds: float,
 ) -> None:
-    """Run the kernel over so many items of each level, all of them shared out at once."""
+    """Run the kernel over the items of each level, as one piece of work for all threads."""
     if len(of_level) == 1:
-        _share_out(kernel, items[0], *of_level[0], bytes_each=bytes_each, nanoseconds=nanoseconds)
+        _run_within_memory(kernel, items[0], *of_level[0], bytes_each=bytes_each, nanoseconds=nanoseconds)
         return
     ends = list(itertools.accumulate(items))
 
@@ -603,10 +611,11 @@ def _run_levels(
             if begin < last and end > first:
                 kernel(max(begin - first, 0), min(end, last) - first, *arguments)
 
-    _share_out(run, ends[-1], bytes_each=bytes_each, nanoseconds=nanoseconds)
+    _run_within_memory(run, ends[-1], bytes_each=bytes_each, nanoseconds=nanoseconds)
 
 
-def _tiles(shape: tuple[int, ...]) -> int:
+def _runs_of_map(shape: tuple[int, ...]) -> int:
+    """The most runs of pixels that a map may have."""
     return math.prod(shape[2:]) // WIDTH + 1
 
 
@@ -621,24 +630,25 @@ def _working(rois: Rois, images: Array) -> str:
 
 
 def _checked(rois: Rois, images: Array) -> Rois:
-    """`rois`, copied in working precision if they are few, and looked at by `_xywh`."""
+    """`rois`, in working precision if they are few. Warns once if they look like x, y, width and height."""
     dtype = _working(rois, images)
-    if len(rois) <= _PLACED:
+    if len(rois) <= _SORTED_AT_ONCE:
         rois = _rois.block(rois, 0, len(rois), dtype)
         _xywh.check(rois, 1)
     else:
-        parts = (_rois.block(rois, begin, begin + _PLACED, dtype) for begin in range(0, len(rois), _PLACED))
+        begins = range(0, len(rois), _SORTED_AT_ONCE)
+        parts = (_rois.block(rois, begin, begin + _SORTED_AT_ONCE, dtype) for begin in begins)
         _xywh.check_in_parts(parts, len(rois), 1)
     return rois
 
 
 def _levels(shapes: Sequence[tuple[int, ...]], scales: Sequence[float]) -> Array:
-    """Height, width and scale of the maps of each level."""
+    """Row l is (height, width, scale) of the maps of level l."""
     return np.array([[shape[2], shape[3], scale] for shape, scale in zip(shapes, scales, strict=True)], "d")
 
 
 def _check_images(bad: int, row: int, rois: Array, images: int) -> None:
-    """Raise if rois[bad], which is the caller's row `row`, is on no image; -1 is none."""
+    """Raise for rois[bad], the caller's row `row`, whose image index is wrong; there is none if `bad` is -1."""
     if bad >= 0:
         text = f"`boxes` must have image indices from 0 to {images - 1} in column 0, got {rois[bad, 0]} in row {row}"
         raise ValueError(text)
@@ -651,7 +661,7 @@ def _lies_flat(features: Array, dtype: str) -> bool:
 
 
 def _flat(features: Array, dtype: str) -> tuple[Array, tuple[int, int]]:
-    """`features` as a flat array, and how far apart there two planes of an image and two pixels of a plane are."""
+    """`features` as a flat array, with the strides in it from plane to plane of an image and from pixel to pixel."""
     _, channels, height, width = features.shape
     if not features.flags.c_contiguous and features.dtype.char == dtype:
         channels_last = features.transpose(0, 2, 3, 1)

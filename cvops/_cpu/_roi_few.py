@@ -1,7 +1,8 @@
-"""roi_align and roi_pool in one dispatch, which makes the tables, pools and allocates the result: for small calls.
+"""roi_align and roi_pool for small calls: one dispatch computes the tables, allocates the result and pools.
 
-`lean_roi_align` and `lean_roi_pool` take a call whose arguments are surely right and return None for any other, and for
-what takes longer: the general way then checks the arguments, says what is wrong with them, and gives the same answer.
+`lean_roi_align` and `lean_roi_pool` answer a small call whose arguments are surely valid, and return None for any
+other. The caller then goes the general way, which checks the arguments, raises for what is wrong, and gives the same
+answer.
 """
 
 from __future__ import annotations
@@ -31,28 +32,32 @@ _ROIS = types.Array(types.float32, 2, "C", readonly=True)
 def lean_roi_align(
     input: Any, boxes: Any, output_size: Any, spatial_scale: Any, sampling_ratio: Any, aligned: Any
 ) -> Array | None:
-    """`roi_align`, or None for the general way to go."""
+    """The result of `roi_align`, or None if the call must go the general way."""
     size = (output_size, output_size) if type(output_size) is int else output_size
-    if not _is_plain(input, boxes, size, spatial_scale) or type(sampling_ratio) is not int or type(aligned) is not bool:
+    if (
+        not _is_simple(input, boxes, size, spatial_scale)
+        or type(sampling_ratio) is not int
+        or type(aligned) is not bool
+    ):
         return None
     if sampling_ratio > 1 << 16:
         return None
-    kind = ALIGN_CENTRES if aligned else ALIGN
-    pooled: Array | None = align_few(input, boxes, *size, spatial_scale, max(sampling_ratio, 0), kind)
+    layout = ALIGN_CENTRES if aligned else ALIGN
+    pooled: Array | None = align_few(input, boxes, *size, spatial_scale, max(sampling_ratio, 0), layout)
     return pooled
 
 
 def lean_roi_pool(input: Any, boxes: Any, output_size: Any, spatial_scale: Any) -> Array | None:
-    """`roi_pool` without argmax, or None for the general way to go."""
+    """The result of `roi_pool` without argmax, or None if the call must go the general way."""
     size = (output_size, output_size) if type(output_size) is int else output_size
-    if not _is_plain(input, boxes, size, spatial_scale):
+    if not _is_simple(input, boxes, size, spatial_scale):
         return None
     pooled: Array | None = pool_few(input, boxes, *size, spatial_scale)
     return pooled
 
 
-def _is_plain(input: Any, boxes: Any, size: Any, spatial_scale: Any) -> bool:
-    """Whether these arguments are right, little work, and as kernels take them."""
+def _is_simple(input: Any, boxes: Any, size: Any, spatial_scale: Any) -> bool:
+    """Whether these arguments are valid, of the types that kernels take, and little work."""
     if not (
         type(input) is np.ndarray
         and type(boxes) is np.ndarray
@@ -83,20 +88,20 @@ def _level(height, width, scale):
 
 
 @jit_for(_MAPS, _ROIS, types.int64, types.int64, types.float64, types.int64, types.int64)
-def align_few(features, rois, rows, columns, scale, ratio, kind):
-    """What roi_align gives, or None if an image is not there, the RoIs look like xywh or are no one chunk."""
+def align_few(features, rois, rows, columns, scale, ratio, layout):
+    """The result of roi_align, or None if an image index is wrong, RoIs look like xywh, or there are several chunks."""
     if looks_like_xywh(rois, 1):
         return None
     images, channels, height, width = features.shape
     none, few, one = np.int64(0), channels < FEW_CHANNELS, np.int64(1)
-    tiles_of_map = none if few else height * width // WIDTH + 1
+    runs_of_map = none if few else height * width // WIDTH + 1
     multiple_of = one if few else np.int64(_roi_kernels.UNIT)
-    places = np.empty(0, np.int64)
-    bad, _, _, chunk = _roi_tables.sampled(
-        rois, images, _level(height, width, scale), np.empty(0), none, np.int64(len(rois)) + 1, places, places,
-        np.int64(CHUNK_BYTES), none, tiles_of_map, kind, rows, columns, ratio, multiple_of, True,
+    nothing = np.empty(0, np.int64)
+    bad, _, _, chunk = _roi_tables.table_of_samples(
+        rois, images, _level(height, width, scale), np.empty(0), none, np.int64(len(rois)) + 1, nothing, nothing,
+        np.int64(CHUNK_BYTES), none, runs_of_map, layout, rows, columns, ratio, multiple_of, True,
     )  # fmt: skip
-    order, starts, tiles, tile_starts, first, offset, weight = chunk
+    order, starts, runs, run_starts, first, offset, weight = chunk
     if bad >= 0 or len(order) < len(rois):
         return None
     pooled = _roi_kernels.lines(-(-len(rois) * channels * rows * columns // WIDTH), weight)
@@ -105,30 +110,30 @@ def align_few(features, rois, rows, columns, scale, ratio, kind):
     if few:
         _roi_kernels.forward_direct(
             none, len(rois), features.shape, one, none, strides, flat,
-            order, starts, tiles, tile_starts, first, offset, weight, bins, pooled,
+            order, starts, runs, run_starts, first, offset, weight, bins, pooled,
         )  # fmt: skip
     else:
         _roi_kernels.forward(
             none, images * -(-channels // WIDTH), features.shape, one, none, strides, flat,
-            order, starts, tiles, tile_starts, first, offset, weight, bins, pooled,
+            order, starts, runs, run_starts, first, offset, weight, bins, pooled,
         )  # fmt: skip
     return pooled[: len(rois) * channels * rows * columns].reshape((len(rois), channels, rows, columns))
 
 
 @jit_for(_MAPS, _ROIS, types.int64, types.int64, types.float64)
 def pool_few(features, rois, rows, columns, scale):
-    """What roi_pool gives, or None if an image is not there, the RoIs look like xywh or are no one chunk."""
+    """The result of roi_pool, or None if an image index is wrong, RoIs look like xywh, or there are several chunks."""
     if looks_like_xywh(rois, 1):
         return None
     images, channels, height, width = features.shape
     none, few, one = np.int64(0), channels < FEW_CHANNELS, np.int64(1)
-    tiles_of_map = none if few else height * width // WIDTH + 1
-    places = np.empty(0, np.int64)
-    bad, _, _, chunk = _roi_tables.windows(
-        rois, images, _level(height, width, scale), np.empty(0), none, np.int64(len(rois)) + 1, places, places,
-        np.int64(CHUNK_BYTES), none, tiles_of_map, MAXIMUM, rows, columns, none,
+    runs_of_map = none if few else height * width // WIDTH + 1
+    nothing = np.empty(0, np.int64)
+    bad, _, _, chunk = _roi_tables.table_of_windows(
+        rois, images, _level(height, width, scale), np.empty(0), none, np.int64(len(rois)) + 1, nothing, nothing,
+        np.int64(CHUNK_BYTES), none, runs_of_map, MAXIMUM, rows, columns, none,
     )  # fmt: skip
-    order, starts, tiles, tile_starts, windows = chunk
+    order, starts, runs, run_starts, windows = chunk
     if bad >= 0 or len(order) < len(rois):
         return None
     pooled = _roi_kernels.lines(-(-len(rois) * channels * rows * columns // WIDTH), rois)
@@ -138,11 +143,11 @@ def pool_few(features, rois, rows, columns, scale):
     if few:
         _roi_kernels.maxima_direct(
             none, len(rois), features.shape, strides, flat,
-            order, starts, tiles, tile_starts, windows, bins, pooled, argmax,
+            order, starts, runs, run_starts, windows, bins, pooled, argmax,
         )  # fmt: skip
     else:
         _roi_kernels.maxima(
             none, images * -(-channels // WIDTH), features.shape, strides, flat,
-            order, starts, tiles, tile_starts, windows, bins, pooled, argmax,
+            order, starts, runs, run_starts, windows, bins, pooled, argmax,
         )  # fmt: skip
     return pooled[: len(rois) * channels * rows * columns].reshape((len(rois), channels, rows, columns))

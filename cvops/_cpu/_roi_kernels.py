@@ -1,10 +1,14 @@
 """The kernels of the RoI operators: from the tables of `_roi_tables` to pooled bins, and back.
 
-An item of work of the fast kernels is an image and 16 of its channels, which lie side by side in the lanes of a vector.
-For that the map is transposed into a block of pixels by 16 channels, where RoIs read it. Position-sensitive operators
-take each bin from channels of its own, which are called the group of the bin: there an item is also one bin.
+A kernel computes a range of work items, which the threads share. In the fast kernels an item is an image and 16 of its
+channels, which lie side by side in the lanes of a vector: the kernel transposes the map into a block of pixels by 16
+channels, and RoIs read the block. Position-sensitive operators take each bin from channels of its own, called the group
+of the bin: there an item is an image, a bin and 16 channels of its group.
 
-Where that does not pay, the kernels named direct go pixel by pixel.
+Where transposing does not pay, the kernels whose names end in `direct` read the maps pixel by pixel.
+
+All kernels take RoIs in groups by map: those on map m are r = starts[m], ..., starts[m + 1] - 1, and RoI r is row
+order[r] of the result.
 """
 
 from __future__ import annotations
@@ -12,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import jit
-from ._simd import WIDTH, full, keep_first_maximum, load, madd, maximum, read_once, store, transpose
+from ._simd import WIDTH, full, keep_first_maximum, load, madd, maximum, read_once, store, transpose_square
 
-FEW_CHANNELS = 4  # fewer are faster pixel by pixel
+FEW_CHANNELS = 4  # with fewer, pixel by pixel is faster
 UNIT = 4  # taps along x that `forward` takes at a time
 
 
@@ -22,49 +26,53 @@ UNIT = 4  # taps along x that `forward` takes at a time
 
 
 @jit
-def _turn(source, i, step, rows, columns, target, j, pace):
-    """target[j + c * pace + r] = source[i + r * step + c] for r < rows and c < columns."""
+def _transpose(source, i, source_stride, rows, columns, target, j, target_stride):
+    """target[j + c * target_stride + r] = source[i + r * source_stride + c] for r < rows and c < columns."""
     if rows < WIDTH or columns < WIDTH:
         for r in range(rows):
             for c in range(columns):
-                target[j + c * pace + r] = source[i + r * step + c]
+                target[j + c * target_stride + r] = source[i + r * source_stride + c]
         return
-    # The last tile of a side that is no multiple of 16 overlaps the one before.
+    # Where a side is no multiple of 16, its last square overlaps the one before.
     for r in range(0, rows, WIDTH):
         r = min(r, rows - WIDTH)
         for c in range(0, columns, WIDTH):
             c = min(c, columns - WIDTH)
-            transpose(source, i + r * step + c, step, target, j + c * pace + r, pace)
+            from_, to = i + r * source_stride + c, j + c * target_stride + r
+            transpose_square(source, from_, source_stride, target, to, target_stride)
 
 
 @jit
-def turn_all(begin, end, rows, columns, source, sources, target, targets):
-    """Transpose many matrices of rows x columns: number sources[i] becomes number targets[i]."""
+def transpose_all(begin, end, rows, columns, source, sources, target, targets):
+    """Transpose matrices of rows x columns: number sources[i] of `source` becomes number targets[i] of `target`."""
     size = rows * columns
     for i in range(begin, end):
-        _turn(source, sources[i] * size, columns, rows, columns, target, targets[i] * size, rows)
+        _transpose(source, sources[i] * size, columns, rows, columns, target, targets[i] * size, rows)
 
 
 @jit
 def lines(vectors, like):
-    """An uninitialised array of `vectors` times 16 elements. A vector that lay on two cache lines would cost twice."""
+    """An uninitialised array of 16 * vectors elements that begins at a cache line.
+
+    A vector that lies on two cache lines takes twice as long to load.
+    """
     memory = np.empty((vectors + 1) * WIDTH, like.dtype)
     start = -memory.ctypes.data % 64 // like.itemsize
     return memory[start : start + vectors * WIDTH]
 
 
 @jit
-def _gather(flat, start, plane, pixel, lanes, tiles, begin, end, block):
-    """Bring the listed tiles of up to 16 planes into the block."""
+def _gather(flat, start, plane, pixel, lanes, runs, begin, end, block):
+    """Transpose the listed runs of pixels, of `lanes` planes, into the block."""
     pixels = len(block) // WIDTH
     for i in range(begin, end):
-        p = max(min(tiles[i] * WIDTH, pixels - WIDTH), 0)
+        p = max(min(runs[i] * WIDTH, pixels - WIDTH), 0)
         count = min(pixels - p, WIDTH)
-        if lanes < WIDTH:  # what happens to be in memory may be slow to calculate with
+        if lanes < WIDTH:  # the rest of the lanes too: arithmetic on what is in memory by chance, NaN say, may be slow
             for q in range(p, p + count):
                 store(block, q * WIDTH, full(block.dtype.type(0)))
         if pixel == 1:
-            _turn(flat, start + p, plane, lanes, count, block, p * WIDTH, WIDTH)
+            _transpose(flat, start + p, plane, lanes, count, block, p * WIDTH, WIDTH)
         elif plane == 1 and lanes == WIDTH:
             for q in range(p, p + count):
                 store(block, q * WIDTH, load(flat, start + q * pixel))
@@ -75,17 +83,17 @@ def _gather(flat, start, plane, pixel, lanes, tiles, begin, end, block):
 
 
 @jit
-def _item(item, images, channels, groups):
-    """What the item is about: (image, bin whose channels they are or 0, first channel of the output, channels)."""
+def _work_of(item, images, channels, groups):
+    """(image, group, first channel of the output, number of channels) of a work item; the only group may be 0."""
     blocks = -(-channels // WIDTH)
-    # The last block of channels overlaps the one before: the same work twice, with the same result.
+    # The last 16 channels may overlap those before: some are computed twice, with the same result.
     channel = max(min(item % blocks * WIDTH, channels - WIDTH), 0)
     return item // blocks // groups, item // blocks % groups, channel, min(channels, WIDTH)
 
 
 @jit
 def _bins_of(group, groups, rows, columns):
-    """The bins of an item as they count in the table of first taps: (range of rows, range of columns)."""
+    """The bins of an item, as (first, last + 1) along y and x: positions in a RoI's part of the array `first`."""
     if groups == 1:
         return (0, rows), (rows + 1, rows + 1 + columns)
     p, q = group // columns, rows + 1 + group % columns
@@ -103,8 +111,8 @@ def forward(
     flat,
     order,
     starts,
-    tiles,
-    tile_starts,
+    runs,
+    run_starts,
     first,
     offset,
     weight,
@@ -144,10 +152,10 @@ def forward(
     block = lines(height * width, weight)
     values = lines(rows * columns, weight)
     for item in range(begin, end):
-        image, group, channel, lanes = _item(item, images, channels, groups)
+        image, group, channel, lanes = _work_of(item, images, channels, groups)
         m = first_map + image
         start = image * channels * groups * height * width + (channel * groups + group) * plane
-        _gather(flat, start, plane * groups, pixel, lanes, tiles, tile_starts[m], tile_starts[m + 1], block)
+        _gather(flat, start, plane * groups, pixel, lanes, runs, run_starts[m], run_starts[m + 1], block)
         y_bins, x_bins = _bins_of(group, groups, rows, columns)
         count = rows * columns // groups
         for r in range(starts[m], starts[m + 1]):
@@ -178,7 +186,7 @@ def forward(
                         store(values, at, total)
                         at += columns * WIDTH
             if groups == 1:
-                _turn(values, 0, WIDTH, count, lanes, pooled, (order[r] * channels + channel) * count, count)
+                _transpose(values, 0, WIDTH, count, lanes, pooled, (order[r] * channels + channel) * count, count)
             else:
                 store(pooled, (order[r] * groups + group) * channels + channel, load(values, 0))
 
@@ -200,7 +208,18 @@ def backward(
     fresh,
     result,
 ):
-    """Add to `result`, or set it if it is `fresh`."""
+    """Add the gradients of the RoIs to `result`, or set `result` to them if `fresh`: the adjoint of `forward`.
+
+    Of an item, and of RoI r on its map, it computes
+
+        for p in bin rows:
+            for q in bin columns:
+                for y in taps of bin row p:
+                    for x in taps of bin column q:
+                        block[offset[y] + offset[x]] += weight[x] * (weight[y] * grad[order[r], :, p, q])
+
+    and it then transposes the block into `result`.
+    """
     images, channels, height, width = shape
     rows, columns = bins
     channels //= groups
@@ -210,7 +229,7 @@ def backward(
     values = lines(rows * columns, weight)
     values[:] = 0
     for item in range(begin, end):
-        image, group, channel, lanes = _item(item, images, channels, groups)
+        image, group, channel, lanes = _work_of(item, images, channels, groups)
         y_bins, x_bins = _bins_of(group, groups, rows, columns)
         count = rows * columns // groups
         to = (image * channels * groups + channel * groups + group) * pixels
@@ -219,14 +238,14 @@ def backward(
         if not fresh:
             if starts[first_map + image] == starts[first_map + image + 1]:
                 continue
-            # Channels of the block before, where two overlap, are that one's alone to add to.
+            # Where the channels of two items overlap, only the earlier item adds to them.
             skip = item % -(-channels // WIDTH) * WIDTH - channel
             to += skip * groups * pixels
-            _turn(result, to, groups * pixels, lanes - skip, pixels, block, skip, WIDTH)
+            _transpose(result, to, groups * pixels, lanes - skip, pixels, block, skip, WIDTH)
         for r in range(starts[first_map + image], starts[first_map + image + 1]):
             f = r * (rows + columns + 2)
             if groups == 1:
-                _turn(grad, (order[r] * channels + channel) * count, count, lanes, count, values, 0, WIDTH)
+                _transpose(grad, (order[r] * channels + channel) * count, count, lanes, count, values, 0, WIDTH)
             else:
                 store(values, 0, load(grad, (order[r] * groups + group) * channels + channel))
             at = 0
@@ -239,7 +258,7 @@ def backward(
                         for x in range(first[f + q], first[f + q + 1]):
                             cell = (offset[y] + offset[x]) * WIDTH
                             store(block, cell, madd(weight[x], row, load(block, cell)))
-        _turn(block, skip, WIDTH, pixels, lanes - skip, result, to, groups * pixels)
+        _transpose(block, skip, WIDTH, pixels, lanes - skip, result, to, groups * pixels)
 
 
 @jit(contract=True)
@@ -253,8 +272,8 @@ def forward_direct(
     flat,
     order,
     starts,
-    tiles,
-    tile_starts,
+    runs,
+    run_starts,
     first,
     offset,
     weight,
@@ -319,7 +338,11 @@ def backward_direct(
 
 
 @jit
-def maxima(begin, end, shape, strides, flat, order, starts, tiles, tile_starts, windows, bins, pooled, argmax):
+def maxima(begin, end, shape, strides, flat, order, starts, runs, run_starts, windows, bins, pooled, argmax):
+    """Write the maximum of each window to `pooled`, and its pixel to `argmax` unless that is empty.
+
+    A window without cells has maximum 0 and pixel -1. All bins of an invalid RoI are NaN, with pixel -1.
+    """
     images, channels, height, width = shape
     plane, pixel = strides
     rows, columns = bins
@@ -328,9 +351,9 @@ def maxima(begin, end, shape, strides, flat, order, starts, tiles, tile_starts, 
     values = lines(count, pooled)
     pixels = lines(count, argmax)
     for item in range(begin, end):
-        m, _, channel, lanes = _item(item, images, channels, 1)
+        m, _, channel, lanes = _work_of(item, images, channels, 1)
         start = m * channels * height * width + channel * plane
-        _gather(flat, start, plane, pixel, lanes, tiles, tile_starts[m], tile_starts[m + 1], block)
+        _gather(flat, start, plane, pixel, lanes, runs, run_starts[m], run_starts[m + 1], block)
         for r in range(starts[m], starts[m + 1]):
             at = 0
             for p in range(rows):
@@ -359,9 +382,9 @@ def maxima(begin, end, shape, strides, flat, order, starts, tiles, tile_starts, 
                         store(pixels, at, where)
                     at += WIDTH
             to = (order[r] * channels + channel) * count
-            _turn(values, 0, WIDTH, count, lanes, pooled, to, count)
+            _transpose(values, 0, WIDTH, count, lanes, pooled, to, count)
             if argmax.size:
-                _turn(pixels, 0, WIDTH, count, lanes, argmax, to, count)
+                _transpose(pixels, 0, WIDTH, count, lanes, argmax, to, count)
 
 
 @jit
@@ -385,7 +408,7 @@ def _first_maximum(flat, start, pixel, width, top, bottom, left, right):
 
 
 @jit
-def maxima_direct(begin, end, shape, strides, flat, order, starts, tiles, tile_starts, windows, bins, pooled, argmax):
+def maxima_direct(begin, end, shape, strides, flat, order, starts, runs, run_starts, windows, bins, pooled, argmax):
     """As `maxima`, pixel by pixel. An item is a RoI."""
     _, channels, height, width = shape
     plane, pixel = strides
@@ -413,6 +436,10 @@ def maxima_direct(begin, end, shape, strides, flat, order, starts, tiles, tile_s
 
 @jit
 def maxima_backward(begin, end, planes, shape, bins, grad, argmax, order, starts, fresh, result):
+    """Add the gradient of each bin to the pixel of its maximum, in `result`, which is set to 0 before if `fresh`.
+
+    An item is an image and some of its channels, of `planes` each.
+    """
     _, channels, height, width = shape
     pixels = height * width
     blocks = -(-channels // planes)
@@ -425,9 +452,9 @@ def maxima_backward(begin, end, planes, shape, bins, grad, argmax, order, starts
             at = (order[r] * channels + channel) * bins
             for c in range(channel, last):
                 plane = result[(image * channels + c) * pixels :]
-                values, places = grad[at : at + bins], argmax[at : at + bins]
+                values, pixels_of_maxima = grad[at : at + bins], argmax[at : at + bins]
                 for p in range(bins):
-                    where = read_once(places, p)
+                    where = read_once(pixels_of_maxima, p)
                     if 0 <= where < pixels:
                         plane[where] += values[p]
                 at += bins

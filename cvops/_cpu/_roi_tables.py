@@ -3,10 +3,15 @@
 All decisions are made here, in working precision and in the order of the formulas: nothing here may contract (see
 `_jit`).
 
-RoIs are grouped by map. The maps of all images and levels are numbered through: all images of the first level, of the
-second, ... Of each map the tiles are listed, runs of 16 pixels, that are read at all: none, if asked for none. A table
-of `sampled` or `averaged` holds taps, pairs of a cell and its weight: a bin is the sum over its taps along y of wy *
-(the sum over its taps along x of wx * map[y, x]). A table of `windows` holds rectangles of cells.
+RoIs are grouped by map. Map m = level * images + image. A table has one of two forms:
+
+- Windows: a bin is a rectangle of cells, from windows[r, p] along y and windows[r, rows + q] along x.
+- Taps: along each axis a bin has taps, pairs of a cell and its weight, so that
+
+      bin = sum(weight[y] * sum(weight[x] * map[y, x] for x in taps along x) for y in taps along y)
+
+A table also lists which pixels of each map are read, in runs of 16 pixels, so that kernels transpose no others. The
+list is empty for kernels that transpose nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +21,16 @@ import numpy as np
 from ._jit import jit
 from ._simd import WIDTH, read_once
 
-# How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True; ps_roi_pool; roi_pool.
+# How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True and ps_roi_align; ps_roi_pool;
+# roi_pool.
 ALIGN, ALIGN_CENTRES, AVERAGE, MAXIMUM = range(4)
 _MOST_SAMPLES = 1 << 16  # along one axis of a bin
-_MOST_CELLS = 1 << 30  # of a corner from the origin
+_MOST_CELLS = 1 << 30  # between a corner and the origin
 
 
 @jit
 def _scaled(coordinate, scale):
-    """A coordinate in cells of the map, within reach of integers unless it is NaN or infinite."""
+    """A coordinate in cells of the map. Finite ones are clipped so that integers can hold them."""
     scaled = coordinate * scale
     if abs(scaled) < np.inf:
         return max(min(scaled, type(scaled)(_MOST_CELLS)), type(scaled)(-_MOST_CELLS))
@@ -41,39 +47,39 @@ def _rounded(number):
 
 
 @jit
-def _frame(low, high, scale, kind, bins, ratio):
+def _axis_of(low, high, scale, layout, bins, ratio):
     """How the bins of a RoI lie along one axis: (start of the first, size of each, samples or cells in each).
 
-    -1 samples mean that the RoI has no place: a corner is NaN or infinite, or there would be too many samples.
+    -1 samples mean that the RoI is invalid: a corner is NaN or infinite, or there would be too many samples.
     """
     real = type(low)
     low, high = _scaled(low, scale), _scaled(high, scale)
     if not (abs(low) < np.inf and abs(high) < np.inf):
         return low, low, -1
-    if kind in (AVERAGE, MAXIMUM):
+    if layout in (AVERAGE, MAXIMUM):
         low, high = _rounded(low), _rounded(high)
         # In integers: float32 would lose the last cells of a large RoI.
-        size = real(max(np.int64(high) - np.int64(low) + (kind == MAXIMUM), 1))
-        step = size / real(bins)
-        return low, step, np.int64(np.ceil(step))
-    if kind == ALIGN_CENTRES:
+        size = real(max(np.int64(high) - np.int64(low) + (layout == MAXIMUM), 1))
+        bin_size = size / real(bins)
+        return low, bin_size, np.int64(np.ceil(bin_size))
+    if layout == ALIGN_CENTRES:
         low, high = low - real(0.5), high - real(0.5)
         size = high - low
     else:
         size = max(high - low, real(1))
-    step = size / real(bins)
-    samples = real(ratio) if ratio > 0 else max(np.ceil(step), real(0))
-    return low, step, np.int64(samples) if samples <= _MOST_SAMPLES else -1
+    bin_size = size / real(bins)
+    samples = real(ratio) if ratio > 0 else max(np.ceil(bin_size), real(0))
+    return low, bin_size, np.int64(samples) if samples <= _MOST_SAMPLES else -1
 
 
-# RoIs of one map are put in order of the strip of it, one of so many, in which they begin: the pixels that the next RoI
-# reads are then likely in the cache.
+# A map is divided along y into so many strips, and its RoIs are sorted by the strip in which they begin: then the next
+# RoI likely reads pixels that are in the cache.
 _STRIPS = 64
 
 
 @jit
-def _corners(rois, k):
-    """(image, x1, y1, x2, y2) of RoI k, each read once: another thread of the caller may be changing them."""
+def _roi_of(rois, k):
+    """(image, x1, y1, x2, y2) of RoI k. Each is read once, because a thread of the caller may be changing them."""
     at = 5 * k
     return (
         read_once(rois, at), read_once(rois, at + 1), read_once(rois, at + 2),
@@ -82,55 +88,57 @@ def _corners(rois, k):
 
 
 @jit
-def _strip(rois, k, images, levels, area_limits, kind, rows, ratio):
-    """The strip in which RoI k begins, those of all maps numbered through; -1 if there is no such image."""
-    image, x1, y1, x2, y2 = _corners(rois, k)
+def _strip(rois, k, images, levels, area_limits, layout, rows, ratio):
+    """The strip in which RoI k begins, m * _STRIPS + strip of map m; -1 if its image index is wrong."""
+    image, x1, y1, x2, y2 = _roi_of(rois, k)
     if not 0 <= image < images or image != np.floor(image):
         return -1
     area = (x2 - x1) * (y2 - y1)
     level = 0
     for limit in area_limits:
         level += area >= limit
-    start, _, _ = _frame(y1, y2, type(y1)(levels[level, 2]), kind, rows, ratio)
+    start, _, _ = _axis_of(y1, y2, type(y1)(levels[level, 2]), layout, rows, ratio)
     strip = start / levels[level, 0] * _STRIPS
     return (level * images + np.int64(image)) * _STRIPS + (np.int64(min(strip, _STRIPS - 1)) if strip >= 0 else 0)
 
 
 @jit
-def place(rois, images, levels, area_limits, kind, rows, ratio, begin, most):
-    """Put the RoIs in order of the maps and on each from the top; what is equal stays in its order.
+def sort_rois(rois, images, levels, area_limits, layout, rows, ratio, begin, most):
+    """Sort the RoIs by map, and on each map by strip from the top. The sort is stable.
 
-    Returns (-1 or a row whose image there is not, the RoIs of the places from `begin` on, at most so many, where those
-    of each map start among them).
+    Returns (bad, order, starts). `order` holds the RoIs at the positions from `begin` on in the sorted list, at most
+    `most` of them; those on map m are order[starts[m] : starts[m + 1]]. `bad` is a RoI whose image index is wrong, and
+    then the rest means nothing, or -1.
     """
     cursors = strips(len(levels) * images)
     order = np.zeros(min(len(rois) - begin, most), np.int64)
     starts = np.zeros(len(levels) * images + 1, np.int64)
-    known = np.empty(min(len(rois), most), np.int64)  # the strips of the first RoIs: those of all could be too many
-    bad = count_strips(rois, images, levels, area_limits, kind, rows, ratio, known, cursors)
+    known = np.empty(min(len(rois), most), np.int64)  # the strips of the first RoIs; those of all could be too many
+    bad = count_strips(rois, images, levels, area_limits, layout, rows, ratio, known, cursors)
     if bad >= 0:
         return bad, order[:0], starts
     for m in range(len(starts)):
         starts[m] = min(max(cursors[m * _STRIPS] - begin, 0), len(order))
-    find_places(rois, images, levels, area_limits, kind, rows, ratio, known, cursors, 0, begin, order)
+    fill_order(rois, images, levels, area_limits, layout, rows, ratio, known, cursors, 0, begin, order)
     return -1, order, starts
 
 
 @jit
 def strips(maps):
-    """What `count_strips` adds to: nothing yet."""
+    """The cursors before `count_strips` has counted any RoIs."""
     return np.zeros(maps * _STRIPS + 1, np.int64)
 
 
 @jit
-def count_strips(rois, images, levels, area_limits, kind, rows, ratio, known, cursors):
-    """Let cursors[s] grow by how many of these RoIs lie in strips before s, and tell in `known` which the first lie in.
+def count_strips(rois, images, levels, area_limits, layout, rows, ratio, known, cursors):
+    """Add to cursors[s] how many of these RoIs lie in the strips before s: then RoIs of strip s start there.
 
-    Returns -1 or a row whose image there is not: then no place is right.
+    The strips of the first RoIs are written to `known`, which has room for some. Returns -1, or a RoI whose image index
+    is wrong.
     """
     counts = np.zeros(len(cursors), np.int64)
     for k in range(len(rois)):
-        strip = _strip(rois, k, images, levels, area_limits, kind, rows, ratio)
+        strip = _strip(rois, k, images, levels, area_limits, layout, rows, ratio)
         if strip < 0:
             return k
         if k < len(known):
@@ -144,16 +152,16 @@ def count_strips(rois, images, levels, area_limits, kind, rows, ratio, known, cu
 
 
 @jit
-def find_places(rois, images, levels, area_limits, kind, rows, ratio, known, cursors, first, begin, order):
-    """Enter in `order`, which begins at place `begin`, those of these RoIs that it has room for.
+def fill_order(rois, images, levels, area_limits, layout, rows, ratio, known, cursors, first, begin, order):
+    """Write to `order` those of these RoIs whose positions in the sorted list are begin, ..., begin + len(order) - 1.
 
-    They are numbered from `first` on. cursors[s] is the next place in strip s, and goes on.
+    They are numbered from `first` on. cursors[s] is the position of the next RoI of strip s, and is advanced.
     """
     for k in range(len(rois)):
         if k < len(known):
             strip = known[k]
         else:
-            strip = max(_strip(rois, k, images, levels, area_limits, kind, rows, ratio), 0)
+            strip = max(_strip(rois, k, images, levels, area_limits, layout, rows, ratio), 0)
         r = cursors[strip] - begin
         cursors[strip] += 1
         if 0 <= r < len(order):
@@ -161,16 +169,16 @@ def find_places(rois, images, levels, area_limits, kind, rows, ratio, known, cur
 
 
 @jit
-def _continue(rois, images, levels, area_limits, kind, rows, ratio, done, most, order, starts):
-    """What `place` returned for the places around `done`: it is called again only for the next `most`."""
+def _continue(rois, images, levels, area_limits, layout, rows, ratio, done, most, order, starts):
+    """The part of the sorted list that holds position `done`: known, unless a part of `most` RoIs begins there."""
     if done % most == 0:
-        return place(rois, images, levels, area_limits, kind, rows, ratio, done, most)
+        return sort_rois(rois, images, levels, area_limits, layout, rows, ratio, done, most)
     return -1, order, starts
 
 
 @jit
 def _part_of(starts, begin, count):
-    """Where the RoIs of each map start among the `count` from place `begin` on."""
+    """The `starts` of a chunk: of the `count` RoIs from position `begin` on."""
     part = np.empty_like(starts)
     for m in range(len(starts)):
         part[m] = min(max(starts[m] - begin, 0), count)
@@ -179,7 +187,7 @@ def _part_of(starts, begin, count):
 
 @jit
 def _fill_up(begin, at, multiple_of, offset, weight):
-    """Split the last of the taps from `begin` on until their number is a `multiple_of`; returns their end."""
+    """Split the last of the taps begin, ..., at - 1 until their number is a `multiple_of`; returns their end."""
     if begin < at:
         while (at - begin) % multiple_of:
             weight[at - 1] /= 2
@@ -189,8 +197,8 @@ def _fill_up(begin, at, multiple_of, offset, weight):
 
 
 @jit
-def _no_taps(bounds, many, at, first, f, offset, weight):
-    """Taps of a RoI that has no place: `many` of weight NaN in each bin."""
+def _invalid_taps(bounds, many, at, first, f, offset, weight):
+    """Taps of an invalid RoI: `many` of weight NaN in each bin."""
     for p in range(bounds):
         first[f + p] = at + p * many
     end = at + (bounds - 1) * many
@@ -200,24 +208,33 @@ def _no_taps(bounds, many, at, first, f, offset, weight):
 
 
 @jit
-def _sample_taps(start, step, samples, bins, length, stride, multiple_of, at, first, f, offset, weight):
-    """Taps of bilinear samples. A cell that several samples of a bin touch is one tap."""
+def _bilinear_taps(start, bin_size, samples, bins, length, stride, multiple_of, at, first, f, offset, weight):
+    """Write the taps of bilinear samples along one axis, and return their end. A cell is one tap of a bin, not more.
+
+    A sample at y between the cells i and i + 1 reads both, with the weights 1 - (y - i) and y - i:
+
+        cells      i           i + 1         i + 2
+        samples    |     a  b    |      c      |       taps of the bin: three cells, with the weights
+                                                        (1-a + 1-b) / 3, (a + b + 1-c) / 3, c / 3
+
+    Samples come in ascending order, so only the weights of two cells, `near` and `far`, are still growing at a time.
+    """
     real = type(start)
     for p in range(bins):
         first[f + p] = at
-        cell, near, far = -2, 0.0, 0.0  # the cell of the last sample, and what it and the next one weigh so far
+        cell, near, far = -2, 0.0, 0.0  # the cell of the last sample, and the weights so far of it and the next one
         for i in range(samples + 1):
             if i < samples:
-                # Towards larger coordinates also in an inverted RoI.
-                sample = real(i if step >= 0 else samples - 1 - i)
-                y = start + real(p) * step + (sample + real(0.5)) * step / real(samples)
+                # In ascending order: an inverted RoI begins with its last sample.
+                sample = real(i if bin_size >= 0 else samples - 1 - i)
+                y = start + real(p) * bin_size + (sample + real(0.5)) * bin_size / real(samples)
                 if y < -1 or y > length:
                     continue
                 y = max(y, real(0))
                 low = min(int(y), length - 1)
                 fraction = float(y - real(low)) if low < length - 1 else 0.0
             else:
-                low, fraction = -2, 0.0  # behind the last sample, to write down what is left
+                low, fraction = -2, 0.0  # after the last sample, so that the last two cells are written
             if low != cell:
                 if cell >= 0:
                     offset[at], weight[at] = cell * stride, near / samples
@@ -239,54 +256,59 @@ def _sample_taps(start, step, samples, bins, length, stride, multiple_of, at, fi
 
 @jit
 def _mark(marks, low, high):
-    """Mark the tiles that hold the pixels low to high."""
-    for tile in range(low // WIDTH, min(high // WIDTH + 1, len(marks))):
-        marks[tile] = True
+    """Mark the runs that hold the pixels low to high."""
+    for run in range(low // WIDTH, min(high // WIDTH + 1, len(marks))):
+        marks[run] = True
 
 
 @jit
-def _list_marked(marks, tiles, count):
-    """Append the marked tiles to a list of `count`, and wipe the marks off; returns the new count."""
-    for tile in range(len(marks)):
-        if marks[tile]:
-            tiles[count] = tile
+def _list_marked(marks, runs, count):
+    """Append the marked runs to the `count` in the list, and clear the marks; returns the new count."""
+    for run in range(len(marks)):
+        if marks[run]:
+            runs[count] = run
             count += 1
-            marks[tile] = False
+            marks[run] = False
     return count
 
 
 @jit
-def sampled(
-    rois, images, levels, area_limits, done, placed, order, starts, most_bytes, roi_bytes,
-    tiles_of_map, kind, rows, columns, ratio, multiple_of, emit_nan,
+def table_of_samples(
+    rois, images, levels, area_limits, done, sorted_at_once, order, starts, most_bytes, roi_bytes,
+    runs_of_map, layout, rows, columns, ratio, multiple_of, emit_nan,
 ):  # fmt: skip
-    """Table of bilinear samples for the RoIs of the places from `done` on, as many as may be done at once.
+    """The table of taps of roi_align, for a chunk of the RoIs: those from position `done` of the sorted list on.
 
-    `order` and `starts` are of the call before, if there was one: `placed` RoIs are put in order at a time. Those done
-    at once take at most `most_bytes`, `roi_bytes` for each and the table, unless it is one.
+    The list is computed in parts of `sorted_at_once` RoIs; `order` and `starts` are what the call before returned, if
+    there was one. A chunk has as many RoIs as take at most `most_bytes`, and at least one; each takes `roi_bytes`
+    besides its table.
 
-    Returns (bad row or -1, order, starts, chunk). A chunk is (order, starts, tiles, tile_starts, first, offset,
-    weight), of its RoIs alone. The tiles of map m that are read are tiles[tile_starts[m] : tile_starts[m + 1]]. The
-    taps of RoI order[r] along y in bin row p lie from first[f + p] to first[f + p + 1], where f = r * (rows + columns +
-    2), those along x in bin column p from first[f + rows + 1 + p] to the next, a `multiple_of`. An offset counts pixels
-    of the map. A RoI that has no place has no taps, or if `emit_nan`, taps of weight NaN.
+    Returns (bad, order, starts, chunk). `bad` is -1 or a RoI whose image index is wrong. The arrays of a chunk are for
+    its RoIs alone: (order, starts, runs, run_starts, first, offset, weight).
+
+    - runs[run_starts[m] : run_starts[m + 1]] are the runs of pixels of map m that are read.
+    - With f = r * (rows + columns + 2), the taps of RoI order[r] along y in bin row p begin at first[f + p] and end at
+      first[f + p + 1]; those along x in bin column q begin at first[f + rows + 1 + q] and end at the next, and their
+      number is a `multiple_of`. Tap t has the weight weight[t] and reads offset[t] pixels further on in the map.
+
+    An invalid RoI has no taps, or to `emit_nan` it has taps of weight NaN.
     """
     bad, order, starts = _continue(
-        rois, images, levels, area_limits, kind, rows, ratio, done, placed, order, starts
+        rois, images, levels, area_limits, layout, rows, ratio, done, sorted_at_once, order, starts
     )  # fmt: skip
-    begin, real = done % placed, rois.dtype.type
+    begin, real = done % sorted_at_once, rois.dtype.type
     roi_bytes += 8 * (rows + columns + 2) + 4 * rois.itemsize + 16
     most = min(len(order) - begin, most_bytes // roi_bytes + 1)
-    frames, samples = np.empty((most, 4), rois.dtype), np.empty((most, 2), np.int64)
+    axes, samples = np.empty((most, 4), rois.dtype), np.empty((most, 2), np.int64)
     room = count = m = 0
     for r in range(begin, begin + most):
         while starts[m + 1] <= r:
             m += 1
         height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
         scale = real(levels[m // images, 2])
-        _, x1, y1, x2, y2 = _corners(rois, order[r])
-        frames[count, 0], frames[count, 1], samples[count, 0] = _frame(y1, y2, scale, kind, rows, ratio)
-        frames[count, 2], frames[count, 3], samples[count, 1] = _frame(x1, x2, scale, kind, columns, ratio)
+        _, x1, y1, x2, y2 = _roi_of(rois, order[r])
+        axes[count, 0], axes[count, 1], samples[count, 0] = _axis_of(y1, y2, scale, layout, rows, ratio)
+        axes[count, 2], axes[count, 3], samples[count, 1] = _axis_of(x1, x2, scale, layout, columns, ratio)
         # A bin has at most two taps a sample, and one a cell before it is filled up; neighbours share two cells.
         taps = min(2 * rows * max(samples[count, 0], 1), height + 2 * rows)
         taps += min(2 * columns * max(samples[count, 1], 1), width + 2 * columns)
@@ -299,8 +321,8 @@ def sampled(
     # Unsigned, because each use of a signed index would be checked for being negative.
     first = np.empty(count * (rows + columns + 2), np.uint64)
     offset, weight = np.empty(room, np.int64), np.empty(room, rois.dtype)
-    marks = np.zeros(tiles_of_map, np.bool_)
-    tiles, tile_starts = np.empty((len(starts) - 1) * tiles_of_map, np.int64), np.zeros(len(starts), np.int64)
+    marks = np.zeros(runs_of_map, np.bool_)
+    runs, run_starts = np.empty((len(starts) - 1) * runs_of_map, np.int64), np.zeros(len(starts), np.int64)
     at, f = np.int64(0), np.int64(0)
     one = np.int64(1)  # not a literal, which would be compiled apart
     for m in range(len(starts) - 1):
@@ -308,81 +330,84 @@ def sampled(
         for r in range(starts_of_chunk[m], starts_of_chunk[m + 1]):
             begin, x_first = at, f + rows + 1
             if samples[r, 0] < 0 or samples[r, 1] < 0:
-                at = _no_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
+                at = _invalid_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
                 middle = np.int64(first[x_first])
             else:
-                middle = _sample_taps(
-                    frames[r, 0], frames[r, 1], samples[r, 0], rows, height, width, one,
+                middle = _bilinear_taps(
+                    axes[r, 0], axes[r, 1], samples[r, 0], rows, height, width, one,
                     at, first, f, offset, weight,
                 )  # fmt: skip
-                at = _sample_taps(
-                    frames[r, 2], frames[r, 3], samples[r, 1], columns, width, one, multiple_of,
+                at = _bilinear_taps(
+                    axes[r, 2], axes[r, 3], samples[r, 1], columns, width, one, multiple_of,
                     middle, first, x_first, offset, weight,
                 )  # fmt: skip
             f = x_first + columns + 1
-            if middle < at and tiles_of_map > 0:
+            if middle < at and runs_of_map > 0:
                 low = high = offset[middle]
                 for x in range(middle, at):
                     low, high = min(low, offset[x]), max(high, offset[x])
                 for y in range(begin, middle):
                     _mark(marks, offset[y] + low, offset[y] + high)
-        tile_starts[m + 1] = _list_marked(marks, tiles, tile_starts[m])
-    chunk = order_of_chunk, starts_of_chunk, tiles, tile_starts, first, offset, weight
+        run_starts[m + 1] = _list_marked(marks, runs, run_starts[m])
+    chunk = order_of_chunk, starts_of_chunk, runs, run_starts, first, offset, weight
     return bad, order, starts, chunk
 
 
 @jit
-def _window(start, step, p, length):
+def _window(start, bin_size, p, length):
     """Cells [begin, end) of bin p of a pooling operator, clipped to [0, length]."""
     real = type(start)
-    begin = np.int64(np.floor(real(p) * step)) + np.int64(start)
-    end = np.int64(np.ceil(real(p + 1) * step)) + np.int64(start)
+    begin = np.int64(np.floor(real(p) * bin_size)) + np.int64(start)
+    end = np.int64(np.ceil(real(p + 1) * bin_size)) + np.int64(start)
     return min(max(begin, 0), length), min(max(end, 0), length)
 
 
 @jit
-def windows(
-    rois, images, levels, area_limits, done, placed, order, starts, most_bytes, roi_bytes,
-    tiles_of_map, kind, rows, columns, multiple_of,
+def table_of_windows(
+    rois, images, levels, area_limits, done, sorted_at_once, order, starts, most_bytes, roi_bytes,
+    runs_of_map, layout, rows, columns, multiple_of,
 ):  # fmt: skip
-    """Table of rectangles of cells, for one level and the RoIs of the places from `done` on.
+    """The table of windows, for one level and a chunk of the RoIs: those from position `done` of the sorted list on.
 
-    As `sampled`, but a chunk is (order, starts, tiles, tile_starts, windows), and what `averaged` takes for it counts
-    too. windows[r, p] are the begin and end of bin row p of RoI order[r], windows[r, rows + p] those of bin column p.
-    In a RoI that has no place all end before they begin, by which it is told from one without cells.
+    As `table_of_samples`, but a chunk is (order, starts, runs, run_starts, windows), and for AVERAGE the bytes of what
+    `taps_of_windows` makes of it are counted too. Bin row p of RoI order[r] has the cells from windows[r, p, 0] up to,
+    not including, windows[r, p, 1]; bin column q those of windows[r, rows + q]. All windows of an invalid RoI end
+    before they begin, and no others do.
     """
-    bad, order, starts = _continue(rois, images, levels, area_limits, kind, rows, 0, done, placed, order, starts)
+    bad, order, starts = _continue(
+        rois, images, levels, area_limits, layout, rows, 0, done, sorted_at_once, order, starts
+    )
     # ps_roi_pool never reads the last row and column: so it is in torchvision.
-    height = np.int64(levels[0, 0]) - (kind == AVERAGE)
+    height = np.int64(levels[0, 0]) - (layout == AVERAGE)
     width = np.int64(levels[0, 1])
-    columns_read = width - (kind == AVERAGE)
-    begin, scale = done % placed, rois.dtype.type(levels[0, 2])
+    columns_read = width - (layout == AVERAGE)
+    begin, scale = done % sorted_at_once, rois.dtype.type(levels[0, 2])
     roi_bytes += 16 * (rows + columns)
-    if kind == AVERAGE:
+    if layout == AVERAGE:
         roi_bytes += 8 * (rows + columns + 2) + multiple_of * (rows + columns + 1) * (8 + rois.itemsize)
     most = min(len(order) - begin, most_bytes // roi_bytes + 1)
     windows = np.empty((most, rows + columns, 2), np.int64)
-    marks = np.zeros(tiles_of_map, np.bool_)
-    tiles, tile_starts = np.empty(images * tiles_of_map, np.int64), np.zeros(len(starts), np.int64)
+    marks = np.zeros(runs_of_map, np.bool_)
+    runs, run_starts = np.empty(images * runs_of_map, np.int64), np.zeros(len(starts), np.int64)
     cells = count = 0
     full = False
     for m in range(images):
         for r in range(max(starts[m], begin), min(starts[m + 1], begin + most)):
             if full:
                 break
-            _, x1, y1, x2, y2 = _corners(rois, order[r])
-            top, row_step, row_cells = _frame(y1, y2, scale, kind, rows, 0)
-            left, column_step, column_cells = _frame(x1, x2, scale, kind, columns, 0)
+            _, x1, y1, x2, y2 = _roi_of(rois, order[r])
+            top, bin_height, row_cells = _axis_of(y1, y2, scale, layout, rows, 0)
+            left, bin_width, column_cells = _axis_of(x1, x2, scale, layout, columns, 0)
             if row_cells < 0 or column_cells < 0:
                 for p in range(rows + columns):
                     windows[count, p, 0], windows[count, p, 1] = 0, -1
             else:
                 for p in range(rows):
-                    windows[count, p, 0], windows[count, p, 1] = _window(top, row_step, p, height)
+                    windows[count, p, 0], windows[count, p, 1] = _window(top, bin_height, p, height)
                 for p in range(columns):
                     q = rows + p
-                    windows[count, q, 0], windows[count, q, 1] = _window(left, column_step, p, columns_read)
-            if kind == AVERAGE:
+                    windows[count, q, 0], windows[count, q, 1] = _window(left, bin_width, p, columns_read)
+            if layout == AVERAGE:
                 for p in range(rows + columns):
                     cells += max(windows[count, p, 1] - windows[count, p, 0], 0)
             if count > 0 and cells * (8 + rois.itemsize) + (count + 1) * roi_bytes > most_bytes:
@@ -394,14 +419,17 @@ def windows(
                 for y in range(windows[count, 0, 0], windows[count, rows - 1, 1]):
                     _mark(marks, y * width + windows[count, rows, 0], y * width + windows[count, -1, 1] - 1)
             count += 1
-        tile_starts[m + 1] = _list_marked(marks, tiles, tile_starts[m])
-    chunk = order[begin : begin + count], _part_of(starts, begin, count), tiles, tile_starts, windows[:count]
+        run_starts[m + 1] = _list_marked(marks, runs, run_starts[m])
+    chunk = order[begin : begin + count], _part_of(starts, begin, count), runs, run_starts, windows[:count]
     return bad, order, starts, chunk
 
 
 @jit
-def averaged(windows, weights, width, rows, columns, multiple_of, emit_nan):
-    """The taps (first, offset, weight), as of `sampled`, that average over rectangles; `weights` tells their dtype."""
+def taps_of_windows(windows, weights, width, rows, columns, multiple_of, emit_nan):
+    """The taps (first, offset, weight), as in `table_of_samples`, that average the cells of each window.
+
+    They have the dtype of `weights`.
+    """
     room = len(windows) * multiple_of * (rows + columns + 1)
     for r in range(len(windows)):
         for p in range(rows + columns):
@@ -411,7 +439,7 @@ def averaged(windows, weights, width, rows, columns, multiple_of, emit_nan):
     at, f = np.int64(0), np.int64(0)
     for r in range(len(windows)):
         if windows[r, 0, 1] < windows[r, 0, 0]:
-            at = _no_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
+            at = _invalid_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
             f += rows + columns + 2
             continue
         for p in range(rows + columns):

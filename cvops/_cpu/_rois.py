@@ -1,4 +1,4 @@
-"""RoIs in working precision: all of them, some in a row, or those that are asked for."""
+"""RoIs in working precision, of which only those that are asked for are in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._memory import Array, contiguous
 
 
 class RoisOfImages:
-    """Boxes (L_i, 4) of each image as the RoIs (K, 5) that they are together, which there need never be at once."""
+    """A list of boxes (L_i, 4), one array for each image, read as RoIs (K, 5) without a copy of all of them."""
 
     def __init__(self, boxes: Sequence[Array], dtype: str) -> None:
         self.dtype = np.dtype(dtype)
@@ -23,7 +23,7 @@ class RoisOfImages:
         return self._starts[-1]
 
     def block(self, begin: int, end: int, dtype: str) -> Array:
-        """The RoIs from `begin` on, to `end`."""
+        """The RoIs begin, ..., end - 1."""
         rois = np.empty((end - begin, 5), dtype)
         for image, (boxes, start) in enumerate(zip(self._boxes, self._starts, strict=False)):
             first, last = max(begin - start, 0), min(end - start, len(boxes))
@@ -49,7 +49,7 @@ Rois: TypeAlias = Array | RoisOfImages
 
 
 def block(rois: Rois, begin: int, end: int, dtype: str) -> Array:
-    """The RoIs from `begin` on, at most to `end`: read-only, contiguous, of type code `dtype`."""
+    """The RoIs begin, ..., end - 1, as far as there are so many: read-only, contiguous, of type code `dtype`."""
     if isinstance(rois, RoisOfImages):
         return _read_only(rois.block(begin, min(end, len(rois)), dtype))
     return contiguous(rois[begin:end], dtype)

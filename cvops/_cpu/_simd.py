@@ -1,11 +1,9 @@
 """Sixteen floats as one value, for kernels that read like scalar code and compile to vector instructions.
 
 LLVM unrolls a short loop over 16 lanes into scalar code before its vectoriser sees it; a value of this type stays in
-vector registers instead. It is 512 bits of float32 or twice that of float64, which LLVM splits into what the processor
-has. A row is such a value too, as wide as suits a matrix product on this processor (`multiply`). Only addition and
-multiplication may be contracted into one instruction (`madd`), so never decide by a `madd`.
-
-Numba's caches do not notice a change of this file: `make clean` after editing it.
+vector registers instead. It has 512 bits in float32 and 1024 in float64, which LLVM splits into the registers that the
+processor has. A row is also such a value, as wide as suits a matrix product on this processor (`multiply`). `madd` may
+become one instruction that rounds once or two that round twice: nothing may be decided by its result.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from numba.extending import models, register_model
 from ._jit import intrinsic, jit
 
 WIDTH = 16
-# `multiply` keeps six rows of sums and one of factors in registers: rows of four where there are 32 registers (of 64
-# bytes with AVX-512), of two where there are 16 (of 32 bytes).
+# `multiply` keeps six rows of sums and one row of factors in registers: a row takes four of 32 registers (of 64 bytes
+# with AVX-512), or two of 16 (of 32 bytes).
 _FEATURES = get_host_cpu_features() if numba.config.CPU_FEATURES is None else numba.config.CPU_FEATURES
 ROW_BYTES = 256 if "+avx512f" in _FEATURES else 64
 
 
 class Lanes(types.Type):
-    """Numba's type of sixteen `element`s (float32, float64, or int32 to go along with them), or of another `width`."""
+    """Numba's type of `width` lanes of one element type: float32 or float64, or int32 for indices that go with them."""
 
     def __init__(self, element: Any, width: int = WIDTH) -> None:
         self.element = element
@@ -62,7 +60,7 @@ def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
 
 
 def _converted(builder: Any, value: Any, source: Any, target: Any) -> Any:
-    """A vector of `source` elements as one of `target` elements: floats, or both of one type."""
+    """A vector of `source` elements, converted to `target` elements: both are floats, or both are the same type."""
     if source.bitwidth < target.bitwidth:
         return builder.fpext(value, _vector(target))
     if source.bitwidth > target.bitwidth:
@@ -84,13 +82,13 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def load_like(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
-    """As many elements of a C-contiguous array from the flat `index` on as `like` has."""
+    """The elements of a C-contiguous array from the flat `index` on, as many as `like` has lanes."""
     return like(array, types.int64, like), _load
 
 
 @intrinsic
-def item(typingctx: Any, array: Any, index: Any) -> Any:
-    """One element of a C-contiguous array; unlike `array[index]`, no code for an index that might be negative."""
+def load_one(typingctx: Any, array: Any, index: Any) -> Any:
+    """One element of a C-contiguous array. Unlike `array[index]`, this makes no code for an index that is negative."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -101,9 +99,9 @@ def item(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def read_once(typingctx: Any, array: Any, index: Any) -> Any:
-    """As `item`, of integers that another thread may be changing: what is checked is then what is used.
+    """As `load_one`, for an array that another thread may be changing: the value that is checked is the one used.
 
-    A plain load promises no such thing, since a compiler may repeat it.
+    An ordinary load does not promise that, because a compiler may repeat it.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -147,7 +145,7 @@ def full_row(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def madd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """The sum a * b + c, rounded once or twice as the processor likes; `a` is lanes or a scalar."""
+    """The sum a * b + c, rounded once or twice depending on the processor; `a` is lanes or a scalar."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         factor = arguments[0]
@@ -161,7 +159,7 @@ def madd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def maximum(typingctx: Any, a: Any, b: Any) -> Any:
-    """The larger of each pair of lanes, `a` where they are equal, NaN where one is."""
+    """The larger of each pair of lanes: `a` where they are equal, and NaN where one of them is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first, second = arguments
@@ -187,7 +185,10 @@ def total(typingctx: Any, a: Any) -> Any:
 
 @intrinsic
 def keep_first_maximum(typingctx: Any, best: Any, other: Any, kept: Any, candidate: Any) -> Any:
-    """Lanes of `candidate` where `maximum(best, other)` is new in `other`, else of `kept`; the first NaN stays."""
+    """For the index of a maximum: `candidate` where `maximum(best, other)` comes from `other`, else `kept`.
+
+    So `kept` follows the first of equal maxima, and the first NaN.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first, second, kept, candidate = arguments
@@ -198,18 +199,24 @@ def keep_first_maximum(typingctx: Any, best: Any, other: Any, kept: Any, candida
 
 
 @intrinsic
-def transpose(typingctx: Any, source: Any, i: Any, step: Any, target: Any, j: Any, pace: Any) -> Any:
-    """target[j + c * pace + r] = source[i + r * step + c] for r and c from 0 to 15, in the dtype of `target`."""
+def transpose_square(
+    typingctx: Any, source: Any, i: Any, source_stride: Any, target: Any, j: Any, target_stride: Any
+) -> Any:
+    """target[j + c * target_stride + r] = source[i + r * source_stride + c] for r and c from 0 to 15.
+
+    The values are converted to the dtype of `target`.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_type, target_type = signature.args[0], signature.args[3]
-        source, i, step, target, j, pace = arguments
+        source, i, source_stride, target, j, target_stride = arguments
         rows = []
         for _ in range(WIDTH):
             pointer = _pointer(context, builder, source_type, source, i)
             rows.append(builder.load(pointer, align=source_type.dtype.bitwidth // 8))
-            i = builder.add(i, step)
-        # Exchange the quarters off the diagonal: of the square of 16, then in each of its quarters, and so on.
+            i = builder.add(i, source_stride)
+        # A matrix of four quarters is transposed by exchanging the two off its diagonal and then transposing each
+        # quarter in the same way: first the square of 16, then its quarters of 8, and so on.
         for half in (8, 4, 2, 1):
             upper = _choice(k + WIDTH - half if k & half else k for k in range(WIDTH))
             lower = _choice(k + WIDTH if k & half else k + half for k in range(WIDTH))
@@ -222,7 +229,7 @@ def transpose(typingctx: Any, source: Any, i: Any, step: Any, target: Any, j: An
             value = _converted(builder, row, source_type.dtype, target_type.dtype)
             pointer = _pointer(context, builder, target_type, target, j)
             builder.store(value, pointer, align=target_type.dtype.bitwidth // 8)
-            j = builder.add(j, pace)
+            j = builder.add(j, target_stride)
         return context.get_dummy_value()
 
     index = types.int64
@@ -231,7 +238,7 @@ def transpose(typingctx: Any, source: Any, i: Any, step: Any, target: Any, j: An
 
 @intrinsic
 def load_every_fourth(typingctx: Any, array: Any, index: Any) -> Any:
-    """Four lanes: the r-th is array[index + r], array[index + r + 4], ... of a C-contiguous array."""
+    """Four values of 16 lanes: value r is array[index + r], array[index + r + 4], ... of a C-contiguous array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         runs = []
@@ -249,7 +256,7 @@ def load_every_fourth(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store_every_fourth(typingctx: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Write what `load_every_fourth` then loads as a, b, c and d; they have the dtype of the array."""
+    """The inverse of `load_every_fourth`: write a, b, c and d, which have the dtype of the array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, index, *lanes = arguments
@@ -273,14 +280,22 @@ def _choice(lanes: Iterable[int]) -> Any:
 
 @jit(contract=True)
 def multiply(
-    a, a0, a_row, a_runs, a_step, b, b0, b_runs, b_step, length, c, c0, c_row, rows, columns, accumulate
+    a, a0, a_stride, a_runs, a_column_stride, b, b0, b_runs, b_stride, length,
+    c, c0, c_stride, rows, columns, accumulate,
 ):  # fmt: skip
-    """Product of two matrices, c = a @ b or c += a @ b, which lie in flat arrays.
+    """Matrix product in flat arrays: c = a @ b, or c += a @ b to `accumulate`. It computes
 
-    What is summed over lies in runs of one `length`. The k-th of run r is a[a0 + i * a_row + a_runs[r] + k * a_step] in
-    row i of the first matrix and b[b0 + b_runs[r] + k * b_step + j] in column j of the second, and element (i, j) of
-    the third is c[c0 + i * c_row + j]. Columns are computed up to the next multiple of 16: `b` must be readable and `c`
-    writable there.
+        for i in range(rows):
+            for j in range(columns):
+                for a_run, b_run in zip(a_runs, b_runs):
+                    for k in range(length):
+                        c[c0 + i * c_stride + j] += (
+                            a[a0 + i * a_stride + a_run + k * a_column_stride] * b[b0 + b_run + k * b_stride + j]
+                        )
+
+    where a stride without other name is that between rows. So the columns of `a`, and the rows of `b`, lie in runs of
+    `length`, and the runs may lie anywhere. Columns of `c` are computed up to the next multiple of 16: `b` must be
+    readable and `c` writable there.
     """
     zero, row_zero = full(c.dtype.type(0)), full_row(c.dtype.type(0))
     width = ROW_BYTES // c.itemsize
@@ -288,50 +303,50 @@ def multiply(
     while j < columns and j + width < columns + WIDTH:
         for i in range(0, rows, 6):
             _multiply_rows(
-                row_zero, a, a0 + i * a_row, a_row, a_runs, a_step, b, b0 + j, b_runs, b_step, length,
-                c, c0 + i * c_row + j, c_row, min(6, rows - i), accumulate,
+                row_zero, a, a0 + i * a_stride, a_stride, a_runs, a_column_stride, b, b0 + j, b_runs, b_stride, length,
+                c, c0 + i * c_stride + j, c_stride, min(6, rows - i), accumulate,
             )  # fmt: skip
         j += width
     while j < columns:
         for i in range(0, rows, 6):
             _multiply_rows(
-                zero, a, a0 + i * a_row, a_row, a_runs, a_step, b, b0 + j, b_runs, b_step, length,
-                c, c0 + i * c_row + j, c_row, min(6, rows - i), accumulate,
+                zero, a, a0 + i * a_stride, a_stride, a_runs, a_column_stride, b, b0 + j, b_runs, b_stride, length,
+                c, c0 + i * c_stride + j, c_stride, min(6, rows - i), accumulate,
             )  # fmt: skip
         j += WIDTH
 
 
 @jit(contract=True)
 def _multiply_rows(
-    zero, a, a0, a_row, a_runs, a_step, b, b0, b_runs, b_step, length, c, c0, c_row, rows, accumulate
+    zero, a, a0, a_stride, a_runs, a_column_stride, b, b0, b_runs, b_stride, length, c, c0, c_stride, rows, accumulate
 ):  # fmt: skip
-    """As `multiply`, for up to six rows, and as many columns as `zero` has lanes."""
-    last = rows - 1  # the rows up to the sixth repeat it and are not stored
-    a1, a2, a3 = a0 + min(1, last) * a_row, a0 + min(2, last) * a_row, a0 + min(3, last) * a_row
-    a4, a5 = a0 + min(4, last) * a_row, a0 + min(5, last) * a_row
+    """As `multiply`, for at most six rows, and as many columns as `zero` has lanes."""
+    last = rows - 1  # with fewer than six rows the last one is computed again instead, and not stored
+    a1, a2, a3 = a0 + min(1, last) * a_stride, a0 + min(2, last) * a_stride, a0 + min(3, last) * a_stride
+    a4, a5 = a0 + min(4, last) * a_stride, a0 + min(5, last) * a_stride
     s0 = s1 = s2 = s3 = s4 = s5 = zero
     for r in range(len(a_runs)):
         begin, j = a_runs[r], b0 + b_runs[r]
-        for k in range(begin, begin + length * a_step, a_step):
+        for k in range(begin, begin + length * a_column_stride, a_column_stride):
             row = load_like(b, j, zero)
-            s0 = madd(item(a, a0 + k), row, s0)
-            s1 = madd(item(a, a1 + k), row, s1)
-            s2 = madd(item(a, a2 + k), row, s2)
-            s3 = madd(item(a, a3 + k), row, s3)
-            s4 = madd(item(a, a4 + k), row, s4)
-            s5 = madd(item(a, a5 + k), row, s5)
-            j += b_step
+            s0 = madd(load_one(a, a0 + k), row, s0)
+            s1 = madd(load_one(a, a1 + k), row, s1)
+            s2 = madd(load_one(a, a2 + k), row, s2)
+            s3 = madd(load_one(a, a3 + k), row, s3)
+            s4 = madd(load_one(a, a4 + k), row, s4)
+            s5 = madd(load_one(a, a5 + k), row, s5)
+            j += b_stride
     _put(c, c0, s0, accumulate)
     if rows > 1:
-        _put(c, c0 + c_row, s1, accumulate)
+        _put(c, c0 + c_stride, s1, accumulate)
     if rows > 2:
-        _put(c, c0 + 2 * c_row, s2, accumulate)
+        _put(c, c0 + 2 * c_stride, s2, accumulate)
     if rows > 3:
-        _put(c, c0 + 3 * c_row, s3, accumulate)
+        _put(c, c0 + 3 * c_stride, s3, accumulate)
     if rows > 4:
-        _put(c, c0 + 4 * c_row, s4, accumulate)
+        _put(c, c0 + 4 * c_stride, s4, accumulate)
     if rows > 5:
-        _put(c, c0 + 5 * c_row, s5, accumulate)
+        _put(c, c0 + 5 * c_stride, s5, accumulate)
 
 
 @jit(contract=True)

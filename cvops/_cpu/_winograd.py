@@ -2,20 +2,31 @@
 
     A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 
-A tile is 4x4 pixels of the result; the window of the image that it depends on is 6x6. In one dimension, four results y
-of a kernel g along six pixels d are
+A tile is 4x4 pixels of the result; it depends on a window of 6x6 pixels of the image. The method computes
 
-    y = A ((G g) * (B d)),
+    for o in range(outputs):
+        for y in range(0, height, 4):
+            for x in range(0, width, 4):
+                products = np.zeros((6, 6))
+                for c in range(channels):
+                    window = image[c, y : y + 6, x : x + 6]
+                    products += (G @ weight[o, c] @ G.T) * (B @ window @ B.T)
+                result[o, y : y + 4, x : x + 4] = A @ products @ A.T + bias[o]
 
-where * multiplies six numbers by six. In two, B and A work on columns and then on rows, and each of the 36 products is
-summed over channels: 36 matrix products, (outputs, channels) @ (channels, tiles), for what takes 144 directly.
+with constant matrices A (4, 6), B (6, 6) and G (6, 3). So 36 multiplications do what takes 144 directly, and each of
+the 36 sums over channels is a matrix product for many tiles: (outputs, channels) @ (channels, tiles).
 
 The rows of the matrices evaluate polynomials at 0, +-sqrt(1/2), +-sqrt(2) and infinity. The usual points, 0, +-1, +-2
 and infinity, are four times less exact; these, with sums over parts of the channels, are as exact as the direct sum.
 
-Lanes run over tiles. A row of tiles has one more than the result needs, whose first two columns of pixels are what the
-tile before it reads. So the tiles of all rows can be counted through, and the window of a tile is what lies in its own
-columns and in the first two of the next; results of the tiles too many are dropped.
+Lanes run over tiles. The windows of two neighbouring tiles have two columns of pixels in common, which are loaded once:
+
+    columns    0  1  2  3 | 4  5  6  7 | 8  9 ...        tile 0 | tile 1 | tile 2
+    windows    [ ---- of tile 0 ---- ]                   its own columns and two of the next tile
+                            [ ---- of tile 1 ---- ]
+
+So a row of tiles has one more tile than the result needs, only for its two first columns. The tiles of all rows are
+numbered through, and the results of the surplus tiles are dropped.
 """
 
 from __future__ import annotations
@@ -29,10 +40,10 @@ from ._jit import jit
 from ._memory import Array, contiguous, empty
 from ._simd import WIDTH, load, load_every_fourth, madd, multiply, store, store_every_fourth
 
-# A block is a row of `multiply` wide, and its products are computed for so many outputs at a time, and summed over so
-# many channels at a time: what one product reads and writes then lies in the nearest caches.
+# A block of tiles is as wide as a row of `multiply`. Products are computed for so many outputs at a time, and summed
+# over so many channels at a time: then what one product reads and writes lies in the nearest caches.
 _TILES, _OUTPUTS, _CHANNELS = 64, 48, 64
-# Bytes of transformed weights at a time, and of the transformed tiles of a thread.
+# At most so many bytes of transformed weights at a time, and of the transformed tiles of a thread.
 _WEIGHT_BYTES, _TILE_BYTES = 16 << 20, 8 << 20
 
 _ROOT, _HALF_ROOT = math.sqrt(2), math.sqrt(0.5)
@@ -75,7 +86,7 @@ def conv2d(input: Array, weight: Array, bias: Array, padding: tuple[int, int]) -
 
 
 def _transformed(weight: Array) -> tuple[Array, int]:
-    """Flat weights, G on columns and rows of each kernel, in 36 planes of (outputs, channels), and their distance."""
+    """G @ kernel @ G.T for each kernel: flat, as 36 planes of (outputs, channels), and the stride between planes."""
     count = len(weight) * weight.shape[1]
     plane = -(-count // WIDTH) * WIDTH
     taps = np.zeros((9, plane), "f")
@@ -89,7 +100,7 @@ def _transformed(weight: Array) -> tuple[Array, int]:
 
 @jit(contract=True)
 def _transform_weights(begin, end, taps, transform, plane, weights):
-    """Columns [begin, end) of the product of `transform` and `taps`, in units of lanes."""
+    """Compute the columns of transform @ taps from 16 * begin up to 16 * end."""
     none, one, nine, rows = np.int64(0), np.int64(1), np.int64(9), np.int64(36)
     run, first = np.zeros(1, np.int64), begin * WIDTH
     multiply(
@@ -100,14 +111,14 @@ def _transform_weights(begin, end, taps, transform, plane, weights):
 
 @jit(contract=True)
 def _compute_blocks(begin, end, image, top, left, weights, weights_plane, bias, tiles, out):
-    """Blocks [begin, end) of tiles of the result."""
-    one = np.int64(1)  # a literal would be a type of its own, and `multiply` compiled for it
+    """Compute blocks [begin, end) of tiles of the result."""
+    one = np.int64(1)  # a literal has a type of its own, for which `multiply` would be compiled again
     channels, outputs = len(image), len(out)
     row_tiles = (out.shape[2] + 3) // 4 + 1
     count = (out.shape[1] + 3) // 4 * row_tiles
     run = np.zeros(1, np.int64)
-    # The 36 numbers of a tile lie in 36 planes, a little further apart than needed: at a large power of two they would
-    # drive each other out of the caches.
+    # The 36 numbers of a tile lie in 36 planes. These are a little further apart than needed: with a large power of two
+    # as their stride, they would evict each other from the caches.
     image_plane, product_plane = channels * tiles + WIDTH, min(outputs, _OUTPUTS) * tiles + WIDTH
     transformed = _aligned(36 * image_plane, out)
     products = _aligned(36 * product_plane, out)
@@ -140,7 +151,7 @@ def _aligned(size, like):
 
 @jit
 def _read(map, top, left, first, tiles, row_tiles, strip):
-    """The six rows of pixels of the tiles from `first` on, and of the tile after them, to the rows of `strip`."""
+    """Copy the six rows of pixels that the tiles from `first` on read to the six rows of `strip`; 0 outside the map."""
     height, width = map.shape
     last = first + tiles + 1
     begin = first
@@ -167,7 +178,7 @@ def _read(map, top, left, first, tiles, row_tiles, strip):
 
 @jit(contract=True)
 def _transform_image(strip, tiles, transformed, at, plane):
-    """B on the columns of each window of `strip`, in place, and on its rows, to `transformed`."""
+    """B @ window @ B.T for each tile: B @ window in place in `strip`, then times B.T to `transformed`."""
     row = 4 * tiles + WIDTH
     for q in range(0, row, WIDTH):
         window = _window(
@@ -186,7 +197,7 @@ def _transform_image(strip, tiles, transformed, at, plane):
 
 @jit(contract=True)
 def _transform_products(products, at, plane, tiles, strip):
-    """A on the columns and rows of the products of each tile, to the first four rows of `strip`."""
+    """A @ products @ A.T for each tile, to the first four rows of `strip`."""
     row = 4 * tiles + WIDTH
     for p in range(0, tiles, WIDTH):
         q = at + p
@@ -207,7 +218,7 @@ def _transform_products(products, at, plane, tiles, strip):
 
 @jit(contract=True)
 def _column(products, q, plane):
-    """A on column q of the products."""
+    """A times a column of the products: four vectors of lanes, one for each row of the tile."""
     return _tile(
         load(products, q), load(products, q + 6 * plane), load(products, q + 12 * plane),
         load(products, q + 18 * plane), load(products, q + 24 * plane), load(products, q + 30 * plane),
@@ -216,7 +227,7 @@ def _column(products, q, plane):
 
 @jit
 def _write(strip, first, tiles, row_tiles, bias, map):
-    """The four rows of pixels of the tiles from `first` on, from the rows of `strip`."""
+    """Write the four rows of pixels of the tiles from `first` on, which are in `strip`, to the result."""
     height, width = map.shape
     begin = first
     while begin < first + tiles:
@@ -235,7 +246,7 @@ _ONE, _HALF, _TWO, _FIVE_HALVES, _ROOT_2, _ROOT_HALF = np.array([1, 0.5, 2, 2.5,
 
 @jit(contract=True)
 def _window(d0, d1, d2, d3, d4, d5):
-    """B d, for the polynomial of the points, x (x^2 - 1/2) (x^2 - 2)."""
+    """B times six pixels. The polynomial whose roots are the points is x (x^2 - 1/2) (x^2 - 2)."""
     even, odd = madd(-_TWO, d2, d4), madd(-_TWO, d1, d3)
     wide_even, wide_odd = madd(-_HALF, d2, d4), madd(-_HALF, d1, d3)
     return (
@@ -250,7 +261,7 @@ def _window(d0, d1, d2, d3, d4, d5):
 
 @jit(contract=True)
 def _tile(m0, m1, m2, m3, m4, m5):
-    """A m, with sums and differences of each point and its opposite."""
+    """A times six products, by sums and differences of each point and its negative."""
     even, odd = madd(_ONE, m1, m2), madd(-_ONE, m2, m1)
     wide_even, wide_odd = madd(_ONE, m3, m4), madd(-_ONE, m4, m3)
     return (

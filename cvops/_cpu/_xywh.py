@@ -1,4 +1,4 @@
-"""A word to whoever gives x, y, width and height where corners are wanted: once in a process."""
+"""A warning, once in a process, for boxes that look like x, y, width and height where corners are wanted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from ._jit import jit
 from ._memory import Array
 
-_FEWEST = 8  # boxes that say something about all
-_untold = [True]  # emptied by the one who tells: the end of a list is taken by one thread alone
+_FEWEST = 8  # with fewer boxes, a few inverted ones say nothing about the others
+_untold = [True]  # emptied by the thread that warns, because only one thread can pop the one element
 
 
 def check(boxes: Array, first: int = 0) -> None:
@@ -25,7 +25,7 @@ def is_looked_for(number: int) -> bool:
 
 
 def check_in_parts(parts: Iterable[Array], number: int, first: int) -> None:
-    """As `check`, of so many boxes that come in parts."""
+    """As `check`, for `number` boxes that come in parts."""
     if not is_looked_for(number):
         return
     upright = 0
@@ -38,14 +38,14 @@ def check_in_parts(parts: Iterable[Array], number: int, first: int) -> None:
 
 @jit
 def looks_like_xywh(boxes, first):
-    """Whether more than half of the boxes, of which there are some, are inverted along an axis."""
+    """Whether more than half of the boxes are inverted along an axis; False for very few boxes."""
     half = (len(boxes) + 1) // 2
     return len(boxes) >= _FEWEST and count_upright(boxes, first, half) < half
 
 
 @jit
 def count_upright(boxes, first, enough):
-    """How many boxes are not inverted along an axis, or `enough` if there are more: mostly half of those looked at."""
+    """How many boxes are not inverted along any axis. It stops counting at `enough`, usually before the last box."""
     upright = 0
     for i in range(len(boxes)):
         if upright >= enough:
