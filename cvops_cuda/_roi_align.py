@@ -44,7 +44,7 @@ class RoiAlign(NamedTuple):
     pooled: Array
 
 
-class RoiAlignPlaces(NamedTuple):
+class RoiAlignFootprints(NamedTuple):
     pyramid: Pyramid
     boxes: Array
     boxes_dtype: int
@@ -143,10 +143,10 @@ def multiscale_roi_align_backward(
     sizes = tuple(tuple(shape[2:]) for shape in input_shapes)
     for some, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
         if size:
-            places = RoiAlignPlaces(
+            footprints = RoiAlignFootprints(
                 pyramid, rois, dtype_code(rois), size, images, rows, columns, sampling_ratio, int(aligned), workspace
             )
-            launch("roi_align", "roi_align_places", storage.char, chunks, threads, places)
+            launch("roi_align", "roi_align_footprints", storage.char, chunks, threads, footprints)
         tiles = sum(math.prod(math.ceil(length / ROI_ALIGN.TILE) for length in lengths) for lengths in sizes[some])
         record = RoiAlignGradients(
             values, workspace, size, images, channels, rows, columns, pyramid, _filled_up(gradients[some])

@@ -88,13 +88,13 @@ def roi_pool_backward(
         pixels, sums, code = math.prod(sides), ROI_POOL.SUMS[_size(values)], values.dtype.char
         # Tiles small enough for four warps with sums of their own.
         tiles = math.ceil(pixels / (sums // 4))
-        tile, places, extents = math.ceil(pixels / tiles), contiguous(argmax), None
+        tile, argmax, extents = math.ceil(pixels / tiles), contiguous(argmax), None
         if tiles > 1:
             extents = empty((size, 2), "int32")
-            of_rois = RoiPoolExtents(places, channels * bins, pixels, extents)
+            of_rois = RoiPoolExtents(argmax, channels * bins, pixels, extents)
             launch("roi_pool", "roi_pool_extents", code, size, ROI_POOL.WARPS * WARP, of_rois)
         record = RoiPoolGradients(
-            values, places, rois, dtype_code(rois), size, images, channels, pixels, bins, tile, extents, gradient
+            values, argmax, rois, dtype_code(rois), size, images, channels, pixels, bins, tile, extents, gradient
         )
         threads = min(sums // tile, ROI_POOL.WARPS) * WARP
         launch(

@@ -335,7 +335,7 @@ def test_launches_of_box_measures(emulated, launches, name):
 
 MAPS = strategies_roi.normal((2, 5, 20, 30))
 CHANNELS_LAST = np.ascontiguousarray(MAPS.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-GRADIENT = ["roi_align_places", "roi_align_gradients"]
+GRADIENT = ["roi_align_footprints", "roi_align_gradients"]
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
