@@ -1,4 +1,4 @@
-"""Pairwise box measures: one launch, nothing allocated but the result. Nothing waits for the device."""
+"""Pairwise box measures. Nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def complete_box_iou(boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Arra
 
 
 def _measure(kind: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
-    """Boxes (..., N, 4) and (..., M, 4) -> (..., N, M) in working precision."""
+    """Measure boxes (..., N, 4) with boxes (..., M, 4): the result (..., N, M) is in working precision."""
     batch = np.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
     dtype = working_dtype(boxes1, boxes2)

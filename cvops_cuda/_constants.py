@@ -1,7 +1,7 @@
 """Numbers that launchers and kernels share; they stand nowhere else. No GPU needed to import it.
 
-The kernel file of a family finds them as macros: CHUNK is CVOPS_CHUNK there. They decide how work is shared out and how
-much memory it takes, and change no result.
+The kernel file of a family has them as macros: CHUNK is CVOPS_CHUNK there. They decide how work is divided and how much
+memory it takes, and change no result.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ DEFORM_CONV = SimpleNamespace(
     THREADS=256,  # of a block
     PIXELS=16,  # output pixels that a block looks at
     TAPS=16,  # that a block looks at, at most
-    EDGE=32,  # side of a square that a block transposes
-    PLACE_BYTES={4: 16, 8: 32},  # by the size of a number in working precision, as all such
+    EDGE=32,  # side of the square that a block transposes
+    CONTRIBUTION_BYTES={4: 16, 8: 32},  # by the size of a number in working precision, as all such
 )
 NMS = SimpleNamespace(
     BLOCK_THREADS=1024,  # of the one block that decides about as many boxes
     RANK_THREADS=256,  # of a block that ranks boxes
-    RANK_TILE=1024,  # boxes with which such a block compares its own
+    RANK_OTHERS=1024,  # boxes with which such a block compares its own
     CHUNK=512,  # boxes of a block that searches, one for each thread
     SUPPRESSORS=64,  # boxes with which a block of nms_mask compares a chunk
     NEAR_THREADS=256,  # of a block of nms_near, a warp for each box
     COMPACT_THREADS=1024,  # of a block of nms_compact
-    SIZE_BUCKET_PAIRS=4096,  # of which the table of kept boxes knows whether they are occupied
+    SIZE_BUCKET_PAIRS=4096,  # flags of pairs of size buckets that have kept boxes
     BOX_BYTES={4: 24, 8: 40},
 )
 MULTICLASS_NMS = SimpleNamespace(

@@ -1,9 +1,8 @@
 """Convolution: columns of what the taps read, a tile of output pixels at a time, and products by cuBLAS.
 
-For torch tensors it is torch's own, which has cuDNN. Else one launch writes the bias into the result, then for each
-tile one gathers its columns and one product adds them up. A kernel of one tap that reads every pixel once needs no
-columns: one product. Nothing waits for the device. Workspace: one tile of columns, 16 Mi numbers, and copies of arrays
-that are not contiguous.
+For torch tensors it is torch's own convolution, which has cuDNN. Otherwise the bias is written into the result first,
+and the product of the weight and the columns of each tile is added to it. A kernel of one tap that reads every pixel
+once needs no columns. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class ConvBias(NamedTuple):
 def conv2d(
     input: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int], exact: bool
 ) -> Array:
-    """The convolution, by products of columns in any case: `exact` is for the CPU."""
+    """The convolution. It is always computed by products of columns: `exact` only matters on the CPU."""
     result = convolve(input, weight, bias, stride, padding)
     if result is not None:
         return result

@@ -1,20 +1,16 @@
 """Deformable convolution: gather what the taps read into columns, a tile of output pixels at a time, and multiply them.
 
-The input is copied once so that the channels of a pixel lie together (a channels-last array is used as it is). Then one
-launch gathers a tile's columns, and a product sums them up, again with the outputs of a pixel together: no row that
-cuBLAS reads or writes begins at an odd address because a map has an odd size. Last come the bias and the caller's
-layout. The gradients go through tiles in the same way: a product for the gradients of the columns; one pass for those
-of offset and mask, and for the columns; a product of these for the weight. For the input, samples are sorted by place
-and added up pixel by pixel.
+The input is copied once so that the channels of a pixel lie together; a channels-last array is used as it is. Then the
+columns of a tile are gathered, and a product by cuBLAS sums them up, into rows that have the outputs of a pixel
+together: so every row that cuBLAS reads or writes begins at an aligned address, also where a map has an odd size. Last,
+the bias is added and the result is transposed to the caller's layout.
 
-Launches of `deform_conv2d`: two, and for each tile two. Of `deform_conv2d_backward`: three, and for each tile seven, a
-sort among them; fewer if less is wanted. Nothing waits for the device, and every sum has one owner and a fixed order.
-Arrays of two dtypes, but for offset and mask, cost a conversion each.
+The gradients are computed tile by tile too: a product gives the gradients of the columns; one pass those of offset and
+mask, and the columns; a product of these that of the weight. For the gradient of the input, samples are sorted by the
+cell in which they lie, and the pixels sum them up.
 
-Workspace: copies of input and weight, one of the result in working precision, and one tile of columns, 16 Mi numbers.
-For the gradients, copies of input, weight and grad; input, weight and a tile in working precision, and a tile; and for
-the input about 50 bytes for each pair of offsets of a tile, with what the sort takes, and 8 for each pixel and group of
-offsets of its images.
+Nothing waits for the device, and every sum has one owner and a fixed order. docs/performance.md lists launches and
+workspace.
 """
 
 from __future__ import annotations
@@ -39,9 +35,9 @@ from ._device import (
 )
 from ._tiles import tiles
 
-# Threads of a sample, at most: where blocks share its channels, and where one warp adds over all of them.
+# Threads of a sample, at most: where several blocks may take its channels, and where one warp sums over all of them.
 _SPREAD, _WARP = 16, 32
-_CELLS_OF_32_BITS = 2**32  # with fewer, keys have 4 bytes
+_CELLS_OF_32_BITS = 2**32  # with fewer cells, keys have 4 bytes
 
 
 class Call(NamedTuple):
@@ -87,12 +83,12 @@ class DeformSlopes(NamedTuple):
     grad_mask: Array
 
 
-class DeformPlaces(NamedTuple):
+class DeformKeys(NamedTuple):
     call: Call
     cells: int
     key_bytes: int
     keys: Array
-    places: Array
+    contributions: Array
 
 
 class DeformStarts(NamedTuple):
@@ -111,7 +107,7 @@ class DeformCollect(NamedTuple):
     lanes: int
     order: Array
     starts: Array
-    places: Array
+    contributions: Array
     grad_columns: Array
     grad_pixels: Array
 
@@ -171,7 +167,7 @@ class _Sizes(NamedTuple):
 
     @property
     def weight(self) -> tuple[int, int, int]:
-        """The shape of the weight, its rows in the order of columns."""
+        """The shape of the weight of each group as a matrix: its rows have the order of the columns of a pixel."""
         return self.groups, self.outputs // self.groups, self.taps * self.group_channels
 
 
@@ -296,25 +292,25 @@ def _backward(
 
 
 def _collect(sizes: _Sizes, call: Call, code: str, grad_columns: Array, grad_pixels: Array) -> None:
-    """Add to the gradient of the input what the output pixels of a call read of it."""
+    """Add to the gradient of the input that of what the output pixels of a call read."""
     first, count = call.first, call.size
     images = (first + count - 1) // sizes.plane - first // sizes.plane + 1
     planes, samples = images * sizes.offset_groups, sizes.offset_groups * sizes.taps * count
     cells = planes * (sizes.height + 1) * (sizes.width + 1)
-    keys, places, starts = allocate(
+    keys, contributions, starts = allocate(
         (samples, "uint32" if cells < _CELLS_OF_32_BITS else "uint64"),
-        (samples * DEFORM_CONV.PLACE_BYTES[grad_pixels.itemsize], "uint8"),
+        (samples * DEFORM_CONV.CONTRIBUTION_BYTES[grad_pixels.itemsize], "uint8"),
         (cells + 1, "int64"),
     )
     threads = DEFORM_CONV.THREADS
-    record = DeformPlaces(call, cells, keys.itemsize, keys, places)
-    launch("deform_conv", "deform_places", code, math.ceil(samples / threads), threads, record)
+    record = DeformKeys(call, cells, keys.itemsize, keys, contributions)
+    launch("deform_conv", "deform_keys", code, math.ceil(samples / threads), threads, record)
     order = order_of_keys(keys)
     of_cells = DeformStarts(keys, keys.itemsize, order, samples, cells, starts)
     launch("deform_conv", "deform_starts", code, math.ceil((cells + 1) / threads), threads, of_cells)
     (wide, lanes), chunks = _lanes(sizes, 16 // grad_pixels.itemsize, _SPREAD)
     blocks = math.ceil(planes * sizes.height * sizes.width * chunks * lanes / threads)
-    of_pixels = DeformCollect(call, images, wide, lanes, order, starts, places, grad_columns, grad_pixels)
+    of_pixels = DeformCollect(call, images, wide, lanes, order, starts, contributions, grad_columns, grad_pixels)
     launch("deform_conv", "deform_collect", code, blocks, threads, of_pixels)
 
 
@@ -330,9 +326,9 @@ def _sizes(input: Array, offset: Array, weight: Array) -> _Sizes:
 
 
 def _lanes(sizes: _Sizes, at_once: int, most: int) -> tuple[tuple[int, int], int]:
-    """Whether threads take `at_once` channels and how many of them a sample has; how often, for all its channels.
+    """((whether threads take `at_once` channels, threads of a sample), how often these go on to other channels).
 
-    No group of the weight or of the offsets may end within what a thread takes.
+    A thread takes several channels only if all of them are always in one group of the weight and one of the offsets.
     """
     channels = sizes.channels // sizes.offset_groups
     wide = channels % at_once == 0 and sizes.group_channels % at_once == 0
@@ -357,7 +353,7 @@ def _call(
     dilation: tuple[int, int],
     mask: Array | None,
 ) -> Call:
-    """What kernels are told about where taps read; of which output pixels, each tile says."""
+    """The record from which kernels locate samples. The output pixels, `first` and `size`, are set for each tile."""
     return Call(
         sizes.height, sizes.width, sizes.channels, sizes.plane, offset.shape[3], sizes.taps, weight.shape[3],
         *stride, *padding, *dilation, sizes.offset_groups, sizes.group_channels,
@@ -370,7 +366,7 @@ def _call(
 
 
 def _pixels(input: Array) -> Array:
-    """The input with the channels of a pixel together: itself where they are, else memory for a copy."""
+    """The input with the channels of a pixel together, if it lies like that, otherwise memory for such a copy."""
     pixels = input.transpose(0, 2, 3, 1)
     return pixels if _is_pixels(input) else empty(pixels.shape, input.dtype)
 
@@ -394,7 +390,7 @@ def _arrange(
     grad: Array | None = None,
     grads: Array | None = None,
 ) -> None:
-    """Fill the memory that is given for copies."""
+    """Copy the arrays, each transposed, to those arrays of the other layout that are not None."""
     area, blocks = sizes.height * sizes.width, 0
     if pixels is None or _is_pixels(input):
         input = pixels = None
@@ -424,7 +420,7 @@ def _restore(
     grad_weights: Array | None,
     grad_weight: Array | None,
 ) -> None:
-    """Fill `result` from (images, area, channels) with the bias, and the gradient of the weight, if they are there."""
+    """Transpose `pixels` (images, area, channels) plus the bias to `result`, and grad_weights to grad_weight."""
     blocks = 0
     if result is not None:
         blocks += _squares(sizes.images, area, channels)

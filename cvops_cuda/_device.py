@@ -278,9 +278,9 @@ def matmul(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     _require(blas.cublasSetWorkspace_v2(handle, workspace.data.ptr, _WORKSPACE_BYTES))
     status = blas.cublasGemmStridedBatchedEx(
         handle, not call.left.as_it_is, not call.right.as_it_is, call.rows, call.columns, call.depth,
-        one, b.data.ptr, of_a, call.left.pitch, call.left.step,
-        a.data.ptr, of_a, call.right.pitch, call.right.step,
-        before, out.data.ptr, of_out, call.out.pitch, call.out.step, call.batch, compute, _ALGORITHM,
+        one, b.data.ptr, of_a, call.left.column_stride, call.left.matrix_stride,
+        a.data.ptr, of_a, call.right.column_stride, call.right.matrix_stride,
+        before, out.data.ptr, of_out, call.out.column_stride, call.out.matrix_stride, call.batch, compute, _ALGORITHM,
     )  # fmt: skip
     _require(status)
 

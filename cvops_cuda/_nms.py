@@ -1,12 +1,7 @@
 """Greedy non-maximum suppression: rank the boxes, then drop each that overlaps a kept one of better rank.
 
-Launches, whatever the data: one up to 1024 boxes. Up to `_BATCH`: a memset, the ranks, the boxes in order,
-the mask of all pairs, the search and the compaction. Beyond: the keys, a radix sort (for classes, their labels and a
-second sort), a memset, and for each batch its boxes, mask and search, from the second one on after a look at the boxes
-kept before; then the compaction.
-
-Workspace: about 60 bytes for each box up to `_BATCH` (80 beyond, 100 in float64, 16 more for classes), a bit for each
-pair in a batch (18 MB at most), and what the sorts take.
+kernels/nms.cu explains the algorithm. Launches and workspace depend on sizes, never on values; docs/performance.md
+lists them.
 
 Without `padded` the host reads how many boxes are kept, which waits for the device; with it nothing is read, and the
 call can be captured in a CUDA graph.
@@ -31,7 +26,7 @@ _BATCH = 16384
 _WORDS = NMS.CHUNK // WARP  # of 32 bits, one for each box of a chunk
 _KEYS = {"f": "uint32", "d": "uint64"}
 _SIZES = {"f": 4, "d": 8}
-# Below, each box is compared with all kept ones, as on the CPU.
+# Below this threshold each box is compared with all kept ones, as on the CPU.
 _NEAR_THRESHOLD = 0.1
 
 
@@ -70,7 +65,7 @@ class Ranked(NamedTuple):
 
 class Grid(NamedTuple):
     t: float
-    pitch: float
+    cell_ratio: float
     least_area: float
     shift: int
 
@@ -78,7 +73,7 @@ class Grid(NamedTuple):
 class Table(NamedTuple):
     kept: Array
     heads: Array
-    before: Array
+    older: Array
     occupied: Array
     capacity: int
 
@@ -89,7 +84,7 @@ class NmsRank(NamedTuple):
     positions: Array
 
 
-class NmsPlace(NamedTuple):
+class NmsOrder(NamedTuple):
     boxes: Array
     boxes_dtype: int
     ranking: Ranking
@@ -137,7 +132,7 @@ class NmsGather(NamedTuple):
     listed_counts: Array
     total: Array
     ticket: Array
-    found: Array
+    found_counts: Array
     candidates: Array
     candidate_ranks: Array
     count: Array
@@ -260,7 +255,7 @@ def _in_one_block(boxes: Array, ranking: Ranking, dtype: str, threshold: float, 
 
 def _in_one_batch(boxes: Array, ranking: Ranking, dtype: str, threshold: float, size: int) -> tuple[Array, Array]:
     length, classes = ranking.length, ranking.idxs is not None
-    blocks, tiles, chunks = (math.ceil(length / n) for n in (NMS.RANK_THREADS, NMS.RANK_TILE, NMS.CHUNK))
+    blocks, parts, chunks = (math.ceil(length / n) for n in (NMS.RANK_THREADS, NMS.RANK_OTHERS, NMS.CHUNK))
     candidate_count, ticket, states, flags, counts, ranks, positions, order, *candidates = allocate(
         (1, "int64"), (1, "int64"), (chunks * _WORDS, "int64"), *_flags_and_counts(length), (length, "int64"),
         (length if classes else 0, "int64"), (length, "int64"), *_candidates(length, dtype), zeroed=7,
@@ -269,11 +264,11 @@ def _in_one_batch(boxes: Array, ranking: Ranking, dtype: str, threshold: float, 
     if not classes:
         positions = None
     record = NmsRank(ranking, ranks, positions)
-    launch("nms", "nms_rank", dtype, blocks * tiles, NMS.RANK_THREADS, record)
-    place = NmsPlace(
+    launch("nms", "nms_rank", dtype, blocks * parts, NMS.RANK_THREADS, record)
+    in_order = NmsOrder(
         boxes, dtype_code(boxes), ranking, ranks, positions, order, batch.candidates, batch.ranks, batch.size
     )
-    launch("nms", "nms_place", dtype, blocks, NMS.RANK_THREADS, place)
+    launch("nms", "nms_order", dtype, blocks, NMS.RANK_THREADS, in_order)
     search = _Search(dtype, threshold, flags, counts, None, None, _grid(0, dtype))
     _search(search, batch, 0, length, ticket, states, None)
     return _compact(order, flags, counts, length, dtype, size)
@@ -297,8 +292,8 @@ def _in_batches(
 
     batches, chunks, capacity = math.ceil(length / _BATCH), _BATCH // NMS.CHUNK, 1 << length.bit_length()
     (
-        flags, counts, heads, occupied, listed_counts, total, tickets, states, found,
-        kept_boxes, before, listed, dropped, batch_count, *candidates,
+        flags, counts, heads, occupied, listed_counts, total, tickets, states, found_counts,
+        kept_boxes, older, listed, dropped, batch_count, *candidates,
     ) = allocate(
         *_flags_and_counts(length), (capacity, "int64"), (NMS.SIZE_BUCKET_PAIRS, "uint8"), (batches * chunks, "int64"),
         (1, "int64"), (2 * batches, "int64"), (batches * chunks * _WORDS, "int64"), (batches * chunks, "int64"),
@@ -306,7 +301,7 @@ def _in_batches(
         (1, "int64"), *_candidates(_BATCH, dtype), zeroed=9,
     )  # fmt: skip
     batch = _Batch(batch_count, *candidates)
-    kept = _Kept(Table(kept_boxes, heads, before, occupied, capacity), listed, listed_counts, total)
+    kept = _Kept(Table(kept_boxes, heads, older, occupied, capacity), listed, listed_counts, total)
     grid, keeps_all = _grid(iou_threshold, dtype), iou_threshold >= 1
     near = iou_threshold >= _NEAR_THRESHOLD and not keeps_all
     search = _Search(dtype, threshold, flags, counts, members, labels, grid)
@@ -320,7 +315,7 @@ def _in_batches(
         gather = NmsGather(
             ranked, begin, end, threshold, size, grid, dropped if earlier and near else None,
             kept_boxes if earlier else None, listed if earlier else None, listed_counts if earlier else None,
-            total, tickets[2 * number : 2 * number + 1], found[number * chunks : (number + 1) * chunks],
+            total, tickets[2 * number : 2 * number + 1], found_counts[number * chunks : (number + 1) * chunks],
             batch.candidates, batch.ranks, batch.size,
         )  # fmt: skip
         launch("nms", "nms_gather", dtype, math.ceil((end - begin) / NMS.CHUNK), NMS.CHUNK, gather)
@@ -331,7 +326,7 @@ def _in_batches(
 
 
 class _Batch(NamedTuple):
-    """What is compared with each other: how many boxes, in the order of their positions, their ranks, the mask."""
+    """Boxes that are compared with each other, in the order of their positions: their number, ranks and mask."""
 
     size: Array
     candidates: Array
@@ -340,7 +335,7 @@ class _Batch(NamedTuple):
 
 
 def _candidates(size: int, dtype: str) -> list[tuple[int, str]]:
-    """The memory of a batch of so many boxes, but for their number."""
+    """The arrays of a batch of `size` boxes, as `allocate` takes them, except that for their number."""
     chunks = math.ceil(size / NMS.CHUNK)
     words = chunks * (chunks + 1) // 2 * NMS.CHUNK * _WORDS
     return [(size * NMS.BOX_BYTES[_SIZES[dtype]], "uint8"), (size, "int64"), (words, "uint32")]
@@ -398,17 +393,17 @@ def _compact(order: Array, flags: Array, counts: Array, length: int, dtype: str,
 def _grid(iou_threshold: float, dtype: str) -> Any:
     """How kept boxes are hashed: `Grid` in kernels/nms.cuh, packed.
 
-    t is the threshold less some roundings in working precision, and 0 where all boxes are listed. The pitch, and the
-    octaves of size in a bucket, shrink with 1 - t, as the room between two kept boxes does.
+    t is the threshold less some roundings in working precision, and 0 where all boxes are listed. The cells, and the
+    octaves of size in a bucket, shrink with 1 - t, as the distance between two kept boxes does.
     """
     if iou_threshold < _NEAR_THRESHOLD:
         return pack(Grid(0.0, 1.0, 1.0, 0))
     limits = np.finfo(dtype)
     slack = 64 * float(limits.eps)
-    pitch = max(4 * (1 - iou_threshold), 16 * slack)
-    # Two octaves in a bucket up to t = 0.3; above, so many buckets that pairs of them keep a warp's 32 lanes busy.
-    shift = 53 - max(0, math.ceil(math.log2(2.8 / pitch)))
-    return pack(Grid(iou_threshold * (1 - slack), pitch, 16 * float(limits.tiny), shift))
+    cell_ratio = max(4 * (1 - iou_threshold), 16 * slack)
+    # Two octaves in a bucket up to t = 0.3. Above, so many buckets that their pairs keep the 32 lanes of a warp busy.
+    shift = 53 - max(0, math.ceil(math.log2(2.8 / cell_ratio)))
+    return pack(Grid(iou_threshold * (1 - slack), cell_ratio, 16 * float(limits.tiny), shift))
 
 
 def _flags_and_counts(length: int) -> tuple[tuple[int, str], tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""ps_roi_align, ps_roi_pool and their gradients: one launch each, no workspace. Nothing waits for the device."""
+"""ps_roi_align, ps_roi_pool and their gradients. Nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -102,6 +102,6 @@ def _spread(kernel: str, grad: Array, rois: Array, shape: tuple[int, int, int, i
 
 
 def _blocks(channels: int, bins: tuple[int, int]) -> int:
-    """Of an image: one for each bin and some channels."""
+    """How many blocks an image has: one for each bin and each few channels."""
     groups: int = math.ceil(channels / PS_ROI.CHANNELS)
     return math.prod(bins) * groups

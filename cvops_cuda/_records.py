@@ -1,8 +1,8 @@
 """Structs that kernels take by value; on this side of the launch they are named tuples. No GPU needed to import it.
 
 Each kernel takes one. A field is an int (`long long`), a float (`double`), an array (a pointer; None is null), a tuple
-of as many of one of these (an array of C), or another record. All of these are 8 bytes or multiples of them, so that
-nothing is padded; the emulation compares names, offsets and kinds with the struct of the same name in the kernel file.
+of these (an array in C), or another record. All of them have 8 bytes or a multiple of 8, so that nothing is padded. The
+emulation compares names, offsets and kinds with the struct of the same name in the kernel file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Layout:
         self.size = self._struct.size
 
     def pack(self, record: Any, address: Callable[[Any], int]) -> bytes:
-        """The bytes of a record; `address` is asked where arrays lie. A record within it may be packed already."""
+        """The bytes of a record; `address` returns where an array lies. A record within it may be packed already."""
         values = list(record)
         for i in self._pointers:
             array = values[i]
@@ -44,7 +44,7 @@ def layout(record: type) -> Layout:
 
 
 def pack(record: Any, address: Callable[[Any], int] | None = None) -> bytes:
-    """The bytes of a record, by itself; without `address` it has no arrays."""
+    """The bytes of a record, which may have arrays only if `address` is given."""
     return layout(record.__class__).pack(record, address or _none_there)
 
 

@@ -1,4 +1,4 @@
-"""roi_align, of one map or of a pyramid of maps, and its gradient. Nothing waits for the device, nothing is zeroed."""
+"""roi_align, of one map or of a pyramid of maps, and its gradient. Nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._roi_inputs import in_working_precision
 
 Shape = tuple[int, int, int, int]
 
-_MANY_BLOCKS = 2000  # are enough to keep a large GPU busy
+_MANY_BLOCKS = 2000  # so many keep a large GPU busy
 _is_contiguous = operator.attrgetter("flags.c_contiguous")
 
 
@@ -95,17 +95,16 @@ def multiscale_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Array:
-    """roi_align of each RoI on the map of the index that tells how many of the increasing limits its area reaches.
+    """roi_align of each RoI on features[level], where level = sum(area >= area_limits).
 
-    One launch for every four maps; no workspace. Maps are read where they lie if all are contiguous, or all
-    channels-last; others are copied.
+    Maps are read where they lie if all are contiguous, or all channels-last; otherwise they are copied.
     """
     maps, kernel = _read_where_they_lie(features, rois)
     rois, storage = contiguous(rois), maps[0].dtype
     images, channels, *_ = features[0].shape
     pooled = empty((len(rois), channels, *output_size), storage)
     if pooled.size:
-        # More channels share the taps of a RoI, fewer make more blocks.
+        # With more channels the taps of a RoI are found for fewer blocks; with fewer channels there are more blocks.
         channels_per_block = 64 if len(rois) * channels >= 64 * _MANY_BLOCKS else 16
         if kernel == "roi_align_last":
             channels_per_block = ROI_ALIGN.LAST_CHANNELS
@@ -129,7 +128,6 @@ def multiscale_roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Array]:
-    """Two launches for every four maps, one if there are no RoIs. Workspace: 48 bytes for each RoI, 64 in float64."""
     values, rois = in_working_precision(grad, rois)
     size, (images, channels, *_), storage = len(rois), input_shapes[0], values.dtype
     rows, columns = grad.shape[2:]
@@ -157,7 +155,7 @@ def multiscale_roi_align_backward(
 
 
 def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[Array], str]:
-    """The maps, all of one layout and in working precision, and the kernel for it."""
+    """The maps, all in one layout and in working precision, and the kernel for this layout."""
     maps, kernel = list(features), "roi_align"
     lie_so = all(map(_is_contiguous, maps))
     if not lie_so:
@@ -174,10 +172,7 @@ def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[A
 def _launches(
     sizes: tuple[tuple[int, int], ...], scales: tuple[float, ...], area_limits: tuple[float, ...]
 ) -> list[tuple[slice, Any]]:
-    """The levels that each launch does: which they are, and as `Pyramid`, packed.
-
-    A RoI is of the last level whose limit its area reaches; NaN is never reached.
-    """
+    """For each launch, its levels and their packed `Pyramid`. A RoI is pooled from level sum(area >= area_limits)."""
     launches = []
     limits = [0.0, *area_limits, *[math.nan] * ROI_ALIGN.LEVELS]
     for first in range(0, len(sizes), ROI_ALIGN.LEVELS):

@@ -1,4 +1,4 @@
-"""What the launchers of the RoI operators do to their arguments."""
+"""How the launchers of the RoI operators prepare their arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ._device import Array, contiguous, converted
 
 
 def in_working_precision(images: Array, rois: Array) -> tuple[Array, Array]:
-    """Both contiguous, `images` in float64 if either is: kernels compute in the precision of what they read."""
+    """Both contiguous, and `images` in float64 if either is: kernels compute in the precision of the images."""
     if working_dtype(images, rois) == "d":
         images = converted(images, "d")
     return contiguous(images), contiguous(rois)

@@ -1,4 +1,4 @@
-"""roi_pool: one launch, no workspace. Its gradient: one launch, or two for large maps. Nothing waits for the device."""
+"""roi_pool and its gradient. Nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._constants import ROI_POOL, WARP
 from ._device import Array, contiguous, converted, dtype_code, empty, launch, zeros
 from ._roi_inputs import in_working_precision
 
-_BLOCKS = 1024  # are enough to share out evenly
+_BLOCKS = 1024  # with so many, all multiprocessors have about the same work
 _MOST_PASSES = 16
 
 
@@ -60,12 +60,12 @@ def roi_pool(
     shape = (size, channels, *output_size)
     pooled, argmax = empty(shape, maps.dtype), empty(shape, "int32") if return_argmax else None
     if pooled.size:
-        together = ROI_POOL.CHANNELS[_size(maps)]
-        at_once = max(ROI_POOL.THREADS // bins, 1)
-        threads = min(math.ceil(at_once * bins / WARP) * WARP, ROI_POOL.THREADS)
-        # Channels of a block: whole passes of it, if the blocks are enough then.
-        of_pass, run = at_once * together, size * channels // _BLOCKS
-        run = max(run // together, 1) * together if run < of_pass else min(run // of_pass, _MOST_PASSES) * of_pass
+        of_thread = ROI_POOL.CHANNELS[_size(maps)]
+        planes_at_once = max(ROI_POOL.THREADS // bins, 1)
+        threads = min(math.ceil(planes_at_once * bins / WARP) * WARP, ROI_POOL.THREADS)
+        # Channels of a block: those of whole passes of its threads, unless there would be too few blocks.
+        of_pass, run = planes_at_once * of_thread, size * channels // _BLOCKS
+        run = max(run // of_thread, 1) * of_thread if run < of_pass else min(run // of_pass, _MOST_PASSES) * of_pass
         record = RoiPool(
             maps, rois, dtype_code(rois), size, images, channels, height, width, *output_size, spatial_scale, run,
             pooled, argmax,
@@ -78,7 +78,6 @@ def roi_pool(
 def roi_pool_backward(
     grad: Array, rois: Array, argmax: Array, input_shape: tuple[int, int, int, int], spatial_scale: float
 ) -> Array:
-    """Two launches if a plane has more than 2940 pixels, 1470 in float64, with a workspace of 8 bytes for each RoI."""
     values, rois = in_working_precision(grad, rois)
     (images, channels, *sides), size, bins = input_shape, len(rois), math.prod(grad.shape[2:])
     if size == 0:
@@ -86,7 +85,7 @@ def roi_pool_backward(
     gradient = empty(input_shape, values.dtype)
     if gradient.size:
         pixels, sums, code = math.prod(sides), ROI_POOL.SUMS[_size(values)], values.dtype.char
-        # Tiles small enough for four warps with sums of their own.
+        # Tiles so small that a block has memory for the sums of four warps.
         tiles = math.ceil(pixels / (sums // 4))
         tile, argmax, extents = math.ceil(pixels / tiles), contiguous(argmax), None
         if tiles > 1:

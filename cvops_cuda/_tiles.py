@@ -1,4 +1,4 @@
-"""How convolutions divide their output pixels into tiles, so that the columns of each take little memory."""
+"""How convolutions divide their output pixels into tiles, so that the columns of each tile take little memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ MOST_COLUMNS = 16 << 20
 
 
 def tiles(images: int, plane: int, columns: int) -> Iterator[tuple[int, int, int, int]]:
-    """Ranges of images and of their `plane` output pixels, of so many columns each; whole images wherever one fits."""
+    """Yield tiles (first image, last + 1, first pixel, last + 1): whole images if one fits, or a part of one image.
+
+    An image has `plane` output pixels, and a pixel has `columns` columns.
+    """
     most = max(1, MOST_COLUMNS // columns)
     step, pixels = (even(images, most // plane), plane) if plane <= most else (1, even(plane, most))
     for image in range(0, images, step):
@@ -21,5 +24,5 @@ def tiles(images: int, plane: int, columns: int) -> Iterator[tuple[int, int, int
 
 
 def even(count: int, most: int) -> int:
-    """The size of the parts into which `count` falls when none may be larger than `most`; the last may be smaller."""
+    """The size of the fewest equal parts of `count` that are not larger than `most`; the last part may be smaller."""
     return math.ceil(count / math.ceil(count / most))

@@ -224,7 +224,7 @@ def test_what_is_compiled_names_its_files():
 # -------------------------------------------------------------------------------------------------------- launches
 
 ONE_BLOCK = ["nms_block"]
-ONE_BATCH = ["zeros", "nms_rank", "nms_place", "nms_mask", "nms_chain", "nms_compact"]
+ONE_BATCH = ["zeros", "nms_rank", "nms_order", "nms_mask", "nms_chain", "nms_compact"]
 RANKS, RANKS_OF_CLASSES = ["nms_keys", "order_of_keys"], ["nms_keys", "order_of_keys", "nms_labels", "order_of_keys"]
 SEARCH = ["nms_gather", "nms_mask", "nms_chain"]
 TWO_BATCHES = ["zeros", *SEARCH, "nms_near", *SEARCH, "nms_compact"]

@@ -17,7 +17,7 @@ from tests.strategies_deform import NAMES, OFFSETS, Case
 FORWARD = ["deform_arrange", "deform_columns", "matmul", "deform_restore"]
 BACKWARD = [
     "deform_bias", "deform_arrange", "matmul", "deform_slopes", "matmul",
-    "deform_places", "order_of_keys", "deform_starts", "deform_collect", "deform_restore",
+    "deform_keys", "order_of_keys", "deform_starts", "deform_collect", "deform_restore",
 ]  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_launches_whatever_the_values(emulated, launches, offsets, dtype):
     ("wanted", "missing"),
     [
         (["input"], {"deform_bias", "deform_slopes"}),
-        (["weight"], {"deform_bias", "deform_places", "order_of_keys", "deform_starts", "deform_collect"}),
+        (["weight"], {"deform_bias", "deform_keys", "order_of_keys", "deform_starts", "deform_collect"}),
         (["offset", "mask"], {"deform_bias", "deform_restore", *BACKWARD[5:9]}),
         (["bias"], {*BACKWARD} - {"deform_bias"}),
         ([], {*BACKWARD}),

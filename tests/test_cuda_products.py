@@ -130,12 +130,12 @@ class Blas:
     status = 0
 
 
-def _by_columns(address, data_type, start, rows, columns, pitch):
-    assert pitch >= rows
+def _by_columns(address, data_type, start, rows, columns, column_stride):
+    assert column_stride >= rows
     dtype = {0: np.dtype("f"), 1: np.dtype("d"), 2: np.dtype("e"), 14: _bfloat16()}[data_type]
-    size = (columns - 1) * pitch + rows
+    size = (columns - 1) * column_stride + rows
     memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(address + start * dtype.itemsize)
-    strides = dtype.itemsize, pitch * dtype.itemsize
+    strides = dtype.itemsize, column_stride * dtype.itemsize
     return np.lib.stride_tricks.as_strided(np.frombuffer(memory, dtype), (rows, columns), strides)
 
 

@@ -7,51 +7,63 @@
 // in working precision. What else has the caller's shape is as in the docstring of cvops.deform_conv2d. All contiguous;
 // pixels begin at a multiple of 16 bytes.
 //
-// Fast because lanes run over channels, 16 bytes each: a corner of a sample is one run of memory, of which neighbouring
-// taps and pixels find most in the caches. Where a sample lies is computed once for all its channels (or for as many as
-// a block takes), by one thread, from offsets that a warp reads side by side. The gradient of the input has no atomics:
-// samples are sorted by the cell of four pixels in which they lie, a quarter of as many keys as they have corners, and
-// each pixel adds up the lists of its four cells, in order.
+// Why it is fast: lanes run over channels, 16 bytes each. So a corner of a sample is contiguous in memory, and most of
+// it is in the caches already, because neighbouring taps and pixels read the same corners. One thread locates a sample
+// for all its channels (or for as many as a block takes), from offsets that a warp reads side by side.
+//
+// The gradient of the input has no atomics. A cell is the square between four pixels, and each pixel is a corner of
+// four cells. Samples are sorted by their cell, and each pixel sums up the samples of its four cells, in order:
+//
+//     cells     0 | 1 | 2          def gradient_of_pixel(row, column):     # of cells (row, column) to (row + 1, column
+//     + 1)
+//              ---a---b---             total = 0
+//               3 | 4 | 5              for cell in the four cells around the pixel:
+//              ---c---d---                 for sample in samples_of[cell]:        # keys sorted, starts[cell] by
+//              bisection
+//               6 | 7 | 8                      total += weight_of_corner(sample, pixel) * grad_columns[sample]
+//                                      return total
+//
+// To sort by cell takes a quarter of the keys that it would take to sort by corner.
 //
 // [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017.
 // [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
 
 #include "numeric.cuh"
 
-// A block of THREADS looks at PIXELS output pixels and at most TAPS taps, a thread at each.
+// A block looks at PIXELS output pixels and at most TAPS taps of each: one sample for each of its THREADS threads.
 constexpr int THREADS = CVOPS_THREADS, PIXELS = CVOPS_PIXELS, TAPS = CVOPS_TAPS;
-constexpr int EDGE = CVOPS_EDGE;                                          // of what a block transposes
+constexpr int EDGE = CVOPS_EDGE;                                          // side of the square that a block transposes
 constexpr int WIDTH = 16 / sizeof(Element), REAL_WIDTH = 16 / sizeof(T);  // what a thread reads at once
 
-// ----------------------------------------------------------------------------------------------------- some at once
+// ------------------------------------------------------------------------------------------------------ vectors
 
 template <int SIZE, class Stored>
-struct Some {
-    Stored at[SIZE];
+struct Vector {
+    Stored values[SIZE];
 };
 
-// SIZE neighbours: one, or as many as lie in 16 bytes or 32.
+// Read SIZE neighbouring numbers: one, or as many as lie in 16 bytes or 32.
 template <int SIZE, class Stored>
-__device__ __forceinline__ Some<SIZE, Stored> fetch(const Stored* from) {
+__device__ __forceinline__ Vector<SIZE, Stored> fetch(const Stored* from) {
     constexpr int BYTES = SIZE * sizeof(Stored);
     union {
-        Some<SIZE, Stored> some;
+        Vector<SIZE, Stored> some;
         uint4 words[BYTES < 16 ? 1 : BYTES / 16];
     } result;
-    if (BYTES < 16) result.some.at[0] = *from;
+    if (BYTES < 16) result.some.values[0] = *from;
 #pragma unroll
     for (int i = 0; i < BYTES / 16; ++i) result.words[i] = ((const uint4*)from)[i];
     return result.some;
 }
 
 template <int SIZE, class Stored>
-__device__ __forceinline__ void put(const Some<SIZE, Stored>& some, Stored* to) {
+__device__ __forceinline__ void put(const Vector<SIZE, Stored>& some, Stored* to) {
     constexpr int BYTES = SIZE * sizeof(Stored);
     union {
-        Some<SIZE, Stored> some;
+        Vector<SIZE, Stored> some;
         uint4 words[BYTES < 16 ? 1 : BYTES / 16];
     } source = {some};
-    if (BYTES < 16) *to = some.at[0];
+    if (BYTES < 16) *to = some.values[0];
 #pragma unroll
     for (int i = 0; i < BYTES / 16; ++i) ((uint4*)to)[i] = source.words[i];
 }
@@ -70,7 +82,7 @@ struct Call {
     __device__ __forceinline__ long long columns() const { return channels * taps; }
     __device__ __forceinline__ long long offset_channels() const { return channels / offset_groups; }
 
-    // Where a channel stands in the columns of a pixel, for tap 0.
+    // The column of a channel, for tap 0, among the columns of a pixel.
     __device__ __forceinline__ long long column(long long channel) const {
         return channel + channel / group_channels * group_channels * (taps - 1);
     }
@@ -80,13 +92,13 @@ enum { ABOVE_LEFT = 1, ABOVE_RIGHT = 2, BELOW_LEFT = 4, BELOW_RIGHT = 8, READS =
 
 // What one tap reads for one output pixel and one group of offsets.
 struct Sample {
-    long long row, column;  // the pixel above and left of the place; rows of all images counted through
-    Real y, x, mask;        // distance from that pixel
-    int corners;            // which of the four around it are on the map, and READS unless the sample is 0
+    long long row, column;  // its upper left corner; row = image * height + (row of the image)
+    Real y, x, mask;        // y, x: distances from that corner
+    int corners;            // which of the four corners are on the map, and READS unless the sample is 0
 };
 
-// NaN offsets have no corners, and NaN distances make NaN of everything. At -1 exactly, a sample is 0 but has a
-// derivative: that of the cell which begins there.
+// A sample whose offset is NaN has no corners, but its distances are NaN, which makes all that it enters NaN. A sample
+// exactly at -1 is 0, but it has a derivative, that of the cell between -1 and 0.
 __device__ Sample locate(const Call& call, long long index, long long group, long long tap) {
     long long image = index / call.out_pixels, pixel = index - image * call.out_pixels;
     long long row = pixel / call.out_width, column = pixel - row * call.out_width;
@@ -113,7 +125,8 @@ __device__ Sample locate(const Call& call, long long index, long long group, lon
     return sample;
 }
 
-// Which samples a block looks at, by its number: pixels first, then taps, groups of offsets, chunks of their channels.
+// Which samples a block looks at. Blocks are numbered by pixels first, then by taps, groups of offsets and chunks of
+// their channels.
 struct Part {
     long long pixel, group, chunk;  // pixel counts from 0 in [first, first + size)
     int tap, taps;
@@ -132,19 +145,19 @@ struct Part {
 };
 
 struct Samples {
-    Sample at[THREADS];
+    Sample values[THREADS];
 };
 
-// One sample for each thread; to be waited for.
+// Locate one sample for each thread. A barrier has to follow.
 __device__ __forceinline__ void locate_all(const Call& call, const Part& part, Samples& samples) {
     int own = threadIdx.x;
     if (part.has(call, own))
-        samples.at[own] = locate(call, call.first + part.pixel + own % PIXELS, part.group, part.tap + own / PIXELS);
+        samples.values[own] = locate(call, call.first + part.pixel + own % PIXELS, part.group, part.tap + own / PIXELS);
 }
 
 template <int SIZE>
 struct Corners {
-    Some<SIZE, Element> above_left, above_right, below_left, below_right;
+    Vector<SIZE, Element> above_left, above_right, below_left, below_right;
 };
 
 template <int SIZE>
@@ -161,17 +174,17 @@ __device__ __forceinline__ Corners<SIZE> corners_of(const Call& call, const Samp
 }
 
 template <int SIZE>
-__device__ __forceinline__ Some<SIZE, Element> columns_of(const Sample& sample, const Corners<SIZE>& corners) {
-    Some<SIZE, Element> result;
+__device__ __forceinline__ Vector<SIZE, Element> columns_of(const Sample& sample, const Corners<SIZE>& corners) {
+    Vector<SIZE, Element> result;
     Real y = sample.y, x = sample.x, up = Real{1} - y, back = Real{1} - x;
     Real weights[] = {up * back, up * x, y * back, y * x};
 #pragma unroll
     for (int i = 0; i < SIZE; ++i) {
-        Real value = weights[0] * widen(corners.above_left.at[i]);
-        value = fused(weights[1], widen(corners.above_right.at[i]), value);
-        value = fused(weights[2], widen(corners.below_left.at[i]), value);
-        value = fused(weights[3], widen(corners.below_right.at[i]), value);
-        result.at[i] = narrow(sample.mask * (sample.corners & READS ? value : Real{0}));
+        Real value = weights[0] * widen(corners.above_left.values[i]);
+        value = fused(weights[1], widen(corners.above_right.values[i]), value);
+        value = fused(weights[2], widen(corners.below_left.values[i]), value);
+        value = fused(weights[3], widen(corners.below_right.values[i]), value);
+        result.values[i] = narrow(sample.mask * (sample.corners & READS ? value : Real{0}));
     }
     return result;
 }
@@ -187,13 +200,13 @@ __device__ __forceinline__ void gather(const Call& call, const Part& part, const
     columns += part.pixel * call.columns() + part.tap * call.group_channels + call.column(channel);
     for (int s = threadIdx.x / lanes; s < part.taps * PIXELS; s += THREADS / lanes) {
         if (!part.has(call, s)) continue;
-        const Sample sample = samples.at[s];
+        const Sample sample = samples.values[s];
         Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel);
         put(columns_of(sample, corners), columns + s % PIXELS * call.columns() + s / PIXELS * call.group_channels);
     }
 }
 
-// `wide`: whether channels can be taken WIDTH at a time; each sample has `lanes` threads, a power of two.
+// `wide`: whether threads take WIDTH channels at a time. `lanes`: how many threads a sample has, a power of two.
 struct DeformColumns {
     Call call;
     const Element* pixels;
@@ -215,17 +228,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) deform_columns(const De
 
 // ---------------------------------------------------------------------------------------------- gradients of samples
 
-// Derivatives by the place of a sample and by its mask.
+// Derivatives with respect to the position of a sample and to its mask.
 struct Slopes {
     Real y, x, mask;
 };
 struct AllSlopes {
-    Slopes at[THREADS];
+    Slopes values[THREADS];
 };
 
-// The sum over neighbouring lanes, in all of them.
+// The sum over `lanes` neighbouring lanes, in each of them.
 __device__ __forceinline__ Real total(Real sum, int lanes) {
-    for (int step = lanes / 2; step > 0; step /= 2) sum = sum + Real{__shfl_xor_sync(0xFFFFFFFF, sum.value, step)};
+    for (int distance = lanes / 2; distance > 0; distance /= 2)
+        sum = sum + Real{__shfl_xor_sync(0xFFFFFFFF, sum.value, distance)};
     return sum;
 }
 
@@ -239,23 +253,24 @@ __device__ __forceinline__ void differentiate(const Call& call, const Part& part
         int s = base + threadIdx.x / lanes;
         bool active = part.has(call, s);
         Sample sample = {0, 0, {0}, {0}, {0}, 0};
-        if (active) sample = samples.at[s];
+        if (active) sample = samples.values[s];
         long long start = (part.pixel + s % PIXELS) * call.columns() + (part.tap + s / PIXELS) * call.group_channels;
-        // Differences of sums would lose digits where neighbours are alike.
+        // Differences are summed, because differences of sums would lose digits where neighbouring pixels are alike.
         Real value = {0}, down = {0}, down_right = {0}, right = {0};
         for (long long inner = lane * SIZE; active && inner < call.offset_channels(); inner += lanes * SIZE) {
             long long channel = group + inner, column = start + call.column(channel);
             Corners<SIZE> corners = corners_of<SIZE>(call, sample, pixels, channel);
             if (columns) put(columns_of(sample, corners), columns + column);
             if (!grad_columns) continue;
-            Some<SIZE, T> grads = fetch<SIZE>(grad_columns + column);
+            Vector<SIZE, T> grads = fetch<SIZE>(grad_columns + column);
 #pragma unroll
             for (int i = 0; i < SIZE; ++i) {
-                Real grad = {grads.at[i]};
-                Real above_left = widen(corners.above_left.at[i]), above_right = widen(corners.above_right.at[i]);
+                Real grad = {grads.values[i]};
+                Real above_left = widen(corners.above_left.values[i]),
+                     above_right = widen(corners.above_right.values[i]);
                 value = fused(grad, above_left, value);
-                down = fused(grad, widen(corners.below_left.at[i]) - above_left, down);
-                down_right = fused(grad, widen(corners.below_right.at[i]) - above_right, down_right);
+                down = fused(grad, widen(corners.below_left.values[i]) - above_left, down);
+                down_right = fused(grad, widen(corners.below_right.values[i]) - above_right, down_right);
                 right = fused(grad, above_right - above_left, right);
             }
         }
@@ -264,11 +279,11 @@ __device__ __forceinline__ void differentiate(const Call& call, const Part& part
         Real by_y = (Real{1} - x) * down + x * down_right, by_x = right + y * (down_right - down);
         Real by_mask = sample.corners & READS ? value + x * right + y * by_y : Real{0};
         by_y = total(by_y, lanes), by_x = total(by_x, lanes), by_mask = total(by_mask, lanes);
-        if (active && lane == 0) slopes.at[s] = {sample.mask * by_y, sample.mask * by_x, by_mask};
+        if (active && lane == 0) slopes.values[s] = {sample.mask * by_y, sample.mask * by_x, by_mask};
     }
 }
 
-// The columns, if the array for them is there; and from the gradient of the columns that of the offset and of the mask.
+// Computes the columns, unless `columns` is null, and the gradients of offset and mask, unless `grad_columns` is null.
 struct DeformSlopes {
     Call call;
     const Element* pixels;
@@ -291,13 +306,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) deform_slopes(const Def
                              slopes);
     else
         differentiate<1>(call, part, samples, args.pixels, (int)args.lanes, args.grad_columns, args.columns, slopes);
-    __syncthreads();  // then neighbouring threads write neighbouring pixels
+    __syncthreads();  // the slopes are there; now neighbouring threads have neighbouring pixels
     int own = threadIdx.x;
     if (!args.grad_columns || !part.has(call, own)) return;
     long long index = call.first + part.pixel + own % PIXELS, image = index / call.out_pixels;
     long long entry = (image * call.offset_groups + part.group) * call.taps + part.tap + own / PIXELS;
     long long pixel = index - image * call.out_pixels;
-    Slopes slope = slopes.at[own];
+    Slopes slope = slopes.values[own];
     if (args.grad_offset) {
         args.grad_offset[2 * entry * call.out_pixels + pixel] = narrow(slope.y);
         args.grad_offset[(2 * entry + 1) * call.out_pixels + pixel] = narrow(slope.x);
@@ -307,29 +322,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) deform_slopes(const Def
 
 // --------------------------------------------------------------------------------------------- gradient of the input
 
-// How a sample adds to the gradients of its four pixels, and its column for channel 0. A tile has no more columns than
-// that can count, unless a single pixel has.
-struct Place {
+// What a sample contributes to the gradients of its four corners: its distances and mask as in `Sample`, and where its
+// gradients begin in grad_columns. A tile has no more columns than an unsigned counts, unless it is a single pixel.
+struct Contribution {
     Real y, x, mask;
     unsigned column;
 };
-static_assert(sizeof(Place) == CVOPS_PLACE_BYTES, "the launcher allocates so many");
+static_assert(sizeof(Contribution) == CVOPS_CONTRIBUTION_BYTES, "the launcher allocates so many");
 
-// A cell lies between four pixels, on the map or at its border: there are (H + 1) * (W + 1) for each image and group of
-// offsets, and last one for all samples that add nothing. Keys have 4 bytes, or 8 where there are too many cells.
+// A cell lies between four pixels, of which some are outside at the border: there are (H + 1) * (W + 1) cells for each
+// image and group of offsets, and one more for all samples that add nothing. Keys have 4 bytes, or 8 for very many
+// cells.
 __device__ __forceinline__ long long key_of(const void* keys, long long i, long long key_bytes) {
     return key_bytes == 4 ? (long long)((const unsigned*)keys)[i] : (long long)((const unsigned long long*)keys)[i];
 }
 
-// Samples are counted taps by taps, each for all pixels: i = (group * taps + tap) * count + pixel.
-struct DeformPlaces {
+// The key of each sample is its cell; its contribution is what the sum needs of it. Samples are numbered
+// i = (group * taps + tap) * size + pixel.
+struct DeformKeys {
     Call call;
     long long cells, key_bytes;
     void* keys;
-    Place* places;
+    Contribution* contributions;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) deform_places(const DeformPlaces args) {
+extern "C" __global__ void __launch_bounds__(THREADS) deform_keys(const DeformKeys args) {
     const Call& call = args.call;
     long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
     if (i >= call.offset_groups * call.taps * call.size) return;
@@ -347,7 +364,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) deform_places(const Deform
     else
         ((unsigned long long*)args.keys)[i] = key;
     unsigned start = (unsigned)(pixel * call.columns() + tap * call.group_channels);
-    args.places[i] = {sample.y, sample.x, sample.mask, start};
+    args.contributions[i] = {sample.y, sample.x, sample.mask, start};
 }
 
 // starts[cell]: how many samples lie in the cells before.
@@ -374,56 +391,56 @@ extern "C" __global__ void __launch_bounds__(THREADS) deform_starts(const Deform
 }
 
 template <int SIZE>
-__device__ __forceinline__ void add_list(const long long* order, const Place* places, const T* grad_columns,
-                                         long long begin, long long split, long long end, bool below, long long column,
-                                         Real* sums) {
+__device__ __forceinline__ void add_list(const long long* order, const Contribution* contributions,
+                                         const T* grad_columns, long long begin, long long split, long long end,
+                                         bool below, long long column, Real* sums) {
 #pragma unroll 4
     for (long long i = begin; i < end; ++i) {
-        Place place = places[order[i]];
-        Real y = below ? place.y : Real{1} - place.y, x = i < split ? place.x : Real{1} - place.x;
-        Real share = place.mask * (y * x);
-        Some<SIZE, T> grads = fetch<SIZE>(grad_columns + place.column + column);
+        Contribution sample = contributions[order[i]];
+        Real y = below ? sample.y : Real{1} - sample.y, x = i < split ? sample.x : Real{1} - sample.x;
+        Real weight = sample.mask * (y * x);
+        Vector<SIZE, T> grads = fetch<SIZE>(grad_columns + sample.column + column);
 #pragma unroll
-        for (int k = 0; k < SIZE; ++k) sums[k] = fused(share, Real{grads.at[k]}, sums[k]);
+        for (int k = 0; k < SIZE; ++k) sums[k] = fused(weight, Real{grads.values[k]}, sums[k]);
     }
 }
 
-// The pixel numbered `pixel` of the images in question, its channels from `inner` on in a group of offsets.
+// Sum up the gradient of one pixel of an image, for SIZE channels of a group of offsets, from channel `inner` of it on.
 template <int SIZE>
 __device__ __forceinline__ void collect(const Call& call, long long image, long long pixel, long long group,
                                         long long inner, const long long* order, const long long* starts,
-                                        const Place* places, const T* grad_columns, T* grad_pixels) {
+                                        const Contribution* contributions, const T* grad_columns, T* grad_pixels) {
     long long channel = group * call.offset_channels() + inner, column = call.column(channel);
     long long row = pixel / call.width, across = call.width + 1;
-    // In the cells of the upper row this pixel is a lower one; in the first cell of a row, the right one.
+    // Of the cells above, this pixel is a lower corner, and of those to the left a right one.
     long long plane = (image - call.first / call.out_pixels) * call.offset_groups + group;
     const long long* upper = starts + (plane * (call.height + 1) + row) * across + (pixel - row * call.width);
     const long long* lower = upper + across;
-    // An image that an earlier call has begun is added to.
+    // An earlier launch has set the sums if output pixels of this image came before.
     bool begun = image * call.out_pixels < call.first;
     if (begun && upper[0] == upper[2] && lower[0] == lower[2]) return;
     T* target = grad_pixels + (image * call.height * call.width + pixel) * call.channels + channel;
-    Some<SIZE, T> result = {};
+    Vector<SIZE, T> result = {};
     if (begun) result = fetch<SIZE>(target);
     Real sums[SIZE];
 #pragma unroll
-    for (int k = 0; k < SIZE; ++k) sums[k] = Real{result.at[k]};
-    add_list<SIZE>(order, places, grad_columns, upper[0], upper[1], upper[2], true, column, sums);
-    add_list<SIZE>(order, places, grad_columns, lower[0], lower[1], lower[2], false, column, sums);
+    for (int k = 0; k < SIZE; ++k) sums[k] = Real{result.values[k]};
+    add_list<SIZE>(order, contributions, grad_columns, upper[0], upper[1], upper[2], true, column, sums);
+    add_list<SIZE>(order, contributions, grad_columns, lower[0], lower[1], lower[2], false, column, sums);
 #pragma unroll
-    for (int k = 0; k < SIZE; ++k) result.at[k] = sums[k].value;
+    for (int k = 0; k < SIZE; ++k) result.values[k] = sums[k].value;
     put(result, target);
 }
 
-// grad_pixels: as pixels, in working precision. What [first, first + size) read is added to what earlier calls wrote;
-// where there was none, nothing has to be there. `images`: in how many these lie; `wide`, `lanes`: as above, but for
-// REAL_WIDTH.
+// grad_pixels has the layout of `pixels`, in working precision. The output pixels [first, first + size) lie in `images`
+// images. What they read is added to the sums of earlier launches for the same image; if there was none, the sums are
+// set, and need no value before. `wide` and `lanes` are as above, but for REAL_WIDTH.
 struct DeformCollect {
     Call call;
     long long images, wide, lanes;
     const long long* order;
     const long long* starts;
-    const Place* places;
+    const Contribution* contributions;
     const T* grad_columns;
     T* grad_pixels;
 };
@@ -438,10 +455,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) deform_collect(const De
     if (inner >= call.offset_channels()) return;
     image += call.first / call.out_pixels;
     if (args.wide)
-        collect<REAL_WIDTH>(call, image, pixel, group, inner, args.order, args.starts, args.places, args.grad_columns,
-                            args.grad_pixels);
+        collect<REAL_WIDTH>(call, image, pixel, group, inner, args.order, args.starts, args.contributions,
+                            args.grad_columns, args.grad_pixels);
     else
-        collect<1>(call, image, pixel, group, inner, args.order, args.starts, args.places, args.grad_columns,
+        collect<1>(call, image, pixel, group, inner, args.order, args.starts, args.contributions, args.grad_columns,
                    args.grad_pixels);
 }
 
@@ -449,7 +466,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) deform_collect(const De
 
 template <class Stored>
 struct Square {
-    Stored at[EDGE][EDGE + 1];  // no two rows in the same banks
+    Stored values[EDGE][EDGE + 1];  // no two rows in the same banks
 };
 using Elements = Square<Element>;
 using Reals = Square<T>;
@@ -458,8 +475,8 @@ __device__ __forceinline__ long long squares(long long matrices, long long rows,
     return matrices * ((rows + EDGE - 1) / EDGE) * ((columns + EDGE - 1) / EDGE);
 }
 
-// One square of matrices (matrices, rows, columns) that are to become (matrices, columns, rows). `added`, if there, has
-// a number for each column.
+// Transpose square `number` of matrices (matrices, rows, columns) to (matrices, columns, rows). `added`, unless null,
+// has a number for each column, which is added to it.
 template <class From>
 __device__ __forceinline__ void transpose(long long number, const From* from, long long rows, long long columns,
                                           const Element* added, Element* to, Square<From>& square) {
@@ -468,18 +485,18 @@ __device__ __forceinline__ void transpose(long long number, const From* from, lo
     long long start = number / across / down * rows * columns;
     int x = threadIdx.x % EDGE;
     for (int y = threadIdx.x / EDGE; y < EDGE; y += THREADS / EDGE)
-        if (top + y < rows && left + x < columns) square.at[y][x] = from[start + (top + y) * columns + left + x];
+        if (top + y < rows && left + x < columns) square.values[y][x] = from[start + (top + y) * columns + left + x];
     __syncthreads();
     for (int y = threadIdx.x / EDGE; y < EDGE; y += THREADS / EDGE) {
         if (left + y >= columns || top + x >= rows) continue;
-        Real value = widen(square.at[x][y]);
+        Real value = widen(square.values[x][y]);
         if (added) value = value + widen(added[left + y]);
         to[start + (left + y) * rows + top + x] = narrow(value);
     }
 }
 
-// What comes before the products: pixels from input (images, channels, plane), weights from weight (outputs,
-// group_channels, taps), grads from grad (images, outputs, out_plane), where there is an array for them.
+// The copies that are needed before the products, each unless it is null: pixels from input (images, channels, plane),
+// weights from weight (outputs, group_channels, taps), and grads from grad (images, outputs, out_plane).
 struct DeformArrange {
     const Element* input;
     long long images, channels, plane;
@@ -502,8 +519,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) deform_arrange(const Defor
     transpose(number - count, args.grad, args.outputs, args.out_plane, nullptr, args.grads, square);
 }
 
-// What comes after them: the output from sums and bias, or the gradient of the input from grad_pixels, both as (images,
-// channels, plane) from (images, plane, channels); and that of the weight from rows as those of weights.
+// What is left to do after the products: `result` (images, channels, plane) from `pixels` (images, plane, channels),
+// which is the output from sums and bias, or the gradient of the input; and the gradient of the weight from
+// grad_weights.
 struct DeformRestore {
     const T* pixels;
     long long images, channels, plane;
@@ -523,7 +541,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) deform_restore(const Defor
 }
 
 struct Totals {
-    Real at[THREADS];
+    Real values[THREADS];
 };
 
 // The gradient of the bias, a block for each output: the sum of grad over images and pixels.
@@ -541,10 +559,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) deform_bias(const DeformBi
         long long image = i / args.out_plane;
         sum = sum + widen(args.grad[(image * args.outputs + output) * args.out_plane + i - image * args.out_plane]);
     }
-    totals.at[threadIdx.x] = sum;
+    totals.values[threadIdx.x] = sum;
     for (int half = THREADS / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.x < half) totals.at[threadIdx.x] = totals.at[threadIdx.x] + totals.at[threadIdx.x + half];
+        if (threadIdx.x < half)
+            totals.values[threadIdx.x] = totals.values[threadIdx.x] + totals.values[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) args.grad_bias[output] = narrow(totals.at[0]);
+    if (threadIdx.x == 0) args.grad_bias[output] = narrow(totals.values[0]);
 }

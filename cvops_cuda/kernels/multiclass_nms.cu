@@ -295,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS) multiclass_rank(const
 // --------------------------------------------------------------------------------------------------------- suppress
 
 struct Suppressing {
-    Tile<CHUNK> tile;
+    Boxes<CHUNK> boxes;
     unsigned words[WORDS];
     Number labels[CHUNK];
 };
@@ -339,19 +339,19 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) multiclass_suppress(const
         for (long long some = 0; some < kept; some += CHUNK) {
             int here = min(kept - some, (long long)CHUNK);
             __syncthreads();  // the tile may still be read
-            if (threadIdx.x < here) shared.tile.put(threadIdx.x, args.box(image, members[some + threadIdx.x]));
+            if (threadIdx.x < here) shared.boxes.put(threadIdx.x, args.box(image, members[some + threadIdx.x]));
             __syncthreads();
-            for (int i = 0; alive && i < here; ++i) alive = !shared.tile.suppresses(i, box, area, threshold);
+            for (int i = 0; alive && i < here; ++i) alive = !shared.boxes.suppresses(i, box, area, threshold);
         }
         if (!__syncthreads_or(alive)) continue;
-        shared.tile.put(threadIdx.x, box);
+        shared.boxes.put(threadIdx.x, box);
         __syncthreads();
         unsigned suppressors[WORDS], own = 0;
 #pragma unroll
         for (int word = 0; word < WORDS; ++word) {
             unsigned bits = 0;
             for (int bit = 0; alive && word <= warp() && bit < 32 && 32 * word + bit < threadIdx.x; ++bit)
-                if (shared.tile.suppresses(32 * word + bit, box, area, threshold)) bits |= 1u << bit;
+                if (shared.boxes.suppresses(32 * word + bit, box, area, threshold)) bits |= 1u << bit;
             suppressors[word] = bits;
             if (word == warp()) own = bits;
         }

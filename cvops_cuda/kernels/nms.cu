@@ -1,19 +1,21 @@
 // Greedy non-maximum suppression [1]: in rank order, a box is kept unless a kept one of better rank overlaps it by more
 // than a threshold. Exactly the CPU backend's boxes: every decision is taken on `Real`.
 //
-// Up to BLOCK_THREADS boxes, `nms_block` does everything, the sort included, in one launch: a thread owns a box, and
-// those that stay are compared with the kept ones, a few dozen at a time.
+// Up to BLOCK_THREADS boxes, `nms_block` does everything, the sort included, in one launch. A thread owns a box. Again
+// and again, the best 32 boxes that are left are compared with each other, and the others with those of them that are
+// kept.
 //
 // Beyond, boxes are taken in batches, in rank order, and what a batch costs does not depend on those before it:
 //   ranks   `nms_rank` counts, for each box, those before it, on all multiprocessors: up to some 16 000 boxes that is
-//           no slower than a radix sort, and one launch. `nms_place` then writes the boxes in order. Above, `nms_keys`
+//           no slower than a radix sort, and one launch. `nms_order` then writes the boxes in order. Above, `nms_keys`
 //           (and `nms_labels`), a radix sort, and `nms_gather` for each batch.
-//   near    A box that one kept in an earlier batch suppresses leaves the batch. `nms_near` finds such a one in a hash
-//           table of kept boxes, by size and place (Grid in nms.cuh), so that the time is near-linear.
-//   mask    The pairs left, a bit for each: all multiprocessors, and no more than a few MB, which stay in L2.
-//   chain   Batches are walked through in chunks of one block, which follow each other as each publishes what it keeps:
-//           a few words of bits. All that can be done before is done by then, so that a link of the chain should take
-//           some two microseconds. One block that does it all, as torchvision's, reads the whole mask by itself.
+//   near    A box that is suppressed by one kept in an earlier batch leaves the batch. `nms_near` finds a suppressor in
+//   a
+//           hash table of kept boxes, by size and position (Grid in nms.cuh), so that the time is near-linear.
+//   mask    The pairs of boxes that are left, a bit for each: all multiprocessors take part, and the bits stay in L2.
+//   chain   A batch is decided in chunks, each by one block, in order: a block publishes which of its boxes are kept, a
+//           few words of bits, and later blocks wait for that. All other work of a block is done before it waits, so
+//           that a link of the chain is short. One block for the whole batch would read the whole mask alone.
 // `nms_compact` writes the kept indices in rank order. No launch depends on the data.
 //
 // Classes are segments: boxes with equal labels lie together, in rank order, and only those are compared. A chunk waits
@@ -24,7 +26,7 @@
 #include "nms.cuh"
 
 constexpr int BLOCK_THREADS = CVOPS_BLOCK_THREADS;
-constexpr int RANK_THREADS = CVOPS_RANK_THREADS, RANK_TILE = CVOPS_RANK_TILE;
+constexpr int RANK_THREADS = CVOPS_RANK_THREADS, RANK_OTHERS = CVOPS_RANK_OTHERS;
 constexpr int SUPPRESSORS = CVOPS_SUPPRESSORS;  // boxes with which a block of nms_mask compares a chunk
 constexpr int NEAR_THREADS = CVOPS_NEAR_THREADS, COMPACT_THREADS = CVOPS_COMPACT_THREADS;
 
@@ -57,8 +59,8 @@ __device__ void sort(Sorted& sorted) {
 
 // The best boxes that are undecided, as many as a warp has lanes.
 struct Candidates {
-    Tile<32> tile;
-    unsigned suppressors[32];  // of each: those of them that would suppress it
+    Boxes<32> boxes;
+    unsigned suppressors[32];  // of each box: a bit for each of the others that would suppress it
     unsigned words[BLOCK_THREADS / 32];
 };
 
@@ -92,8 +94,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) nms_block(const N
     Box box = box_of(args.boxes, index, args.boxes_dtype, args.idxs ? label_of(args.idxs, index, args.idxs_dtype) : 0);
     Real area = area_of(box);
 
-    long long found = 0;
-    while (found < args.size) {
+    long long kept_before = 0;
+    while (kept_before < args.size) {
         unsigned word = __ballot_sync(ALL, alive);
         if (lane() == 0) undecided.words[warp()] = word;
         __syncthreads();
@@ -107,18 +109,18 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) nms_block(const N
         int before = __shfl_sync(ALL, up_to, warp()) - __popc(word & ~lower_lanes());  // alive boxes of better rank
         if (left == 0) break;
         bool is_candidate = alive && before < candidates;
-        if (is_candidate) undecided.tile.put(before, box);
+        if (is_candidate) undecided.boxes.put(before, box);
         __syncthreads();
         for (int i = warp(); i < candidates; i += warps) {
-            Box candidate = undecided.tile.box(i);
+            Box candidate = undecided.boxes.box(i);
             bool suppressor =
-                lane() < i && undecided.tile.suppresses(lane(), candidate, undecided.tile.area[i], threshold);
+                lane() < i && undecided.boxes.suppresses(lane(), candidate, undecided.boxes.area[i], threshold);
             unsigned suppressors = __ballot_sync(ALL, suppressor);
             if (lane() == 0) undecided.suppressors[i] = suppressors;
         }
         __syncthreads();
-        // Who has no kept suppressor is kept, again and again, until nothing changes. The first n of them are right
-        // after n rounds at most, so this ends, and it is the greedy answer.
+        // Every candidate without a kept suppressor is kept, and this is repeated until nothing changes. After n rounds
+        // the first n candidates are right, so this ends, and the answer is the greedy one.
         bool candidate = lane() < candidates;
         unsigned suppressors = candidate ? undecided.suppressors[lane()] : 0, kept = __ballot_sync(ALL, candidate),
                  previous;
@@ -127,48 +129,48 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) nms_block(const N
             kept = __ballot_sync(ALL, candidate && !(suppressors & kept));
         } while (kept != previous);
         if (is_candidate && kept >> before & 1) {
-            long long place = found + __popc(kept & ((1u << before) - 1));
-            if (place < args.size) args.keep[place] = index;
+            long long position = kept_before + __popc(kept & ((1u << before) - 1));
+            if (position < args.size) args.keep[position] = index;
         }
         alive = alive && !is_candidate;
         for (unsigned rest = kept; alive && rest; rest &= rest - 1)
-            alive = !undecided.tile.suppresses(__ffs(rest) - 1, box, area, threshold);
-        found += __popc(kept);
+            alive = !undecided.boxes.suppresses(__ffs(rest) - 1, box, area, threshold);
+        kept_before += __popc(kept);
     }
-    found = min(found, args.size);
-    for (long long i = found + threadIdx.x; i < args.size; i += blockDim.x) args.keep[i] = -1;
-    if (threadIdx.x == 0) *args.count = found;
+    kept_before = min(kept_before, args.size);
+    for (long long i = kept_before + threadIdx.x; i < args.size; i += blockDim.x) args.keep[i] = -1;
+    if (threadIdx.x == 0) *args.count = kept_before;
 }
 
 // ----------------------------------------------------------------------------------------- ranking up to one batch
 
 struct Keys {
-    Key keys[RANK_TILE];
-    Label labels[RANK_TILE];
+    Key keys[RANK_OTHERS];
+    Label labels[RANK_OTHERS];
 };
 
-enum Ties { FIRST, LAST, BY_INDEX };  // how equal keys of a tile rank against the own one
+enum Ties { FIRST, LAST, BY_INDEX };  // where equal keys of the others rank: before this box, behind it, or by index
 
-// How many of the boxes in a tile rank before the own one, and, where there are classes, how many are of a lesser class
-// or rank before it in its own.
+// Count the others that rank before this box, and with classes also those of a lesser class, or of the same class that
+// rank before it.
 template <Ties TIES>
-__device__ void count_before(const Keys& tile, int count, int index, Key key, Label label, bool classes, int& ranks,
+__device__ void count_before(const Keys& others, int count, int index, Key key, Label label, bool classes, int& ranks,
                              int& positions) {
     for (int j = 0; j < count; ++j) {
-        Key other = tile.keys[j];
+        Key other = others.keys[j];
         bool before = TIES == FIRST ? other <= key : other < key || (TIES == BY_INDEX && other == key && j < index);
         ranks += before;
-        if (classes) positions += tile.labels[j] < label || (tile.labels[j] == label && before);
+        if (classes) positions += others.labels[j] < label || (others.labels[j] == label && before);
     }
 }
 
-// The class of a box; of those that take no part the last one, so that they come behind all others.
+// The class of a box. Boxes that do not take part get the last class, so that they come behind all others.
 __device__ Label label_if_ranked(const Ranking& ranking, long long i, Key key) {
     return key == NOT_RANKED ? ~(Label)0 : ranking.label(i);
 }
 
-// ranks[i]: how many boxes rank before box i. positions[i], for classes: how many of lesser classes there are, and of
-// its own class before it. Both start as 0. A block compares RANK_THREADS boxes with RANK_TILE others.
+// ranks[i]: how many boxes rank before box i. With classes, positions[i]: how many boxes are of a lesser class, or of
+// the class of box i and rank before it. Both start as 0. A block compares RANK_THREADS boxes with RANK_OTHERS others.
 struct NmsRank {
     Ranking ranking;
     Word* ranks;
@@ -176,14 +178,14 @@ struct NmsRank {
 };
 
 extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_rank(const NmsRank args) {
-    SHARED(Keys, tile);
+    SHARED(Keys, others);
     int across = (args.ranking.length + RANK_THREADS - 1) / RANK_THREADS;
-    int own = blockIdx.x % across * RANK_THREADS, first = blockIdx.x / across * RANK_TILE;
-    int i = own + threadIdx.x, count = min(RANK_TILE, (int)args.ranking.length - first);
+    int own = blockIdx.x % across * RANK_THREADS, first = blockIdx.x / across * RANK_OTHERS;
+    int i = own + threadIdx.x, count = min(RANK_OTHERS, (int)args.ranking.length - first);
     Key limit = args.ranking.limit();
     for (int j = threadIdx.x; j < count; j += RANK_THREADS) {
-        tile.keys[j] = args.ranking.key(first + j, limit);
-        tile.labels[j] = label_if_ranked(args.ranking, first + j, tile.keys[j]);
+        others.keys[j] = args.ranking.key(first + j, limit);
+        others.labels[j] = label_if_ranked(args.ranking, first + j, others.keys[j]);
     }
     __syncthreads();
     if (i >= args.ranking.length) return;
@@ -191,20 +193,18 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_rank(const NmsRan
     Label label = label_if_ranked(args.ranking, i, key);
     int rank = 0, position = 0;
     if (first > own)
-        count_before<LAST>(tile, count, 0, key, label, args.ranking.idxs, rank, position);
-    else if (first + RANK_TILE <= own)
-        count_before<FIRST>(tile, count, 0, key, label, args.ranking.idxs, rank, position);
+        count_before<LAST>(others, count, 0, key, label, args.ranking.idxs, rank, position);
+    else if (first + RANK_OTHERS <= own)
+        count_before<FIRST>(others, count, 0, key, label, args.ranking.idxs, rank, position);
     else
-        count_before<BY_INDEX>(tile, count, i - first, key, label, args.ranking.idxs, rank, position);
+        count_before<BY_INDEX>(others, count, i - first, key, label, args.ranking.idxs, rank, position);
     atomicAdd(args.ranks + i, (Word)rank);
     if (args.ranking.idxs) atomicAdd(args.positions + i, (Word)position);
 }
 
-// What a batch compares with each other: count[0] boxes in the order of their positions, and their ranks.
-//
-// All that take part, as one batch, and order[rank], the index of the box of that rank. positions and idxs may be null;
-// count starts as 0.
-struct NmsPlace {
+// Put the boxes in order: order[rank] is the index of a box. All that take part are one batch: count[0] candidates in
+// the order of their positions, and their ranks. positions and idxs may be null; count starts as 0.
+struct NmsOrder {
     const void* boxes;
     long long boxes_dtype;
     Ranking ranking;
@@ -216,7 +216,7 @@ struct NmsPlace {
     Word* count;
 };
 
-extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_place(const NmsPlace args) {
+extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_order(const NmsOrder args) {
     long long i = (long long)blockIdx.x * RANK_THREADS + threadIdx.x;
     bool takes_part = i < args.ranking.length && args.ranking.key(i, args.ranking.limit()) != NOT_RANKED;
     if (takes_part) {
@@ -231,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_place(const NmsPl
 
 // ------------------------------------------------------------------------------------- ranking for several batches
 
-// keys[i]: where box i ranks.
+// keys[i]: the number by which box i ranks, smaller for a larger score.
 struct NmsKeys {
     Ranking ranking;
     Key* keys;
@@ -258,8 +258,8 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS) nms_labels(const NmsL
 
 // -------------------------------------------------------------------------------------- boxes kept in earlier batches
 
-// dropped[i]: whether a box in the table suppresses the one at position begin + i. A warp for each, with a lane for
-// each pair of size buckets: what takes time is to wait for one box of a chain after the other.
+// dropped[i]: whether a box in the table suppresses the one at position begin + i. A warp looks for the suppressors of
+// a box, and each lane takes a pair of size buckets: most time is spent waiting for one box of a chain after the other.
 struct NmsNear {
     Ranked ranked;
     long long begin, end;
@@ -296,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(NEAR_THREADS, 2) nms_near(const Nms
 
 // ----------------------------------------------------------------------------------------------------- one batch
 
-// What another block publishes, which is 0 before: a word for each lane of a warp, once all are there.
+// A word for each lane of a warp that other blocks publish. It waits until all of them are there, that is not 0.
 __device__ Word await_all(const Word* word) {
     Word value;
     while (!__all_sync(ALL, (value = *(const volatile Word*)word) != 0)) PAUSE();
@@ -304,14 +304,15 @@ __device__ Word await_all(const Word* word) {
 }
 
 struct Gathering {
-    Tile<CHUNK> tile;
+    Boxes<CHUNK> boxes;
     unsigned words[WORDS];
     Word number, before;
 };
 
-// The boxes at positions begin to end that take part and that none of an earlier batch suppresses: to `candidates`,
-// with their ranks, and their number to count[0]. dropped, kept, listed and listed_counts are null if there is nothing.
-// ticket and found[:blocks] start as 0. Nobody takes part once `limit` boxes are kept, if there is one class.
+// Gather a batch: of the boxes at the positions from begin to end, those that take part and are suppressed by none of
+// an earlier batch. They go to `candidates`, their ranks to candidate_ranks, their number to count[0]. dropped, kept,
+// listed and listed_counts may be null. Each block publishes 1 + its count in found_counts; these and ticket start as
+// 0. Without classes no box takes part once `limit` boxes are kept.
 struct NmsGather {
     Ranked ranked;
     long long begin, end;
@@ -324,7 +325,7 @@ struct NmsGather {
     const Word* listed_counts;
     const Word* total;
     Word* ticket;
-    Word* found;
+    Word* found_counts;
     Box* candidates;
     long long* candidate_ranks;
     long long* count;
@@ -351,38 +352,39 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_gather(const NmsGathe
         for (long long chunk = some; chunk < min(some + CHUNK, chunks); ++chunk) {
             int here = args.listed_counts[chunk];
             if (here == 0) continue;
-            __syncthreads();  // the tile may still be read
-            if (threadIdx.x < here) shared.tile.put(threadIdx.x, args.kept[args.listed[CHUNK * chunk + threadIdx.x]]);
+            __syncthreads();  // the boxes may still be read
+            if (threadIdx.x < here) shared.boxes.put(threadIdx.x, args.kept[args.listed[CHUNK * chunk + threadIdx.x]]);
             __syncthreads();
             for (int i = 0; compares && i < here; ++i)
-                if (shared.tile.suppresses(i, box, area, threshold)) alive = compares = false;
+                if (shared.boxes.suppresses(i, box, area, threshold)) alive = compares = false;
         }
     }
 
-    int here, place = position_among(shared.words, alive, here);
-    if (threadIdx.x == 0) *(volatile Word*)(args.found + number) = 1 + here;
+    int here, own = position_among(shared.words, alive, here);
+    if (threadIdx.x == 0) *(volatile Word*)(args.found_counts + number) = 1 + here;
     for (long long earlier = 0; warp() == 0 && earlier < number; earlier += 32) {
-        Word earlier_count = await_all(args.found + min(earlier + lane(), number - 1)) - 1;
+        Word earlier_count = await_all(args.found_counts + min(earlier + lane(), number - 1)) - 1;
         if (earlier + lane() < number) atomicAdd(&shared.before, earlier_count);
     }
     __syncthreads();
     long long start = shared.before;
-    if (alive) args.candidates[start + place] = box, args.candidate_ranks[start + place] = ranked.rank(position);
+    if (alive) args.candidates[start + own] = box, args.candidate_ranks[start + own] = ranked.rank(position);
     if (threadIdx.x == 0 && number == gridDim.x - 1) *args.count = start + here;
 }
 
-// Whether boxes of two chunks of a batch, earlier <= chunk, can be of one class.
+// Whether two chunks of a batch, earlier <= chunk, may have boxes of the same class.
 __device__ bool share_a_class(const Box* candidates, long long earlier, long long chunk) {
     return earlier == chunk || candidates[CHUNK * (earlier + 1) - 1].label == candidates[CHUNK * chunk].label;
 }
 
-// Where the mask holds the bits of two chunks, earlier <= chunk: WORDS words for each box of the later, word by word.
+// Where the mask has the bits of two chunks, earlier <= chunk: for each box of the later chunk WORDS words, with the
+// first words of all boxes first.
 __device__ long long words_of(long long earlier, long long chunk) {
     return (chunk * (chunk + 1) / 2 + earlier) * WORDS * CHUNK;
 }
 
-// The mask: for each box of a batch, those before it in the batch that would suppress it. Nothing is written for chunks
-// that share no class.
+// The mask: for each box of a batch, a bit for each box before it that would suppress it. Nothing is written for two
+// chunks without a class in common.
 struct NmsMask {
     const Box* candidates;
     const long long* count;
@@ -391,7 +393,7 @@ struct NmsMask {
 };
 
 extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_mask(const NmsMask args) {
-    SHARED(Tile<SUPPRESSORS>, suppressors);
+    SHARED(Boxes<SUPPRESSORS>, suppressors);
     constexpr int PARTS = CHUNK / SUPPRESSORS;
     long long length = *args.count, part = blockIdx.x % PARTS, earlier = blockIdx.x / PARTS, chunk = 0;
     while (earlier > chunk) earlier -= ++chunk;
@@ -469,12 +471,12 @@ struct NmsChain {
 };
 
 struct Settling {
-    unsigned words[WORDS], published[2][WORDS];  // published: by turns, so that a barrier for each is enough
+    unsigned words[WORDS], published[2][WORDS];  // published: two, used alternately, so that one barrier is enough
     Word number;
 };
 
-// Whether this thread's box is a candidate still when all that earlier chunks of its class keep is known. The mask is
-// read before what is waited for.
+// Whether this thread's box is still a candidate when all kept boxes of earlier chunks are known. The mask of a chunk
+// is read before its kept boxes are waited for.
 __device__ __forceinline__ bool await_earlier(const NmsChain& args, unsigned (&published)[2][WORDS], long long number,
                                               bool candidate) {
     int parity = 0;
@@ -494,7 +496,7 @@ __device__ __forceinline__ bool await_earlier(const NmsChain& args, unsigned (&p
     return candidate;
 }
 
-// What is kept of a chunk to where later batches look for it: those of the class that goes on there.
+// Hand the kept boxes of a chunk to later batches: those of the class that goes on there.
 __device__ __forceinline__ void hand_to_table(const NmsChain& args, unsigned (&words)[WORDS], long long number, Box box,
                                               bool keep) {
     Ranked ranked = {nullptr, 0, nullptr, nullptr, args.members, args.labels};
@@ -505,8 +507,8 @@ __device__ __forceinline__ void hand_to_table(const NmsChain& args, unsigned (&w
     long long position = args.begin + CHUNK * number + threadIdx.x, chunk = args.begin / CHUNK + number;
     if (met) args.table.kept[position] = box;
     if (met && role.hashed) table.insert(box, role, position, grid);
-    int here, place = position_among(words, met && role.listed, here);
-    if (met && role.listed) args.listed[CHUNK * chunk + place] = position;
+    int here, own = position_among(words, met && role.listed, here);
+    if (met && role.listed) args.listed[CHUNK * chunk + own] = position;
     int all = __syncthreads_count(keep);
     if (threadIdx.x == 0) args.listed_counts[chunk] = here, atomicAdd(args.total, (Word)all);
 }
@@ -533,8 +535,8 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) nms_chain(const NmsChain 
     bool last_continued = continued && first_label == last_label;
     bool waits = continued && box.label == first_label;
 
-    // A word of a state holds the bits of 32 boxes and, above them, that it is published: one read of it says
-    // everything. All is published of the last class of the chunk, perhaps not of others: nobody asks for them.
+    // A word of a state has the bits of 32 boxes and, above these, a bit that says that it is published: a single read
+    // gives both. Of other classes than the last one of the chunk, bits may be missing: no later chunk needs them.
     auto publish = [&](bool keep) {
         unsigned word = __ballot_sync(ALL, keep);
         if (lane() == 0) *(volatile Word*)(args.states + WORDS * number + warp()) = 1ull << 32 | word;
@@ -586,8 +588,8 @@ extern "C" __global__ void __launch_bounds__(COMPACT_THREADS) nms_compact(const 
     long long i = (long long)blockIdx.x * COMPACT_THREADS + threadIdx.x, found = min((long long)all, args.size);
     bool flag = i < args.length && args.flags[i];
     int here;
-    long long place = before + position_among(words, flag, here);
-    if (flag && place < args.size) args.keep[place] = args.order[i];
+    long long own = before + position_among(words, flag, here);
+    if (flag && own < args.size) args.keep[own] = args.order[i];
     if (i >= found && i < args.size) args.keep[i] = -1;
     if (i == 0) *args.count = found;
 }

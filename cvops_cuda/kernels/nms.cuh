@@ -1,10 +1,10 @@
-// Boxes as nms sees them: their ranks, who suppresses whom, and the kept boxes of earlier batches. nms.cu says how it
-// all works.
+// Boxes as nms sees them: their ranks, which of two suppresses the other, and the kept boxes of earlier batches. nms.cu
+// explains the algorithm.
 
 #include "numeric.cuh"
 
-constexpr int CHUNK = CVOPS_CHUNK,
-              WORDS = CHUNK / 32;     // boxes of a chunk, one for each thread, and words for a bit of each
+constexpr int CHUNK = CVOPS_CHUNK,    // boxes of a chunk, one for each thread
+    WORDS = CHUNK / 32;               // with a bit for each box
 constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 
 using Key = decltype(bits_of(T()));
@@ -31,7 +31,7 @@ __device__ Key key_of(Real score) {
     return bits > HALF ? HALF + magnitude : HALF - magnitude;
 }
 
-// The key that a box needs to be below in order to take part: that of the largest score that does not.
+// Boxes take part if their keys are below this one: the key of the largest score that does not take part.
 __device__ Key key_limit(double floor) { return floor != floor ? NOT_RANKED : key_of(real(floor)); }
 
 __device__ Key key_above(const void* scores, long long i, long long dtype, Key limit) {
@@ -67,8 +67,8 @@ __device__ Label label_of(const void* idxs, long long i, long long dtype) {
     }
 }
 
-// What ranks boxes: their scores, where those greater than the threshold take part (NaN: all), and their classes, or
-// null.
+// What decides the ranks of boxes: their scores, of which those above the threshold take part (all if it is NaN), and
+// their classes, or null.
 struct Ranking {
     const void* scores;
     long long scores_dtype;
@@ -86,8 +86,9 @@ __device__ Box box_of(const void* boxes, long long i, long long dtype, Label lab
             load(boxes, 4 * i + 3, dtype), label};
 }
 
-// The boxes with their ranks: order[rank] is the index of a box. For classes, members[position] is a rank, labels[rank]
-// the class, and positions of one class follow each other; both are null where there is one class.
+// The boxes in order: order[rank] is the index of a box. With classes, boxes are compared in an order of positions, in
+// which those of one class follow each other: members[position] is a rank, and labels[rank] a class. Without classes
+// both are null, and the position is the rank.
 struct Ranked {
     const void* boxes;
     long long boxes_dtype;
@@ -101,7 +102,7 @@ struct Ranked {
     __device__ Box box(long long position) const {
         return box_of(boxes, order[rank(position)], boxes_dtype, label(position));
     }
-    // Whether the batch that begins at `begin` continues a class, and the box is one of it.
+    // Whether the class of the box goes on from the batch before that which begins at `begin`.
     __device__ bool meets_earlier(long long position, long long begin) const {
         return begin > 0 && label(begin - 1) == label(position);
     }
@@ -111,7 +112,7 @@ struct Ranked {
 
 // Boxes in shared memory, coordinate by coordinate.
 template <int SIZE>
-struct Tile {
+struct Boxes {
     Real x1[SIZE], y1[SIZE], x2[SIZE], y2[SIZE], area[SIZE];
     Label label[SIZE];
 
@@ -120,9 +121,9 @@ struct Tile {
     }
     __device__ Box box(int i) const { return {x1[i], y1[i], x2[i], y2[i], label[i]}; }
 
-    // Whether box i overlaps the given one by more than the threshold. The division decides, but it is slow and most
-    // pairs fall to `may_suppress`: a number less than a rounded product is not more than the product itself, so the
-    // quotient does not round to more than the threshold.
+    // Whether box i overlaps `box` by more than the threshold. The division decides, but it is slow, so `may_suppress`
+    // first excludes most pairs: where inter is less than the rounded product threshold * both, it is not more than the
+    // exact product, so the quotient does not round to more than the threshold.
     __device__ bool suppresses(int i, Box box, Real box_area, Real threshold) const {
         Real inter = common(i, box), both = (area[i] + box_area) - inter;
         return may_suppress(i, box, box_area, threshold) && inter / both > threshold;
@@ -133,7 +134,7 @@ struct Tile {
         return inter > Real{0} && !(inter < threshold * both) && label[i] == box.label;
     }
 
-    // The common area; 0, -0, less or NaN where there is none.
+    // The common area; where there is none it is not positive, or NaN.
     __device__ __forceinline__ Real common(int i, Box box) const {
         Real width = maximum(minimum(x2[i], box.x2) - maximum(x1[i], box.x1), Real{0});
         return width * (minimum(y2[i], box.y2) - maximum(y1[i], box.y1));
@@ -144,7 +145,7 @@ __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
 __device__ __forceinline__ unsigned lower_lanes() { return (1u << lane()) - 1; }
 
-// How many threads before this one, and how many in all, have `flag` set.
+// How many threads before this one have set `flag`; `total` is how many of all have.
 template <int WARPS>
 __device__ int position_among(unsigned (&words)[WARPS], bool flag, int& total) {
     unsigned word = __ballot_sync(ALL, flag);
@@ -159,9 +160,10 @@ __device__ int position_among(unsigned (&words)[WARPS], bool flag, int& total) {
     return before;
 }
 
-// Whether this thread's box is kept, if the chunk holds the boxes that are alive. suppressors: a bit for each box of
-// the chunk that would suppress it, and `own` the word of them for the boxes of this warp. Each warp settles its own 32
-// boxes once those before are settled: it keeps who has no kept suppressor, again and again, until nothing changes.
+// Whether this thread's box is kept, when the boxes of the chunk that are alive are compared with each other.
+// suppressors: a bit for each box of the chunk that would suppress this one; `own` is the word of the boxes of this
+// warp. Each warp settles its own 32 boxes after the warps before it: it keeps every box without a kept suppressor, and
+// repeats this until nothing changes.
 __device__ __forceinline__ bool settle_own(unsigned (&kept)[WORDS], const unsigned (&suppressors)[WORDS], unsigned own,
                                            bool alive) {
 #pragma unroll  // so that `suppressors` lies in registers
@@ -176,7 +178,7 @@ __device__ __forceinline__ bool settle_own(unsigned (&kept)[WORDS], const unsign
             if (lane() == 0) kept[word] = keep;
         }
         __syncthreads();
-        // Nobody comes after the last word: not to read it lets the caller use `kept` again at once.
+        // No box comes after the last word. As it is not read, the caller may use `kept` again at once.
         if (word < WORDS - 1 && word < warp() && suppressors[word] & kept[word]) alive = false;
     }
     return alive;
@@ -185,32 +187,37 @@ __device__ __forceinline__ bool settle_own(unsigned (&kept)[WORDS], const unsign
 // -------------------------------------------------------------------------------------- boxes kept in earlier batches
 
 // IoU > t means that the widths differ by less than a factor 1 / t and that the common width is at least t times the
-// larger one; likewise heights. So kept boxes are hashed by class, by the size buckets of their width and height (the
-// leading bits: a logarithm, exactly monotone) and by the cell of their corner x1, y1, whose sides are `pitch` times
-// the largest width and height of the size buckets. A box of width v that suppresses one of width w at x has its left
-// edge in [x - (v - t max(w, v)), x + (w - t max(w, v))], and few cells are to be looked at. Kept boxes do not overlap
-// each other by more than t, and size buckets and cells shrink with 1 - t as the room between them does: so a cell
-// holds few.
+// larger one; likewise heights. So kept boxes are hashed by three things: their class; the size buckets of their width
+// and height, which are the leading bits, a logarithm that is exactly monotone; and the cell of their corner x1, y1,
+// whose sides are `cell_ratio` times the largest width and height of the size buckets:
 //
-// All of this is in float64, where floor and rounding are monotone, and with a t that is a little lower than the
-// threshold, so that rounding in working precision hides no pair. The decision is the true one, on `Real`.
+//     x                                              a box of width v that suppresses this one has its left edge in
+//     |=============== w ===============|            [x - (v - t max(w, v)), x + (w - t max(w, v))]: a few cells
+//          |========= v =========|
+//
+// Kept boxes do not overlap each other by more than t, and size buckets and cells shrink with 1 - t as the distance
+// between kept boxes does: so a cell holds few.
+//
+// The geometry is computed in float64, where floor and rounding are monotone, and with a t that is a little lower than
+// the threshold, so that rounding in working precision hides no pair. What decides is IoU itself, on `Real`.
 struct Grid {
-    double t, pitch, least_area;
+    double t, cell_ratio, least_area;
     long long shift;
 
     __device__ long long size_bucket(double size) const { return (long long)(bits_of(size) >> shift); }
-    __device__ double smallest(long long bucket) const {
-        return with_bits((Word)bucket << shift);
-    }  // the smallest size of a bucket
-    __device__ double scale(long long bucket) const { return 1 / (pitch * smallest(bucket + 1)); }  // cells per unit
+    __device__ double smallest(long long bucket) const { return with_bits((Word)bucket << shift); }
+    __device__ double scale(long long bucket) const {
+        return 1 / (cell_ratio * smallest(bucket + 1));
+    }  // cells per unit
     __device__ long long cell(double position) const {
         return integer_of(floor_of(minimum_of(maximum_of(position, -0x1p62), 0x1p62)));
     }
 };
 
-// How a box takes part in suppression across batches. Where an area or a size may underflow or overflow, sizes say
-// nothing about IoU: such boxes are listed, and compared with all their like, those within a factor 2^30 included: that
-// is more than any ratio that a threshold lets through. If there is no grid (t = 0), all are listed.
+// How a box is found by later batches: it is hashed, or listed, or both. Where an area or a size may underflow or
+// overflow, sizes say nothing about IoU. Such boxes are listed and compared with all that are listed, which are also
+// the boxes within a factor 2^30 of such sizes: that is more than the ratio of sizes at any IoU above a threshold.
+// Without a grid (t = 0) all boxes are listed.
 struct Role {
     double width, height;
     bool hashed = false, listed = false;
@@ -230,20 +237,23 @@ struct Role {
     }
 };
 
-// The boxes that earlier batches have kept, for later ones: `kept`, at their positions. Those in the hash table form
-// chains: 1 + the position of the last one in `heads`, of the one before it in `before`, and 0 at the end. Positions
-// fall along a chain, so that no schedule changes it. Those listed of the chunk that a launch takes as number n of all
-// are listed[CHUNK * n:][:listed_counts[n]].
+// The boxes that earlier batches have kept, for later batches: kept[position]. Those that are hashed form chains:
+//
+//     heads[chain] = 1 + position of the last box of the chain, older[position] = 1 + that of the box before it, or 0
+//
+// Positions decrease along a chain, so that the order in which blocks insert boxes makes no difference. The boxes that
+// are listed are, for chunk n of all batches together, at listed[CHUNK * n] and following, listed_counts[n] of them.
 struct Table {
     Box* kept;
-    Word *heads, *before;
-    unsigned char* occupied;  // by pair of size buckets, so that empty scales cost nothing; may err to 1
+    Word *heads, *older;
+    unsigned char* occupied;  // by pair of size buckets, to skip pairs without boxes; may be 1 for some of these
     long long capacity;       // of `heads`, a power of two
 
     __device__ Word* head(Label label, long long x, long long y, long long a, long long c) const {
         Word key = x * 0x9E3779B97F4A7C15 + y * 0xC2B2AE3D27D4EB4F + ((Word)a * 2053 + c) * 0x165667B19E3779F9;
         key += label * 0x27D4EB2F165667C5;
-        // Every bit of the key reaches every bit of the place: regular grids of boxes must not share a place.
+        // Every bit of the key reaches every bit of the result: the cells of a regular grid of boxes must not share
+        // chains.
         key = (key ^ key >> 32) * 0xD6E8FEB86659FD93;
         return heads + ((key ^ key >> 32) & (capacity - 1));
     }
@@ -263,35 +273,35 @@ struct Table {
         for (;;) {
             Word next = *(volatile Word*)link;
             if (next > own) {
-                __threadfence();  // what its thread has written is read next
-                link = before + (next - 1);
+                __threadfence();  // what the thread of that box has written is read next
+                link = older + (next - 1);
                 continue;
             }
-            before[position] = next;
+            older[position] = next;
             __threadfence();
             if (atomicCAS(link, next, own) == next) return;
         }
     }
 
-    // Whether a box of size buckets (a, c) in the table suppresses the given one.
+    // Whether a box in the table, of the size buckets a (of width) and c (of height), suppresses this box.
     __device__ bool suppresses(Box box, const Role& role, long long a, long long c, const Grid& grid,
                                Real threshold) const {
         if (!pair(a, c)) return false;
         long long left, right, top, bottom;
         cells(box.x1, role.width, a, grid, left, right);
         cells(box.y1, role.height, c, grid, top, bottom);
-        Tile<1> own;
+        Boxes<1> own;
         own.put(0, box);
         for (long long x = left; x <= right; ++x)
             for (long long y = top; y <= bottom; ++y)
-                for (Word entry = *head(box.label, x, y, a, c); entry; entry = before[entry - 1]) {
+                for (Word entry = *head(box.label, x, y, a, c); entry; entry = older[entry - 1]) {
                     Box other = kept[entry - 1];
                     if (own.suppresses(0, other, area_of(other), threshold)) return true;
                 }
         return false;
     }
 
-    // The cells of a size bucket, first to last, in which a suppressor of a box with its edge at `edge` has its own.
+    // Along one axis: the first and the last cell of a size bucket in which a suppressor of this box can have its edge.
     __device__ static void cells(Real edge, double size, long long bucket, const Grid& grid, long long& first,
                                  long long& last) {
         double at, smallest = grid.smallest(bucket), largest = minimum_of(grid.smallest(bucket + 1), size / grid.t);

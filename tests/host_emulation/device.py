@@ -272,8 +272,8 @@ def convolve(input, weight, bias, stride, padding):
 def _by_columns(array, operand, size, batch):
     """A batch of matrices of `size` in the memory of `array`, as a BLAS reads it: column after column."""
     shape = size if operand.as_it_is else size[::-1]
-    assert operand.pitch >= shape[0]
-    strides = (size * array.itemsize for size in (operand.step, 1, operand.pitch))
+    assert operand.column_stride >= shape[0]
+    strides = (size * array.itemsize for size in (operand.matrix_stride, 1, operand.column_stride))
     matrices = np.lib.stride_tricks.as_strided(array, (batch, *shape), tuple(strides))
     return matrices if operand.as_it_is else matrices.swapaxes(1, 2)
 
