@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ._types import Array, ArrayT, Floats, FloatT, Format, Indices, Number, WorkingT
 
+IOU, GENERALIZED, DISTANCE, COMPLETE = range(4)  # pairwise measures, as the kernels of both backends know them
 _FORMATS = ("xyxy", "xywh", "cxcywh")
 _ROTATED_FORMATS = ("xywhr", "cxcywhr", "xyxyxyxy")
 _BLOCK = 1 << 14  # boxes that are converted, or masks that are looked at, at a time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -206,6 +207,22 @@ def rounded(value: float, dtype: str) -> float:
     exponent = max(math.frexp(value)[1] - digits, smallest)
     nearest = math.ldexp(round(math.ldexp(value, -exponent)), exponent)
     return nearest if abs(nearest) < 2.0**infinite else math.copysign(math.inf, value)
+
+
+@functools.lru_cache(256)
+def lowered(value: float, dtype: str) -> float:
+    """The largest number of the dtype of this type code that is not above `value`.
+
+    Numbers of that dtype are above one if and only if they are above the other.
+    """
+    nearest = rounded(value, dtype)
+    if not nearest > value:
+        return nearest
+    digits, smallest, infinite = _FORMATS[dtype]
+    if nearest == math.inf:
+        return math.ldexp(1 - 2.0**-digits, infinite)
+    exponent = max(math.frexp(value)[1] - digits, smallest)
+    return math.ldexp(math.floor(math.ldexp(value, -exponent)), exponent)
 
 
 def positive(value: Any, name: str) -> float:

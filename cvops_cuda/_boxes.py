@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvops._boxes import corners_and_area
+from cvops._boxes import COMPLETE, DISTANCE, GENERALIZED, IOU, corners_and_area
 from cvops._checks import working_dtype
 
 from ._constants import BOXES
 from ._device import Array, contiguous, empty, ignore_fp_errors, launch, xp
-
-_IOU, _GENERALIZED, _DISTANCE, _COMPLETE = range(4)  # as in kernels/boxes.cu
 
 
 class BoxPairs(NamedTuple):
@@ -23,28 +21,28 @@ class BoxPairs(NamedTuple):
     area2: Array
     n: int
     m: int
-    kind: int
+    measure: int
     eps: float
     result: Array
 
 
 def box_iou(boxes1: Array, boxes2: Array, fmt: str) -> Array:
-    return _measure(_IOU, boxes1, boxes2, fmt, 0.0)
+    return _measure(IOU, boxes1, boxes2, fmt, 0.0)
 
 
 def generalized_box_iou(boxes1: Array, boxes2: Array, fmt: str) -> Array:
-    return _measure(_GENERALIZED, boxes1, boxes2, fmt, 0.0)
+    return _measure(GENERALIZED, boxes1, boxes2, fmt, 0.0)
 
 
 def distance_box_iou(boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
-    return _measure(_DISTANCE, boxes1, boxes2, fmt, eps)
+    return _measure(DISTANCE, boxes1, boxes2, fmt, eps)
 
 
 def complete_box_iou(boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
-    return _measure(_COMPLETE, boxes1, boxes2, fmt, eps)
+    return _measure(COMPLETE, boxes1, boxes2, fmt, eps)
 
 
-def _measure(kind: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
+def _measure(measure: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> Array:
     """Measure boxes (..., N, 4) with boxes (..., M, 4): the result (..., N, M) is in working precision."""
     batch = np.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     n, m, size = boxes1.shape[-2], boxes2.shape[-2], math.prod(batch)
@@ -60,7 +58,7 @@ def _measure(kind: int, boxes1: Array, boxes2: Array, fmt: str, eps: float) -> A
             _of_batches(area2, (*batch, m)),
             n,
             m,
-            kind,
+            measure,
             eps,
             result,
         )

@@ -9,11 +9,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from cvops._boxes import COMPLETE, DISTANCE, GENERALIZED, IOU
+
 WARP = 32  # threads
 
 BOXES = SimpleNamespace(
     COLUMNS=256,  # pairs of a block
     ROWS=8,
+    IOU=IOU,
+    GENERALIZED=GENERALIZED,
+    DISTANCE=DISTANCE,
+    COMPLETE=COMPLETE,
 )
 CONV = SimpleNamespace(
     THREADS=256,  # of a block

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvops._checks import working_dtype
+from cvops._checks import lowered, working_dtype
 
 from ._constants import NMS, WARP
 from ._device import Array, allocate, contiguous, dtype_code, empty, launch, order_of_keys, read, zeros
@@ -217,7 +217,7 @@ def _nms(
         keep[...] = -1
         return (keep, zeros((), "int64")) if padded else keep
     threshold = comparable(iou_threshold, dtype)
-    floor = math.nan if score_threshold is None else _lowered(score_threshold, dtype)
+    floor = math.nan if score_threshold is None else lowered(score_threshold, dtype)
     ranking = Ranking(scores, dtype_code(scores), idxs, 0 if idxs is None else dtype_code(idxs), len(scores), floor)
     if len(scores) <= NMS.BLOCK_THREADS:
         keep, count = _in_one_block(boxes, ranking, dtype, threshold, size)
@@ -231,16 +231,7 @@ def _nms(
 def comparable(iou_threshold: float, dtype: str) -> float:
     """The threshold with which kernels compare an IoU in working precision."""
     # No IoU is above 1, whatever rounding says.
-    return math.inf if iou_threshold >= 1 else _lowered(iou_threshold, dtype)
-
-
-@functools.lru_cache(256)
-def _lowered(value: float, dtype: str) -> float:
-    """The largest number in working precision that is not above `value`: a comparison with both decides alike."""
-    real = np.float64 if dtype == "d" else np.float32
-    with np.errstate(over="ignore"):
-        rounded = real(value)
-    return float(np.nextafter(rounded, real(-math.inf)) if float(rounded) > value else rounded)
+    return math.inf if iou_threshold >= 1 else lowered(iou_threshold, dtype)
 
 
 def _in_one_block(boxes: Array, ranking: Ranking, dtype: str, threshold: float, size: int) -> tuple[Array, Array]:

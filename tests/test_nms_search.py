@@ -6,17 +6,32 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cvops
+from cvops._checks import lowered
 from tests import data, reference, strategies
 
 _nms = pytest.importorskip("cvops._cpu._nms")
+_all = pytest.importorskip("cvops._cpu._nms_all")
 _batches = pytest.importorskip("cvops._cpu._nms_batches")
 _few = pytest.importorskip("cvops._cpu._nms_few")
 _grid = pytest.importorskip("cvops._cpu._nms_grid")
 _hash = pytest.importorskip("cvops._cpu._nms_hash")
 
 THRESHOLDS = (0.3, 1 / 3, 0.4, 0.5, 0.7, 0.9, 0.99)
+
+
+@given(st.floats(allow_nan=False) | st.floats(0, 1), st.sampled_from([np.float32, np.float64]))
+def test_thresholds_are_lowered_to_working_precision(value, dtype):
+    """No number in working precision lies between a threshold and what kernels of either backend compare with."""
+    got = lowered(value, np.dtype(dtype).char)
+    assert float(dtype(got)) == got <= value
+    with np.errstate(over="ignore"):
+        assert got == math.inf or float(np.nextafter(dtype(got), dtype(math.inf))) > value
+    if 0 <= value <= 1:
+        assert _all.lowered(value, np.empty(0, dtype)) == got
 
 
 # ------------------------------------------------------------------------------------------------------------ grid

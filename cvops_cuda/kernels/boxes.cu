@@ -9,7 +9,7 @@
 
 #include "numeric.cuh"
 
-enum { IOU, GENERALIZED, DISTANCE, COMPLETE };
+enum Measure { IOU = CVOPS_IOU, GENERALIZED = CVOPS_GENERALIZED, DISTANCE = CVOPS_DISTANCE, COMPLETE = CVOPS_COMPLETE };
 constexpr int COLUMNS = CVOPS_COLUMNS, ROWS = CVOPS_ROWS;  // pairs of a block
 
 struct Box {
@@ -33,14 +33,14 @@ __device__ __forceinline__ Real angle(Box box) {
     return {atan2(width.value, height.value)};
 }
 
-__device__ Real measure(long long kind, Box a, Real area_a, Box b, Real area_b, Real eps) {
+__device__ Real measured(long long measure, Box a, Real area_a, Box b, Real area_b, Real eps) {
     Real inter = overlap(a.x1, a.x2, b.x1, b.x2) * overlap(a.y1, a.y2, b.y1, b.y2);
     Real both = (area_a + area_b) - inter;
     Real result = inter / both;
-    if (kind == IOU) return result;
+    if (measure == IOU) return result;
     Real width = hull(a.x1, a.x2, b.x1, b.x2), height = hull(a.y1, a.y2, b.y1, b.y2);
-    if (kind == GENERALIZED) return result - (width * height - both) / (width * height);
-    if (kind == COMPLETE) {
+    if (measure == GENERALIZED) return result - (width * height - both) / (width * height);
+    if (measure == COMPLETE) {
         Real difference = angle(a) - angle(b);
         Real v = Real{(T)0.40528473456935108578} * difference * difference;  // 4 / pi^2
         result = result - v / (Real{1} - result + v + eps) * v;
@@ -55,7 +55,7 @@ struct BoxPairs {
     const Real* area1;
     const Box* boxes2;
     const Real* area2;
-    long long n, m, kind;
+    long long n, m, measure;
     double eps;
     Real* result;
 };
@@ -70,6 +70,6 @@ extern "C" __global__ void __launch_bounds__(COLUMNS) box_pairs(const BoxPairs a
     for (long long i = row; i < min(row + ROWS, args.n); ++i) {
         Box a = args.boxes1[batch * args.n + i];
         args.result[(batch * args.n + i) * args.m + column] =
-            measure(args.kind, a, args.area1[batch * args.n + i], b, area_b, real(args.eps));
+            measured(args.measure, a, args.area1[batch * args.n + i], b, area_b, real(args.eps));
     }
 }

@@ -2,10 +2,10 @@
 // explains the algorithm.
 
 #include "numeric.cuh"
+#include "block.cuh"
 
-constexpr int CHUNK = CVOPS_CHUNK,    // boxes of a chunk, one for each thread
-    WORDS = CHUNK / 32;               // with a bit for each box
-constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
+constexpr int CHUNK = CVOPS_CHUNK,  // boxes of a chunk, one for each thread
+    WORDS = CHUNK / 32;             // with a bit for each box
 
 using Key = decltype(bits_of(T()));
 using Label = unsigned long long;
@@ -140,25 +140,6 @@ struct Boxes {
         return width * (minimum(y2[i], box.y2) - maximum(y1[i], box.y1));
     }
 };
-
-__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ int warp() { return threadIdx.x / 32; }
-__device__ __forceinline__ unsigned lower_lanes() { return (1u << lane()) - 1; }
-
-// How many threads before this one have set `flag`; `total` is how many of all have.
-template <int WARPS>
-__device__ int position_among(unsigned (&words)[WARPS], bool flag, int& total) {
-    unsigned word = __ballot_sync(ALL, flag);
-    if (lane() == 0) words[warp()] = word;
-    __syncthreads();
-    int before = __popc(word & lower_lanes());
-    total = 0;
-    for (int i = 0; i < WARPS; ++i) {
-        if (i == warp()) before += total;
-        total += __popc(words[i]);
-    }
-    return before;
-}
 
 // Whether this thread's box is kept, when the boxes of the chunk that are alive are compared with each other.
 // suppressors: a bit for each box of the chunk that would suppress this one; `own` is the word of the boxes of this

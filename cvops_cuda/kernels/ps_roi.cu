@@ -42,9 +42,8 @@
 
 #include "roi.cuh"
 
-constexpr int THREADS = CVOPS_THREADS, WARP = 32, WARPS = THREADS / WARP;  // of a block, at most
-constexpr int CHANNELS_PER_THREAD = CVOPS_CHANNELS;                        // channels of a block
-constexpr unsigned ALL = 0xFFFFFFFF;                                       // lanes
+constexpr int THREADS = CVOPS_THREADS, WARPS = THREADS / WARP;  // of a block, at most
+constexpr int CHANNELS_PER_THREAD = CVOPS_CHANNELS;             // channels of a block
 // Blocks at once on a multiprocessor, for which there are registers; with more, some would be spilled.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int BLOCKS = sizeof(T) == 4 ? 2 : 1;
@@ -154,7 +153,7 @@ struct Sums {
 // Of as many RoIs as the block has threads, those on its image, in order.
 struct RoiList {
     short rois[THREADS];
-    int counts[WARPS];
+    unsigned counts[WARPS];
 };
 
 // One piece of the taps of some RoIs, those in the tile: at most TAPS of each along y (0) and along x (1).
@@ -192,17 +191,9 @@ struct Tile {
 // List those of the RoIs from `next` on, one for each thread, that are on the image of the block; returns how many.
 __device__ __forceinline__ int list_members(RoiList& list, const Tile& own, long long next,
                                             const PsRoiGradients& args) {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     bool member = next + threadIdx.x < args.size &&
                   Roi{load(args.boxes, 5 * (next + threadIdx.x), args.boxes_dtype)}.index(args.images) == own.bin.image;
-    unsigned votes = __ballot_sync(ALL, member);
-    if (lane == 0) list.counts[warp] = __popc(votes);
-    __syncthreads();  // all have counted, and the last RoIs are done
-    int count = 0, at = __popc(votes & ((1u << lane) - 1));
-    for (int i = 0; i < WARPS; ++i) {
-        if (i < warp) at += list.counts[i];
-        count += list.counts[i];
-    }
+    int count, at = position_among(list.counts, member, count);  // and the last RoIs are done
     if (member) list.rois[at] = threadIdx.x;
     return count;
 }

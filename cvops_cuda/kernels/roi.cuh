@@ -4,6 +4,7 @@
 // does.
 
 #include "numeric.cuh"
+#include "block.cuh"
 
 // How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True and ps_roi_align; ps_roi_pool;
 // roi_pool.

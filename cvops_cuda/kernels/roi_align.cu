@@ -42,8 +42,6 @@
 #include "roi.cuh"
 
 constexpr int LEVELS = CVOPS_LEVELS;
-constexpr int WARP = 32;
-constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
 
 // -------------------------------------------------------------------------------------------------- where RoIs lie
 
@@ -472,7 +470,7 @@ struct Contributions {
 // RoIs that reach the tile, in order.
 struct RoiList {
     unsigned rois[LISTED];
-    int counts[2][WARPS];  // of each warp, in one round of the search and in the next
+    unsigned counts[2][WARPS];  // of each warp, in one round of the search and in the next
 };
 
 __device__ Range bins_between(const Axis& axis, long long bins, long long low) {
@@ -585,16 +583,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
                 reaches = print.map == tile.map && print.top <= tile.row && print.bottom >= tile.row &&
                           print.left <= tile.column && print.right >= tile.column;
             }
-            unsigned votes = __ballot_sync(ALL, reaches);
-            int (&counts)[WARPS] = list.counts[round];
-            if (lane == 0) counts[warp] = __popc(votes);
-            __syncthreads();  // all have counted
+            int count, at = length + position_among(list.counts[round], reaches, count);
             round ^= 1;
-            int at = length + __popc(votes & ((1u << lane) - 1));
-            for (int i = 0; i < WARPS; ++i) {
-                if (i < warp) at += counts[i];
-                length += counts[i];
-            }
+            length += count;
             if (reaches) list.rois[at] = k;
         }
         for (int begin = 0; begin < length; begin += WARPS) {

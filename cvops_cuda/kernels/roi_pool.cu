@@ -18,9 +18,6 @@
 
 #include "roi.cuh"
 
-constexpr int WARP = 32;
-constexpr unsigned ALL = 0xFFFFFFFF;  // lanes
-
 // ---------------------------------------------------------------------------------------------------------- forward
 
 constexpr int THREADS = CVOPS_THREADS;               // of a block at most
@@ -154,7 +151,7 @@ struct Sums {
 // gradients and maxima of each begin in `grad` and `argmax`, for the channel of the block.
 struct RoiList {
     long long begins[WARPS * WARP];
-    int counts[WARPS];
+    unsigned counts[WARPS];
 };
 
 // The first and the last pixel that is a maximum of a RoI. If there is none, the first is behind the last.
@@ -253,14 +250,7 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP) roi_pool_gradients(con
         long long k = next + threadIdx.x;
         bool member = k < args.size && Roi{load(args.boxes, 5 * k, args.boxes_dtype)}.index(args.images) == image;
         if (member && args.extents) member = args.extents[k].first < begin + length && args.extents[k].last >= begin;
-        unsigned votes = __ballot_sync(ALL, member);
-        if (lane == 0) list.counts[warp] = __popc(votes);
-        __syncthreads();  // all have counted, and the last RoIs are done
-        int found = 0, at = __popc(votes & ((1u << lane) - 1));
-        for (int i = 0; i < warps; ++i) {
-            if (i < warp) at += list.counts[i];
-            found += list.counts[i];
-        }
+        int found, at = position_among(list.counts, member, found, warps);  // and the last RoIs are done
         if (member) list.begins[at] = (k * args.channels + channel) * args.bins;
         __syncthreads();  // the list is there
 
