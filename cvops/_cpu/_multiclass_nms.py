@@ -24,7 +24,7 @@ from ._nms import gather, suppress
 from ._nms_all import LANES, lowered, overlaps, put
 from ._nms_few import by_rank
 from ._rank import group, insert, key_of_float32, make_places, rank_float64, sort_by_key
-from ._simd import full, item, load, store
+from ._simd import full, load, load_one, store
 from ._simd_math import above, best_lane, better, first_of, keep_better, multiply
 
 # Scores that are looked at together, in lanes.
@@ -234,7 +234,7 @@ def _scan(
                         factor = factors[image, k + j]
                     if not along_boxes:
                         floor = floors[k + j]
-                    values[j] = item(scores, at + (k + j) * step) * factor
+                    values[j] = load_one(scores, at + (k + j) * step) * factor
                     hits |= np.uint64(values[j] > floor) << np.uint64(j)
                 if all_pass:
                     hits = ~np.uint64(0) >> np.uint64(_TOGETHER - width)
@@ -309,7 +309,7 @@ def _scan_best(
                     store(labels, j, keep_better(lanes, found, load(labels, j), own_label))
                     store(best, j, better(lanes, found))
                 for j in range(whole, width):
-                    value = item(scores, of_label + j * strides[1])
+                    value = load_one(scores, of_label + j * strides[1])
                     if weighted:
                         value *= factors[image, box + j]
                     is_better = value > best[j] or (best[j] != best[j] and value == value)
@@ -531,7 +531,12 @@ def _box(number, classes, boxes, origin, strides):
     """The corners of the box of a candidate."""
     at = origin + number // classes * strides[1] + number % classes * strides[2]
     step = strides[3]
-    return item(boxes, at), item(boxes, at + step), item(boxes, at + 2 * step), item(boxes, at + 3 * step)
+    return (
+        load_one(boxes, at),
+        load_one(boxes, at + step),
+        load_one(boxes, at + 2 * step),
+        load_one(boxes, at + 3 * step),
+    )
 
 
 @jit
