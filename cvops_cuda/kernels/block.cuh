@@ -1,5 +1,7 @@
 // What the threads of a block do together.
 
+#include "numeric.cuh"
+
 constexpr int WARP = 32;              // threads of a warp
 constexpr unsigned ALL = 0xFFFFFFFF;  // lanes of a warp
 

@@ -1,7 +1,6 @@
 // Boxes as nms sees them: their ranks, which of two suppresses the other, and the kept boxes of earlier batches. nms.cu
 // explains the algorithm.
 
-#include "numeric.cuh"
 #include "block.cuh"
 
 constexpr int CHUNK = CVOPS_CHUNK,  // boxes of a chunk, one for each thread

@@ -3,7 +3,6 @@
 // Everything here decides which elements are read, so it is computed on `Real`, in the order in which the CPU backend
 // does.
 
-#include "numeric.cuh"
 #include "block.cuh"
 
 // How an operator lays its bins over a RoI: roi_align; roi_align with aligned=True and ps_roi_align; ps_roi_pool;
