@@ -18,10 +18,10 @@ from ._nms_chains import append, look_through, make_chains
 
 
 def buckets(iou_threshold: float, dtype: Any) -> tuple[float, int, float, float]:
-    """What `search_near_range` takes last: (t, shift, pitch, least area).
+    """What `search_near_range` takes last: (t, shift, cell_ratio, least area).
 
     `t` is a threshold for the geometry that is a little lower, so that rounding in working precision hides no pair. The
-    bits of a size, as a float64, from bit `shift` on are its size bucket. The side of a cell is `pitch` times the
+    bits of a size, as a float64, from bit `shift` on are its size bucket. The side of a cell is `cell_ratio` times the
     largest size of the bucket. Size buckets and cells shrink with 1 - t, as the room between two kept boxes does.
     """
     octaves = max(4 * (1 - iou_threshold), 2.0**-8)  # of size in one bucket: two of them from t = 0.5 downwards
@@ -31,13 +31,13 @@ def buckets(iou_threshold: float, dtype: Any) -> tuple[float, int, float, float]
 
 @jit
 def search_near_range(
-    begin, end, segments, ranked, starts, iou_threshold, limit, kept, settled, t, shift, pitch, least_area
+    begin, end, segments, ranked, starts, iou_threshold, limit, kept, settled, t, shift, cell_ratio, least_area
 ):
     """Set `kept` of the segments[begin:end] for what is not settled."""
     threshold = lowered(iou_threshold, ranked)
     for s in segments[begin:end]:
         segment = slice(starts[s], starts[s + 1])
-        _search_near(ranked[segment], threshold, limit, kept[segment], settled[s], t, shift, pitch, least_area)
+        _search_near(ranked[segment], threshold, limit, kept[segment], settled[s], t, shift, cell_ratio, least_area)
 
 
 @jit
@@ -53,9 +53,9 @@ def _smallest(bucket, shift):
 
 
 @jit
-def _scale(bucket, shift, pitch):
+def _scale(bucket, shift, cell_ratio):
     """Cells of a size bucket in a unit of length."""
-    return 1 / (pitch * _smallest(bucket + 1, shift))
+    return 1 / (cell_ratio * _smallest(bucket + 1, shift))
 
 
 @jit
@@ -81,7 +81,7 @@ def _pair(a, c):
 
 
 @jit
-def _search_near(boxes, threshold, limit, kept, settled, t, shift, pitch, least_area):
+def _search_near(boxes, threshold, limit, kept, settled, t, shift, cell_ratio, least_area):
     """Suppress `boxes` but the first, which are settled: each is compared with kept ones of like size and position."""
     zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
     number = 64
@@ -109,7 +109,7 @@ def _search_near(boxes, threshold, limit, kept, settled, t, shift, pitch, least_
             w, h = np.float64(width), np.float64(height)
             margin = min(area / least_area, min(w, h) / least_size, largest_size / max(w, h))
             a, c = _size_bucket(w, shift), _size_bucket(h, shift)
-            column, row = _cell(x1 * _scale(a, shift, pitch)), _cell(y1 * _scale(c, shift, pitch))
+            column, row = _cell(x1 * _scale(a, shift, cell_ratio)), _cell(y1 * _scale(c, shift, cell_ratio))
             chain = _chain(column, row, a, c, mask)
             if i >= settled:
                 if margin < 2.0**30 and overlaps_any(delicate, held, x1, y1, x2, y2, area, threshold):
@@ -118,7 +118,7 @@ def _search_near(boxes, threshold, limit, kept, settled, t, shift, pitch, least_
                 if margin >= 1 and (
                     look_through(blocks, chains, after, chain, x1, y1, x2, y2, area, threshold) < 0
                     or _overlaps_near(
-                        blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch
+                        blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, cell_ratio
                     )
                 ):
                     continue
@@ -133,7 +133,7 @@ def _search_near(boxes, threshold, limit, kept, settled, t, shift, pitch, least_
 
 
 @jit
-def _overlaps_near(blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, pitch):
+def _overlaps_near(blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, threshold, t, shift, cell_ratio):
     """Whether a kept box overlaps the candidate by more than the threshold.
 
     IoU > t means that the widths differ by less than a factor 1 / t and that the common width is at least t times the
@@ -144,7 +144,7 @@ def _overlaps_near(blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, 
     first, last = _size_bucket(h * t, shift), _size_bucket(h / t, shift)
     for a in range(_size_bucket(w * t, shift), _size_bucket(w / t, shift) + 1):
         narrowest, widest = _smallest(a, shift), _smallest(a + 1, shift)
-        scale = _scale(a, shift, pitch)
+        scale = _scale(a, shift, cell_ratio)
         widest = min(widest, w / t)
         left = _cell((x - (widest - t * max(w, widest))) * scale)
         right = _cell((x + (w - t * max(w, narrowest))) * scale)
@@ -152,7 +152,7 @@ def _overlaps_near(blocks, chains, after, occupied, mask, x1, y1, x2, y2, area, 
             if not occupied[_pair(a, c)]:
                 continue
             lowest, highest = _smallest(c, shift), _smallest(c + 1, shift)
-            scale = _scale(c, shift, pitch)
+            scale = _scale(c, shift, cell_ratio)
             highest = min(highest, h / t)
             top = _cell((y - (highest - t * max(h, highest))) * scale)
             bottom = _cell((y + (h - t * max(h, lowest))) * scale)
