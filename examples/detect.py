@@ -336,5 +336,25 @@ def colour(label: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def head_options(description: str, most_overlap: float, picture: str) -> argparse.Namespace:
+    """The options of the examples that begin with the raw head of a detector: score, iou and out."""
+    parser = OneLineParser(description)
+    parser.add_argument("--score", type=score, default=0.1, help="least score (default: %(default)s)")
+    parser.add_argument(
+        "--iou", type=iou, default=most_overlap, help="most overlap of two boxes (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=picture_path, default=picture, help="picture to write (default: %(default)s)")
+    return parser.parse_args()
+
+
+def save_before_and_after(candidates: DetectionFile, kept: DetectionFile, least_score: float, path: Path) -> None:
+    """Draw the boxes of a head above a score beside those that are kept of them."""
+    rows = zip(kept.labels.tolist(), kept.scores.tolist(), kept.boxes.tolist(), strict=True)
+    detections = [Detection(label, kept.class_names[label], score, box) for label, score, box in rows]
+    captions = f"before: {len(candidates.boxes)} above score {least_score}", f"after: {len(detections)} kept"
+    panels = outlined(candidates), labelled(kept.picture, detections)
+    page(dict(zip(captions, panels, strict=True)), columns=2).save(path)
+
+
 if __name__ == "__main__":
     main()

@@ -13,18 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from detect import (
-    Detection,
-    DetectionFile,
-    OneLineParser,
-    iou,
-    labelled,
-    outlined,
-    page,
-    picture_path,
-    read,
-    score,
-)
+from detect import DetectionFile, head_options, read, save_before_and_after
 from numpy.typing import NDArray
 
 import cvops
@@ -35,13 +24,9 @@ CELLS, CLASSES = 8400, 80  # of 80 x 80, 40 x 40 and 20 x 20 cells
 
 
 def main() -> None:
-    parser = OneLineParser("Draw what a YOLO-like head proposes and what multiclass_nms keeps of it.")
-    parser.add_argument("--score", type=score, default=0.1, help="least score (default: %(default)s)")
-    parser.add_argument("--iou", type=iou, default=0.45, help="most overlap of two boxes (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=picture_path, default="yolo_head.png", help="picture to write (default: %(default)s)"
+    options = head_options(
+        "Draw what a YOLO-like head proposes and what multiclass_nms keeps of it.", 0.45, "yolo_head.png"
     )
-    options = parser.parse_args()
     file = read(PICTURE)
     head, class_names = head_of(file)
 
@@ -52,16 +37,15 @@ def main() -> None:
     image_size = file.picture.height, file.picture.width
     kept = cvops.scale_boxes(boxes[found.image, found.box], INPUT, image_size, letterbox=True)
 
-    names = [class_names[label] for label in found.label]
-    kept_scores = scores[found.image, found.box, found.label].tolist()
-    detections = [Detection(*row) for row in zip(found.label.tolist(), names, kept_scores, kept.tolist(), strict=True)]
+    kept_scores = scores[found.image, found.box, found.label]
     _, box, label = np.nonzero(scores > options.score)
     before = cvops.scale_boxes(boxes[0, box], INPUT, image_size, letterbox=True)
-    candidates = DetectionFile(before, scores[0, box, label], label, class_names, file.picture)
-    captions = f"before: {len(box)} above score {options.score}", f"after: {len(detections)} kept"
-    panels = outlined(candidates), labelled(file.picture, detections)
-    page(dict(zip(captions, panels, strict=True)), columns=2).save(options.out)
-    print(f"{CELLS} cells, {len(box)} candidates, {len(detections)} kept; picture: {options.out}")
+    save_before_and_after(
+        DetectionFile(before, scores[0, box, label], label, class_names, file.picture),
+        DetectionFile(kept, kept_scores, found.label, class_names, file.picture),
+        options.score, options.out,
+    )  # fmt: skip
+    print(f"{CELLS} cells, {len(box)} candidates, {len(kept)} kept; picture: {options.out}")
 
 
 def head_of(file: DetectionFile) -> tuple[NDArray[np.float32], list[str]]:
