@@ -36,11 +36,9 @@ ignore_fp_errors = functools.partial(np.errstate, all="ignore")
 
 
 class _Lent(cupy.cuda.UnownedMemory):  # type: ignore[misc]
-    """Memory that belongs to an object of another library."""
+    """Memory that belongs to `lent`, an object of another library."""
 
-    def __init__(self, lent: Any, address: int, size: int, device: int) -> None:
-        super().__init__(address, size, lent, device)
-        self.lent = lent
+    lent: Any
 
 
 class _ExternalStream:
@@ -106,16 +104,13 @@ class _Use:  # a class, because a generator would cost each call 2 microseconds 
 
 def _borrow(size: int) -> Any:
     """Memory of the lender, for what CuPy allocates itself."""
-    return _pointer_to(_thread.lender.empty((size,), "uint8"), size)  # type: ignore[union-attr]
+    return _pointer_to(_thread.lender.empty((size,), "uint8"))  # type: ignore[union-attr]
 
 
-def _pointer_to(lent: Any, size: int) -> Any:
-    address = _thread.lender.address(lent)  # type: ignore[union-attr]
-    return cupy.cuda.MemoryPointer(_Lent(lent, address, size, _thread.device), 0)
-
-
-def _lent_array(lent: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    return cupy.ndarray(shape, dtype, _pointer_to(lent, lent.nbytes))
+def _pointer_to(lent: Any) -> Any:
+    memory = _Lent(_thread.lender.address(lent), lent.nbytes, lent, _thread.device)  # type: ignore[union-attr]
+    memory.lent = lent
+    return cupy.cuda.MemoryPointer(memory, 0)
 
 
 def asarray(array: Any, name: str) -> Array:
@@ -158,10 +153,11 @@ def current_gpu() -> int | None:
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """A new array, uninitialised."""
-    if _thread.lender is None:
+    lender = _thread.lender
+    if lender is None:
         return cupy.empty(shape, dtype)
     dtype, name = _dtype_and_name(dtype)
-    return _lent_array(_thread.lender.empty(shape, name), shape, dtype)
+    return cupy.ndarray(shape, dtype, _pointer_to(lender.empty(shape, name)))
 
 
 def allocate(*arrays: tuple[int, str], zeroed: int = 0) -> list[Array]:
@@ -290,7 +286,7 @@ def convolve(input: Array, weight: Array, bias: Array, stride: tuple[int, int], 
     if _thread.lender is None:
         return None
     lent = _thread.lender.convolve(input, weight, bias, stride, padding)
-    return _lent_array(lent, tuple(lent.shape), input.dtype)
+    return cupy.ndarray(tuple(lent.shape), input.dtype, _pointer_to(lent))
 
 
 @functools.cache
@@ -334,22 +330,21 @@ def launch(file: str, kernel: str, dtype: str, blocks: int, threads: int, record
     `record` is a named tuple of what the struct of the same name has (`_records.py`). The text is compiled at its first
     launch on a device and cached on disk by CuPy.
     """
+    kind, device = record.__class__, cupy.cuda.runtime.getDevice()
+    run, dtype_of_record, pack = _prepared(file, kernel, dtype, device, kind)
     # CuPy takes a struct as an array without dimensions; without fields it is passed in a third of the time.
-    dtype_of_record, pack = _packing(record.__class__)
-    arguments = np.ndarray((), dtype_of_record, pack(record, _address))
-    _kernel(file, kernel, dtype, cupy.cuda.runtime.getDevice())((blocks,), (threads,), (arguments,))
+    run((blocks,), (threads,), (np.ndarray((), dtype_of_record, pack(record, _address)),))
 
 
 _address = operator.attrgetter("data.ptr")
 
 
 @functools.cache
-def _packing(record: type) -> tuple[Any, Any]:
+def _prepared(file: str, kernel: str, dtype: str, device: int, record: type) -> tuple[Any, Any, Any]:
     of_record = layout(record)
-    return np.dtype(f"V{of_record.size}"), of_record.pack
+    return _kernel(file, kernel, dtype, device), np.dtype(f"V{of_record.size}"), of_record.pack
 
 
-@functools.cache
 def _kernel(file: str, kernel: str, dtype: str, device: int) -> Any:  # a kernel is loaded on each device
     return _module(file, dtype, device).get_function(kernel)
 

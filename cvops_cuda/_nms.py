@@ -218,13 +218,15 @@ def _nms(
         return (keep, zeros((), "int64")) if padded else keep
     threshold = comparable(iou_threshold, dtype)
     floor = math.nan if score_threshold is None else lowered(score_threshold, dtype)
-    ranking = Ranking(scores, dtype_code(scores), idxs, 0 if idxs is None else dtype_code(idxs), len(scores), floor)
+    ranking = scores, dtype_code(scores), idxs, 0 if idxs is None else dtype_code(idxs), len(scores)
     if len(scores) <= NMS.BLOCK_THREADS:
-        keep, count = _in_one_block(boxes, ranking, dtype, threshold, size)
+        keep, count = empty((size,), "int64"), empty((), "int64")
+        record = NmsBlock(boxes, dtype_code(boxes), *ranking, threshold, floor, keep, size, count)
+        launch("nms", "nms_block", dtype, 1, max(32, 1 << (len(scores) - 1).bit_length()), record)
     elif len(scores) <= _BATCH:
-        keep, count = _in_one_batch(boxes, ranking, dtype, threshold, size)
+        keep, count = _in_one_batch(boxes, Ranking(*ranking, floor), dtype, threshold, size)
     else:
-        keep, count = _in_batches(boxes, ranking, dtype, threshold, size, iou_threshold)
+        keep, count = _in_batches(boxes, Ranking(*ranking, floor), dtype, threshold, size, iou_threshold)
     return (keep, count) if padded else keep[: read(count)]
 
 
@@ -232,16 +234,6 @@ def comparable(iou_threshold: float, dtype: str) -> float:
     """The threshold with which kernels compare an IoU in working precision."""
     # No IoU is above 1, whatever rounding says.
     return math.inf if iou_threshold >= 1 else lowered(iou_threshold, dtype)
-
-
-def _in_one_block(boxes: Array, ranking: Ranking, dtype: str, threshold: float, size: int) -> tuple[Array, Array]:
-    keep, count = empty((size,), "int64"), empty((), "int64")
-    scores, scores_dtype, idxs, idxs_dtype, length, floor = ranking
-    record = NmsBlock(
-        boxes, dtype_code(boxes), scores, scores_dtype, idxs, idxs_dtype, length, threshold, floor, keep, size, count
-    )
-    launch("nms", "nms_block", dtype, 1, max(32, 1 << (length - 1).bit_length()), record)
-    return keep, count
 
 
 def _in_one_batch(boxes: Array, ranking: Ranking, dtype: str, threshold: float, size: int) -> tuple[Array, Array]:

@@ -20,14 +20,19 @@ class Layout:
     """How a record lies in memory, by the annotations of its fields."""
 
     def __init__(self, kinds: list[Any]) -> None:
-        self._struct = struct.Struct("=" + "".join(map(_code, kinds)))
-        self._pointers = [i for i, kind in enumerate(kinds) if _code(kind) == "Q"]
-        self._parts = [(i, _layout_of(kind)) for i, kind in enumerate(kinds) if _code(kind)[-1] == "s"]
+        fields = [(i, typing.get_args(kind) or (kind,)) for i, kind in enumerate(kinds)]
+        self._tuples = [(i, i + 1) for i, members in reversed(fields) if len(members) > 1]
+        flat = [member for _, members in fields for member in members]
+        self._struct = struct.Struct("=" + "".join(map(_code, flat)))
+        self._pointers = [i for i, kind in enumerate(flat) if _code(kind) == "Q"]
+        self._parts = [(i, layout(kind)) for i, kind in enumerate(flat) if _code(kind)[-1] == "s"]
         self.size = self._struct.size
 
     def pack(self, record: Any, address: Callable[[Any], int]) -> bytes:
         """The bytes of a record; `address` returns where an array lies. A record within it may be packed already."""
         values = list(record)
+        for begin, end in self._tuples:
+            values[begin:end] = values[begin]
         for i in self._pointers:
             array = values[i]
             values[i] = 0 if array is None else address(array)
@@ -53,10 +58,4 @@ def _none_there(array: Any) -> int:
 
 
 def _code(kind: Any) -> str:
-    if typing.get_args(kind) or hasattr(kind, "_fields"):
-        return f"{_layout_of(kind).size}s"
-    return _CODES.get(kind, "Q")
-
-
-def _layout_of(kind: Any) -> Layout:
-    return Layout(list(members)) if (members := typing.get_args(kind)) else layout(kind)
+    return f"{layout(kind).size}s" if hasattr(kind, "_fields") else _CODES.get(kind, "Q")

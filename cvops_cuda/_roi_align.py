@@ -109,14 +109,14 @@ def multiscale_roi_align(
         if kernel == "roi_align_last":
             channels_per_block = ROI_ALIGN.LAST_CHANNELS
         blocks = len(rois) * math.ceil(channels / channels_per_block)
-        sizes = tuple(array.shape[2:] for array in features)
-        for some, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
+        sizes = tuple([array.shape[2:] for array in features])
+        for some, missing, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
             record = RoiAlign(
-                _filled_up(maps[some]), pyramid, rois, dtype_code(rois), images, channels, *output_size,
+                (*maps[some], *missing), pyramid, rois, dtype_code(rois), images, channels, *output_size,
                 sampling_ratio, int(aligned), channels_per_block, pooled,
             )  # fmt: skip
             launch("roi_align", kernel, storage.char, blocks, ROI_ALIGN.POOL_THREADS, record)
-    return converted(pooled, features[0].dtype)
+    return pooled if maps[0] is features[0] else converted(pooled, features[0].dtype)
 
 
 def multiscale_roi_align_backward(
@@ -139,7 +139,7 @@ def multiscale_roi_align_backward(
     room = size * ROI_ALIGN.ROI_BYTES[8 if storage.char == "d" else 4] + chunks * ROI_ALIGN.CHUNK_BYTES
     workspace = empty((room,), "uint8")
     sizes = tuple(tuple(shape[2:]) for shape in input_shapes)
-    for some, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
+    for some, missing, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
         if size:
             footprints = RoiAlignFootprints(
                 pyramid, rois, dtype_code(rois), size, images, rows, columns, sampling_ratio, int(aligned), workspace
@@ -147,7 +147,7 @@ def multiscale_roi_align_backward(
             launch("roi_align", "roi_align_footprints", storage.char, chunks, threads, footprints)
         tiles = sum(math.prod(math.ceil(length / ROI_ALIGN.TILE) for length in lengths) for lengths in sizes[some])
         record = RoiAlignGradients(
-            values, workspace, size, images, channels, rows, columns, pyramid, _filled_up(gradients[some])
+            values, workspace, size, images, channels, rows, columns, pyramid, (*gradients[some], *missing)
         )
         blocks = images * math.ceil(channels / ROI_ALIGN.GRADIENTS) * tiles
         launch("roi_align", "roi_align_gradients", storage.char, blocks, threads, record)
@@ -171,8 +171,11 @@ def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[A
 @functools.lru_cache(64)
 def _launches(
     sizes: tuple[tuple[int, int], ...], scales: tuple[float, ...], area_limits: tuple[float, ...]
-) -> list[tuple[slice, Any]]:
-    """For each launch, its levels and their packed `Pyramid`. A RoI is pooled from level sum(area >= area_limits)."""
+) -> list[tuple[slice, list[None], Any]]:
+    """For each launch, its levels, one None for each that a record has besides, and their packed `Pyramid`.
+
+    A RoI is pooled from level sum(area >= area_limits).
+    """
     launches = []
     limits = [0.0, *area_limits, *[math.nan] * ROI_ALIGN.LEVELS]
     for first in range(0, len(sizes), ROI_ALIGN.LEVELS):
@@ -182,9 +185,5 @@ def _launches(
         some_scales: Any = *scales[some], *[1.0] * missing
         some_limits: Any = tuple(limits[some])
         pyramid = Pyramid(heights, widths, some_scales, some_limits, limits[some.stop])
-        launches.append((some, pack(pyramid)))
+        launches.append((some, [None] * missing, pack(pyramid)))
     return launches
-
-
-def _filled_up(maps: list[Array]) -> tuple[Any, ...]:
-    return (*maps, *[None] * (ROI_ALIGN.LEVELS - len(maps)))

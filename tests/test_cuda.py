@@ -68,11 +68,9 @@ def test_the_host_twin_offers_what_the_device_does():
             assert list(inspect.signature(getattr(device, node.name)).parameters) == names, node.name
 
 
-def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkeypatch):
-    """On torch's current stream and in its memory if all arguments are tensors; tensors pose as emulated ones here.
-
-    Arrays of a library that has neither CuPy's stream nor lends its own are waited for.
-    """
+@pytest.fixture
+def on_gpu(emulated, monkeypatch):
+    """Tensors pose as emulated arrays on GPU 3; [(device, address of the lent stream, whether it waits)] of calls."""
     torch, used = libraries.require("torch"), []
     monkeypatch.setattr(_arrays, "_device_of", lambda name, array: (12, 3))
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda number: 70 + number, raising=False)
@@ -82,13 +80,70 @@ def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, monkey
         return contextlib.nullcontext(backend)
 
     monkeypatch.setattr(device.load(), "use_backend_of", use_backend_of)
+    return used
+
+
+def test_a_call_runs_on_the_device_and_the_stream_of_its_arrays(emulated, on_gpu):
+    """On torch's current stream and in its memory if all arguments are tensors.
+
+    Arrays of a library that has neither CuPy's stream nor lends its own are waited for.
+    """
+    torch = libraries.require("torch")
     boxes, scores, _ = data.clustered(9)
     tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
     want = reference.nms_of_many(boxes, scores, 0.5).tolist()
     assert cvops.nms(*tensors, 0.5).tolist() == want
     assert cvops.nms(tensors[0], emulated(scores), 0.5).tolist() == want
     assert cvops.nms(emulated(boxes), emulated(scores), 0.5).tolist() == want
-    assert used == [(3, 73, False), (3, None, True), (3, None, False)]
+    assert on_gpu == [(3, 73, False), (3, None, True), (3, None, False)]
+
+
+def test_the_stream_of_a_torch_that_tells_it_by_its_public_name_alone(on_gpu, monkeypatch):
+    torch = libraries.require("torch")
+    monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream")
+    streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=90 + number))
+    monkeypatch.setattr(torch, "cuda", streams)
+    cvops.nms(torch.rand(3, 4), torch.rand(3), 0.5)
+    assert on_gpu == [(3, 93, False)]
+
+
+def test_tensors_that_hide_nothing_take_one_look(on_gpu, monkeypatch):
+    """The long one, which tells why something is refused, is left for all others."""
+    torch = libraries.require("torch")
+    keys = max(_arrays.keys_of_plain_tensors("CUDA"))
+    keys_of, looked = torch._C._dispatch_keys, []
+
+    def posing(tensor):
+        plain = keys_of(tensor).raw_repr() in _arrays.keys_of_plain_tensors("CPU")
+        return types.SimpleNamespace(raw_repr=lambda: keys) if plain else keys_of(tensor)
+
+    monkeypatch.setattr(torch._C, "_dispatch_keys", posing)
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda tensor: len(tensor) % 2)
+    monkeypatch.setitem(_arrays._BACKENDS, 2, _arrays._BACKENDS[12])
+    monkeypatch.setattr(_arrays, "_device_of", lambda name, array: looked.append(name) or (12, 3))
+    boxes, scores = torch.rand(5, 4), torch.rand(5)
+    cvops.nms(boxes, scores, 0.5)
+    assert (on_gpu, looked) == ([(1, 71, False)], [])
+    with torch.inference_mode():
+        cvops.nms(boxes, scores, 0.5)
+    assert (on_gpu[1:], looked) == ([(1, 71, False)], [])
+    others = {
+        "requires grad": scores.clone().requires_grad_(),
+        "of a subclass": torch.nn.Parameter(scores, requires_grad=False),
+        "of another device": torch.rand(4),
+        "a sign put off": torch._neg_view(scores),
+        "without values": scores.to("meta"),
+        "an array": scores.numpy(),
+    }
+    for kind, other in others.items():
+        looked.clear()
+        with contextlib.suppress(ValueError, TypeError, RuntimeError):
+            cvops.nms(boxes, other, 0.5)
+        assert looked == ["boxes", "scores"], kind
+    with torch.autograd.forward_ad.dual_level():
+        looked.clear()
+        cvops.nms(boxes, scores, 0.5)
+        assert looked == ["boxes", "scores"]
 
 
 class Foreign(host_emulation.Array):
@@ -501,7 +556,7 @@ class Fault(NamedTuple):
 @pytest.fixture(scope="module")
 def faults(emulated):
     text = (device.ROOT / "tests" / "host_emulation" / "faults.cu").read_text()
-    return device.build(text, [], types.SimpleNamespace(Fault=Fault))
+    return device.build(text, [], types.types.SimpleNamespace(Fault=Fault))
 
 
 @pytest.mark.parametrize("kernel", FAULTS)
@@ -551,7 +606,7 @@ WRONG_LAYOUTS = {
 
 @pytest.mark.parametrize("fault", WRONG_LAYOUTS)
 def test_structs_are_compared_with_records(emulated, fault):
-    records, edits, text = types.SimpleNamespace(Layout=Layout), WRONG_LAYOUTS[fault], LAYOUT
+    records, edits, text = types.types.SimpleNamespace(Layout=Layout), WRONG_LAYOUTS[fault], LAYOUT
     device.build(text, [], records)
     for old, new in zip(edits[::2], edits[1::2], strict=True):
         assert old in text
