@@ -626,16 +626,7 @@ def rois_of(boxes: Any, images: int, like: Any, backend: Any) -> Any:
     for i, native in enumerate(natives):
         check_rois(native, f"boxes[{i}]", 4)
     # In working precision, because float16 would not hold the index of every image.
-    dtype = working_dtype(like, *natives)
-    if backend.current_gpu() is None:
-        return backend.RoisOfImages(natives, dtype)
-    rois = backend.xp.empty((sum(map(len, natives)), 5), dtype)
-    end = 0
-    for i, native in enumerate(natives):
-        begin, end = end, end + len(native)
-        rois[begin:end, 0] = i
-        rois[begin:end, 1:] = native
-    return backend.asarray(rois, "boxes")
+    return backend.rois_of_images(natives, working_dtype(like, *natives))
 
 
 def _features_and_rois(input: Any, boxes: Any, backend: Any) -> tuple[Any, Any]:

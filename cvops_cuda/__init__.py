@@ -11,6 +11,7 @@ from ._multiclass_nms import multiclass_nms
 from ._nms import batched_nms, nms
 from ._ps_roi import ps_roi_align, ps_roi_align_backward, ps_roi_pool, ps_roi_pool_backward
 from ._roi_align import multiscale_roi_align, multiscale_roi_align_backward, roi_align, roi_align_backward
+from ._roi_inputs import rois_of_images
 from ._roi_pool import roi_pool, roi_pool_backward
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "roi_align_backward",
     "roi_pool",
     "roi_pool_backward",
+    "rois_of_images",
     "scale_boxes",
     "to_host",
     "upload",

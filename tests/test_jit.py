@@ -534,7 +534,7 @@ def test_warmup_reaches_what_ordinary_calls_use():
 
 
 def test_every_operator_of_the_backend_can_be_warmed_up():
-    helpers = {"asarray", "copy", "current_gpu", "empty", "ignore_fp_errors", "to_host", "xp"}
+    helpers = {"asarray", "copy", "current_gpu", "empty", "ignore_fp_errors", "rois_of_images", "to_host", "xp"}
     by_others = {"multiscale_roi_align", "multiscale_roi_align_backward", "conv2d"}  # roi_align, FeaturePyramidNetwork
     operators = set(_cpu.__all__) - helpers - by_others
     assert operators <= set(_warmup.CALLS)

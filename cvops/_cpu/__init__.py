@@ -34,7 +34,7 @@ from ._roi import (
 )
 from ._roi_few import lean_roi_align as lean_roi_align
 from ._roi_few import lean_roi_pool as lean_roi_pool
-from ._rois import RoisOfImages as RoisOfImages
+from ._rois import RoisOfImages as rois_of_images  # noqa: N813 - as a function of every backend
 
 __all__ = [
     "asarray",
@@ -65,6 +65,7 @@ __all__ = [
     "roi_align_backward",
     "roi_pool",
     "roi_pool_backward",
+    "rois_of_images",
     "scale_boxes",
     "to_host",
     "xp",
