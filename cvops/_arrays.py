@@ -53,6 +53,15 @@ def backend_of(**arrays: Any) -> AbstractContextManager[Any]:
     return _cpu()
 
 
+class WithBackend:
+    """An array argument that tells which backend computes on it: `cvops.jax` calls the public functions with these."""
+
+    __slots__ = "array", "backend"
+
+    def __init__(self, array: Any, backend: Any) -> None:
+        self.array, self.backend = array, backend
+
+
 def share(array: Any, name: str, from_dlpack: Any) -> Any:
     """Return the foreign `array` as what a backend's `from_dlpack` makes of it: the same memory."""
     if _is_tensor(array):
@@ -81,7 +90,7 @@ def name_conversion(error: TypeError, conversion: str) -> None:
 def to_caller(result: Any, like: ArrayT) -> ArrayT:
     """Return the native array `result` as an array of the library of `like`, sharing its memory where it can."""
     array: ArrayT
-    if isinstance(like, type(result)):
+    if isinstance(like, (type(result), WithBackend)):
         array = result
     elif (lent := _lent(result)) is not None:
         array = _part_of_tensor(lent, result)
@@ -203,6 +212,8 @@ def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
     if number is not None:
         return _on_gpu(arrays, 2, number, _lender(number), False)
     first_name, first = next(iter(arrays.items()))
+    if type(first) is WithBackend:
+        return contextlib.nullcontext(first.backend)
     devices = {name: _device_of(name, array) for name, array in arrays.items()}
     device_type, number = devices[first_name]
     for name, device in devices.items():

@@ -176,6 +176,20 @@ def test_pyramid_pooling_by_the_function(ops):
         ops.multiscale_roi_align(maps, rois, 2, scales=[1])
 
 
+@every_transform
+def test_maps_of_one_scale(ops, transform):
+    """The first of them takes the boxes, also one whose area is infinite."""
+    maps = [RANDOM.standard_normal((2, 3, 9 * size, 8 * size), "f4") for size in (2, 1, 2, 1)]
+    rois = np.array([[0, 1, 2, 9, 8], [1, 0, 0, 60, 70], [1, 0, 0, 3e38, 3e38]], "f4")
+    options = {"scales": [1 / 4, 1 / 8, 1 / 4, 1 / 8], "canonical_scale": 32, "canonical_level": 2, "sampling_ratio": 2}
+    function = transformed(transform, lambda maps: ops.multiscale_roi_align(maps, rois, 2, **options))
+    want = cvops.multiscale_roi_align(maps, rois, 2, **options)
+    close(function(maps), want, 1e-6)
+    slopes = jax.grad(lambda maps: (function(maps) * want).sum())(maps)
+    close_all(slopes, cvops.multiscale_roi_align_backward(want, rois, [map.shape for map in maps], **options))
+    assert [bool(slope.any()) for slope in slopes] == [True, True, False, False]
+
+
 # ----------------------------------------------------------------------------------------------------- deform_conv2d
 
 
@@ -664,3 +678,90 @@ def test_boxes_have_a_gradient_of_zero(ops):
     pool = ops.MultiScaleRoIAlign(["a"], 2, 2)
     slope = jax.grad(lambda boxes: pool({"a": MAP}, boxes, [(9, 9)]).sum())([ROIS[:2, 1:], ROIS[2:, 1:]])
     close_all(slope, [np.zeros((2, 4)), np.zeros((1, 4))])
+
+
+def test_help_is_that_of_cvops_and_what_differs(ops):
+    for name in ops.__all__:
+        plain, traced = getattr(cvops, name), getattr(ops, name)
+        text = inspect.getdoc(traced)
+        assert text.startswith(inspect.getdoc(plain).partition("\n")[0]), name
+        assert f">>> cvops.jax.{name}(" in text or f"cvops.jax.{name}(" in text.partition("Examples\n")[2], name
+        assert ">>> cvops." + name not in text, name
+        documented = re.findall(r"^\w+(?:, \w+)*(?= : |\n    As )", text.partition("Returns\n")[0], re.MULTILINE)
+        documented = {option for line in documented for option in line.split(", ")}
+        assert documented == set(inspect.signature(traced).parameters), name
+
+
+BAD = {
+    "boxes of three columns": lambda ops, a: ops.nms(a["boxes"][:, :3], a["scores"], 0.5, max_output=1),
+    "boxes of numbers that are none": lambda ops, a: ops.nms(a["boxes"] > 1, a["scores"], 0.5, max_output=1),
+    "scores of classes": lambda ops, a: ops.nms(a["boxes"], a["boxes"], 0.5, max_output=1),
+    "a threshold of 2": lambda ops, a: ops.nms(a["boxes"], a["scores"], 2, max_output=1),
+    "a score threshold that is a list": lambda ops, a: ops.nms(
+        a["boxes"], a["scores"], 0.5, max_output=1, score_threshold=[1]
+    ),
+    "a length of half": lambda ops, a: ops.nms(a["boxes"], a["scores"], 0.5, max_output=0.5),
+    "no scores": lambda ops, a: ops.nms(a["boxes"], None, 0.5, max_output=1),
+    "idxs of another length": lambda ops, a: ops.batched_nms(
+        a["boxes"], a["scores"], a["scores"][:1], 0.5, max_output=1
+    ),
+    "idxs that are bool": lambda ops, a: ops.batched_nms(a["boxes"], a["scores"], a["scores"] > 1, 0.5, max_output=1),
+    "scores of one image": lambda ops, a: ops.multiclass_nms(a["boxes"][None], a["scores"], 0.5, max_output=1),
+    "another metric": lambda ops, a: ops.multiclass_nms(
+        a["boxes"][None], a["boxes"][None], 0.5, max_output=1, metric="giou"
+    ),
+    "floors of another length": lambda ops, a: ops.multiclass_nms(
+        a["boxes"][None], a["boxes"][None], 0.5, max_output=1, score_threshold=a["scores"][:1]
+    ),
+    "input of integers": lambda ops, a: ops.roi_align(a["maps"].astype(int), a["rois"], 2),
+    "input that is a list": lambda ops, a: ops.roi_align([a["maps"]], a["rois"], 2),
+    "rois without an index": lambda ops, a: ops.roi_align(a["maps"], a["boxes"], 2),
+    "boxes of too few images": lambda ops, a: ops.roi_align(a["maps"], [a["boxes"]], 2),
+    "boxes of five columns in a list": lambda ops, a: ops.roi_align(a["maps"], [a["boxes"], a["rois"]], 2),
+    "something else in a list": lambda ops, a: ops.roi_align(a["maps"], [a["boxes"], "boxes"], 2),
+    "an output without size": lambda ops, a: ops.roi_pool(a["maps"], a["rois"], 0),
+    "a scale of 0": lambda ops, a: ops.roi_pool(a["maps"], a["rois"], 1, 0),
+    "channels that do not divide": lambda ops, a: ops.ps_roi_align(a["maps"], a["rois"], 3),
+    "a ratio of half": lambda ops, a: ops.ps_roi_align(a["maps"], a["rois"], 2, 1.0, 0.5),
+    "aligned as a list": lambda ops, a: ops.roi_align(a["maps"], a["rois"], 2, 1.0, 1, [True]),
+    "maps that are an array": lambda ops, a: ops.multiscale_roi_align(a["maps"], a["rois"], 2, scales=[1]),
+    "no maps": lambda ops, a: ops.multiscale_roi_align([], a["rois"], 2, scales=[]),
+    "maps of several dtypes": lambda ops, a: ops.multiscale_roi_align(
+        [a["maps"], a["maps"].astype("f4")], a["rois"], 2, scales=[1, 0.5]
+    ),
+    "one scale for two maps": lambda ops, a: ops.multiscale_roi_align([a["maps"]] * 2, a["rois"], 2, scales=[1]),
+    "a map that is missing": lambda ops, a: ops.MultiScaleRoIAlign(["a"], 2, 2)({"b": a["maps"]}, a["rois"], [(9, 9)]),
+    "maps without names": lambda ops, a: ops.MultiScaleRoIAlign(["a"], 2, 2)([a["maps"]], a["rois"], [(9, 9)]),
+    "no image shapes": lambda ops, a: ops.MultiScaleRoIAlign(["a"], 2, 2)({"a": a["maps"]}, a["rois"], []),
+    "a weight of other channels": lambda ops, a: ops.deform_conv2d(a["maps"], a["maps"], a["maps"][:, :3]),
+    "no offset": lambda ops, a: ops.deform_conv2d(a["maps"], None, a["maps"]),
+    "a bias of another dtype": lambda ops, a: ops.deform_conv2d(a["maps"], a["maps"], a["maps"], a["scores"] > 1),
+    "a stride of 0": lambda ops, a: ops.deform_conv2d(a["maps"], a["maps"], a["maps"], stride=0),
+    "batches that do not broadcast": lambda ops, a: ops.box_iou(a["maps"][:, :, :4, :4], a["maps"][:, :3, :4, :4]),
+    "a format that is rotated": lambda ops, a: ops.box_iou(a["boxes"], a["boxes"], "xywhr"),
+    "one box": lambda ops, a: ops.generalized_box_iou(a["boxes"][0], a["boxes"]),
+    "an epsilon below 0": lambda ops, a: ops.complete_box_iou(a["boxes"], a["boxes"], -1),
+    "an unknown format": lambda ops, a: ops.box_area(a["boxes"], "x"),
+    "a format that is None": lambda ops, a: ops.box_convert(a["boxes"], "xyxy", None),
+    "a size of three": lambda ops, a: ops.clip_boxes_to_image(a["boxes"], (1, 2, 3)),
+    "masks of two dimensions": lambda ops, a: ops.masks_to_boxes(a["boxes"]),
+    "anchors that do not broadcast": lambda ops, a: ops.decode_boxes(a["boxes"], a["boxes"][:2]),
+    "three weights": lambda ops, a: ops.encode_boxes(a["boxes"], a["boxes"], (1, 1, 1)),
+    "points of four columns": lambda ops, a: ops.distance_to_boxes(a["boxes"], a["boxes"]),
+    "a letterbox that is none": lambda ops, a: ops.scale_boxes(a["boxes"], (1, 1), (1, 1), letterbox="left"),
+    "boxes that are None": lambda ops, a: ops.scale_boxes(None, (1, 1), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("call", BAD.values(), ids=BAD)
+@every_transform
+def test_errors_are_those_of_cvops(ops, call, transform):
+    """The same type and text, but for the names of the conversion and of the array's type."""
+    boxes, scores, _ = data.clustered(5)
+    arrays = {"boxes": boxes, "scores": scores, "maps": MAP, "rois": ROIS}
+    with pytest.raises((TypeError, ValueError, KeyError)) as plain:
+        call(cvops, arrays)
+    with pytest.raises(type(plain.value)) as traced:
+        transformed(transform, lambda arrays: call(ops, arrays))(arrays)
+    text = str(traced.value).partition("\n")[0].replace("jnp.asarray", "np.asarray")
+    assert text.replace("DynamicJaxprTracer", "ndarray") == str(plain.value)

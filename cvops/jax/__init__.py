@@ -40,22 +40,30 @@ names never change; the arguments behind them may, from one version of cvops to 
 (1, 3, 2, 2)
 """
 
-from ._boxes import (
+from ._functions import (
+    MultiScaleRoIAlign,
+    batched_nms,
     box_area,
     box_convert,
     box_iou,
     clip_boxes_to_image,
     complete_box_iou,
+    decode_boxes,
+    deform_conv2d,
     distance_box_iou,
+    distance_to_boxes,
+    encode_boxes,
     generalized_box_iou,
     masks_to_boxes,
+    multiclass_nms,
+    multiscale_roi_align,
+    nms,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_pool,
+    scale_boxes,
 )
-from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
-from ._deform_conv import deform_conv2d
-from ._multiclass import multiclass_nms
-from ._multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
-from ._nms import batched_nms, nms
-from ._roi import ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 __all__ = [
     "MultiScaleRoIAlign",

@@ -23,7 +23,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from ._traced import result_of, varying_alike, varying_axes, varying_result
+from ._sharding import result_of, varying_alike
 
 # Version of the interface, by which newer runtimes know what they may ask for.
 _MAJOR, _MINOR = 0, 1
@@ -39,103 +39,31 @@ _DTYPES = {
 _BFLOAT16 = _DTYPES[16]
 
 
-class _Extension(ctypes.Structure):
-    _fields_ = (("struct_size", ctypes.c_size_t), ("type", ctypes.c_int), ("next", ctypes.c_void_p))
+def _structure(**fields: Any) -> Any:
+    """The type of a C structure."""
+    return type("Structure", (ctypes.Structure,), {"_fields_": tuple(fields.items())})
 
 
-class _ApiVersion(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension_start", ctypes.c_void_p),
-        ("major_version", ctypes.c_int),
-        ("minor_version", ctypes.c_int),
-    )
-
-
-class _Metadata(ctypes.Structure):
-    _fields_ = (("struct_size", ctypes.c_size_t), ("api_version", _ApiVersion), ("traits", ctypes.c_uint32))
-
-
-class _MetadataExtension(ctypes.Structure):
-    _fields_ = (("extension_base", _Extension), ("metadata", ctypes.POINTER(_Metadata)))
-
-
-class _Buffer(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension_start", ctypes.c_void_p),
-        ("dtype", ctypes.c_int),
-        ("data", ctypes.c_void_p),
-        ("rank", ctypes.c_int64),
-        ("dims", ctypes.POINTER(ctypes.c_int64)),
-    )
-
-
-class _Buffers(ctypes.Structure):  # Args and Rets
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension_start", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("types", ctypes.c_void_p),
-        ("buffers", ctypes.POINTER(ctypes.POINTER(_Buffer))),
-    )
-
-
-class _ByteSpan(ctypes.Structure):
-    _fields_ = (("ptr", ctypes.c_void_p), ("len", ctypes.c_size_t))
-
-
-class _Scalar(ctypes.Structure):
-    _fields_ = (("dtype", ctypes.c_int), ("data", ctypes.c_void_p))  # value
-
-
-class _Array(ctypes.Structure):
-    _fields_ = (("dtype", ctypes.c_int), ("size", ctypes.c_size_t), ("data", ctypes.c_void_p))
-
-
-class _Attrs(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension_start", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("types", ctypes.POINTER(ctypes.c_int)),
-        ("names", ctypes.POINTER(ctypes.POINTER(_ByteSpan))),
-        ("attrs", ctypes.POINTER(ctypes.c_void_p)),
-    )
-
-
-class _ErrorCreateArgs(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension_start", ctypes.c_void_p),
-        ("message", ctypes.c_char_p),
-        ("errc", ctypes.c_int),
-    )
-
-
-class _Api(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension_start", ctypes.c_void_p),
-        ("api_version", _ApiVersion),
-        ("internal_api", ctypes.c_void_p),
-        ("Error_Create", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_ErrorCreateArgs))),
-    )
-
-
-class _CallFrame(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension_start", ctypes.POINTER(_Extension)),
-        ("api", ctypes.POINTER(_Api)),
-        ("ctx", ctypes.c_void_p),
-        ("stage", ctypes.c_int),
-        ("args", _Buffers),
-        ("rets", _Buffers),
-        ("attrs", _Attrs),
-    )
-
-
+_int, _int64, _size, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_size_t, ctypes.c_void_p
+_to = ctypes.POINTER
+_HEAD = {"struct_size": _size, "extension_start": _pointer}
+_Extension = _structure(struct_size=_size, type=_int, next=_pointer)
+_ApiVersion = _structure(**_HEAD, major_version=_int, minor_version=_int)
+_Metadata = _structure(struct_size=_size, api_version=_ApiVersion, traits=ctypes.c_uint32)
+_MetadataExtension = _structure(extension_base=_Extension, metadata=_to(_Metadata))
+_Buffer = _structure(**_HEAD, dtype=_int, data=_pointer, rank=_int64, dims=_to(_int64))
+_Buffers = _structure(**_HEAD, size=_int64, types=_pointer, buffers=_to(_to(_Buffer)))  # Args and Rets
+_ByteSpan = _structure(ptr=_pointer, len=_size)
+_Scalar = _structure(dtype=_int, data=_pointer)
+_Array = _structure(dtype=_int, size=_size, data=_pointer)
+_Attrs = _structure(**_HEAD, size=_int64, types=_to(_int), names=_to(_to(_ByteSpan)), attrs=_to(_pointer))
+_ErrorCreateArgs = _structure(**_HEAD, message=ctypes.c_char_p, errc=_int)
+_ErrorCreate = ctypes.CFUNCTYPE(_pointer, _to(_ErrorCreateArgs))
+_Api = _structure(**_HEAD, api_version=_ApiVersion, internal_api=_pointer, Error_Create=_ErrorCreate)
+_CallFrame = _structure(
+    **_HEAD | {"extension_start": _to(_Extension)}, api=_to(_Api), ctx=_pointer, stage=_int, args=_Buffers,
+    rets=_Buffers, attrs=_Attrs,
+)  # fmt: skip
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
 
 # Name in XLA -> [the function behind it]. XLA keeps what was registered first under a name as long as the process
@@ -146,9 +74,10 @@ _functions: dict[str, list[Any]] = vars(jax.ffi).setdefault("_cvops_functions", 
 def foreign(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Register `function` with XLA under this name, and return what calls it within JAX programs.
 
-    That takes first what the function returns, as `result_of` tells it, or a tuple of these; then the arrays, in the
-    order of the function; then options by name: bools, integers, floats, and tuples of numbers. Those that are None are
-    left out. Under jax.vmap the function is called once for each element, all within one call of XLA.
+    That takes first the shape and dtype of what the function returns, or a tuple of such pairs; then the arrays, in the
+    order of the function, None for those that are not there; then options by name: bools, integers, floats, and tuples
+    of numbers. Those that are None are left out. Under jax.vmap the function is called once for each element, all
+    within one call of XLA.
     """
     if name in _functions:
         _functions[name][0] = function
@@ -159,12 +88,13 @@ def foreign(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         capsule: Any = jax.ffi.pycapsule
         jax.ffi.register_ffi_target(name, capsule(handler), platform="cpu")
 
-    def call(results: Any, *arrays: Any, **options: Any) -> Any:
-        arrays = varying_alike(*arrays)
-        results = jax.tree.map(lambda result: varying_result(result, varying_axes(arrays[0])), results)
+    def call(results: tuple[tuple[Any, Any], ...], *given: Any, **options: Any) -> tuple[Any, ...]:
+        arrays = varying_alike(*(array for array in given if array is not None))
+        kinds = [result_of(shape, dtype, arrays[0]) for shape, dtype in results]
+        options["absent"] = tuple(i for i, array in enumerate(given) if array is None) or None
         attributes = {key: _attribute(value) for key, value in options.items() if value is not None}
         rank = np.int64(arrays[0].ndim)
-        return jax.ffi.ffi_call(name, results, vmap_method="expand_dims")(*arrays, rank=rank, **attributes)
+        return tuple(jax.ffi.ffi_call(name, kinds, vmap_method="expand_dims")(*arrays, rank=rank, **attributes))
 
     return call
 
@@ -173,49 +103,48 @@ def differentiable(
     name: str,
     function: Callable[..., Any],
     gradients: Callable[..., Any],
-    shape_of_result: Callable[..., tuple[int, ...]],
     *,
     keeps_inputs: bool = False,
     has_argmax: bool = False,
 ) -> Callable[..., Any]:
     """Register an operator and its gradient with XLA, and return what calls it within JAX programs.
 
-    That takes a tuple of the arrays that it is differentiated by, which give the result its dtype, a tuple of the other
-    arrays, and options; `shape_of_result` takes the same. `gradients` takes the gradient of the result; the other
-    arrays, or all if it `keeps_inputs`; the argmax, if `function` has one to return; the shapes of the first tuple in a
-    row as `input_shapes`; and the options. It returns a tuple.
+    That takes the shape of the result; a tuple of the arrays that it is differentiated by, which give the result its
+    dtype; a tuple of the other arrays; and options. `gradients` takes the gradient of the result; the other arrays, or
+    all if it `keeps_inputs`; the argmax, if `function` has one to return; the shapes of the first tuple in a row as
+    `input_shapes`; and the options. It returns a tuple.
     """
     forward, backward = foreign(name, function), foreign(f"{name}_backward", gradients)
 
     # The types are not those of a residual, because inputs may not be kept for the gradient.
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-    def operator(options: Any, types: Any, inputs: Any, others: Any) -> Any:
-        return forward(result(options, inputs, others), *inputs, *others, **dict(options))
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def operator(static: Any, inputs: Any, others: Any) -> Any:
+        shape, _, options = static
+        (result,) = forward([(shape, inputs[0].dtype)], *inputs, *others, **dict(options))
+        return result
 
-    def result(options: Any, inputs: Any, others: Any) -> Any:
-        return result_of(shape_of_result(inputs, others, **dict(options)), inputs[0].dtype)
-
-    def operator_forward(options: Any, types: Any, inputs: Any, others: Any) -> Any:
+    def operator_forward(static: Any, inputs: Any, others: Any) -> Any:
         kept = (*inputs, *others) if keeps_inputs else others
         if not has_argmax:
-            return operator(options, types, inputs, others), kept
-        pooled = result(options, inputs, others)
-        results = pooled, result_of(pooled.shape, np.int32)
+            return operator(static, inputs, others), kept
+        shape, _, options = static
+        results = (shape, inputs[0].dtype), (shape, np.int32)
         pooled, argmax = forward(results, *inputs, *others, return_argmax=True, **dict(options))
         return pooled, (*kept, argmax)
 
-    def operator_backward(options: Any, types: Any, kept: Any, grad: Any) -> Any:
-        results = tuple(result_of(shape, dtype) for shape, dtype in types)
-        shapes = sum((shape for shape, _ in types), ())
-        return tuple(backward(results, grad, *kept, input_shapes=shapes, **dict(options))), None
+    def operator_backward(static: Any, kept: Any, grad: Any) -> Any:
+        _, types, options = static
+        wanted = [of_input for of_input in types if of_input is not None]
+        shapes = sum((shape for shape, _ in wanted), ())
+        found = iter(backward(wanted, grad, *kept, input_shapes=shapes, **dict(options)))
+        return tuple(of_input and next(found) for of_input in types), None
 
     operator.defvjp(operator_forward, operator_backward)
 
-    def call(inputs: tuple[Any, ...], others: tuple[Any, ...], **options: Any) -> Any:
-        alike = varying_alike(*inputs, *others)
-        inputs, others = alike[: len(inputs)], alike[len(inputs) :]
-        types = tuple((array.shape, array.dtype) for array in inputs)
-        return operator(tuple(options.items()), types, inputs, others)
+    def call(shape: tuple[int, ...], inputs: Any, others: Any, **options: Any) -> Any:
+        inputs, others = varying_alike(inputs, others)
+        types = tuple(None if array is None else (array.shape, array.dtype) for array in inputs)
+        return operator((shape, types, tuple(options.items())), inputs, others)
 
     return call
 
@@ -283,7 +212,9 @@ def _attributes(attributes: Any) -> dict[str, Any]:
     return values
 
 
-def _compute(function: Any, arguments: list[Any], results: list[Any], rank: int, **options: Any) -> None:
+def _compute(
+    function: Any, arguments: list[Any], results: list[Any], rank: int, absent: Any = (), **options: Any
+) -> None:
     batch = arguments[0].ndim - rank
     for index in itertools.product(*map(range, results[0].shape[:batch])):
         of_element = [
@@ -293,6 +224,8 @@ def _compute(function: Any, arguments: list[Any], results: list[Any], rank: int,
         ]
         # Computed in float32: the CPU backend knows no bfloat16.
         of_element = [array.astype(np.float32) if array.dtype is _BFLOAT16 else array for array in of_element]
+        for i in absent:
+            of_element.insert(i, None)
         got = function(*of_element, **options)
         for result, value in zip(results, got if isinstance(got, tuple) else (got,), strict=True):
             result[index] = value
