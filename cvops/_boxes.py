@@ -12,6 +12,7 @@ from ._checks import (
     FLOATS,
     INTEGERS,
     check_batched_boxes,
+    check_batches,
     check_boxes,
     check_dtype,
     image_limits,
@@ -557,10 +558,7 @@ def _checked_sets(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any
         check_batched_boxes(native, name)
         if native.ndim < 2:
             raise ValueError(f"`{name}` must have shape (..., N, 4), got {native.shape}")
-    batch1, batch2 = sets[0].shape[:-2], sets[1].shape[:-2]
-    for one, two in zip(batch1[::-1], batch2[::-1], strict=False):
-        if one != two and 1 not in (one, two):
-            raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, got {batch1} and {batch2}")
+    check_batches(sets[0].shape[:-2], sets[1].shape[:-2])
     return sets
 
 

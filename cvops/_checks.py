@@ -45,6 +45,14 @@ def check_batched_boxes(array: Any, name: str) -> None:
     check_dtype(array, name, BOX_DTYPES)
 
 
+def check_batches(batch1: Sequence[int], batch2: Sequence[int]) -> None:
+    """Raise ValueError unless these shapes, the leading dimensions of `boxes1` and `boxes2`, broadcast."""
+    for one, two in zip(batch1[::-1], batch2[::-1], strict=False):
+        if one != two and 1 not in (one, two):
+            text = f"got {tuple(batch1)} and {tuple(batch2)}"
+            raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, {text}")
+
+
 def check_images(array: Any, name: str) -> None:
     """Raise unless `array` has shape (N, C, H, W), with at least one pixel in a plane, and a dtype that images have."""
     if array.ndim != 4 or 0 in array.shape[2:]:

@@ -7,6 +7,10 @@
 >>> maps.grad[0, 0, 1, 1]
 tensor(1.)
 
+Arguments, results and errors of a function are those of its namesake in `cvops`, with tensors for arrays and bfloat16
+wherever there is float16; its help here tells only what differs. What is keyword-only there may be given by position,
+because TorchScript has no keyword-only arguments with defaults.
+
 Functions and modules work under autograd, autocast, torch.compile (as one graph), torch.export, TorchScript and
 torch.func.vmap, on the CPU and on CUDA devices, in float64, float32, float16 and bfloat16. The operators are registered
 as torch.ops.cvops; a process that loads a scripted or exported program has to import this module first.

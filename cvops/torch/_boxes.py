@@ -14,6 +14,7 @@ import cvops
 from .. import _box_formulas
 from .._box_formulas import area_of, centre_of_corners, corners_of_centre
 from .._boxes import _check_format
+from .._checks import check_batches
 from . import _checks, _library
 from ._checks import shape_text
 from ._library import register, require
@@ -26,23 +27,6 @@ _box_iou, _generalized_box_iou, _distance_box_iou, _complete_box_iou = measures[
 
 def box_area(boxes: Tensor, fmt: Format = "xyxy") -> Tensor:
     """Area of each box: `cvops.box_area` for tensors.
-
-    Parameters
-    ----------
-    boxes : tensor of shape (..., 4), float or integer
-        Boxes in the format `fmt`.
-    fmt : {"xyxy", "xywh", "cxcywh"}
-        Two corners; corner and size; centre and size.
-
-    Returns
-    -------
-    area : tensor of shape (...), float64 | float32
-        float64 for float64 and for integers of 32 and 64 bits.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.box_area`.
 
     Examples
     --------
@@ -63,24 +47,7 @@ def box_area(boxes: Tensor, fmt: Format = "xyxy") -> Tensor:
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
     """Intersection over union of each box of one set with each of another: `cvops.box_iou` for tensors.
 
-    Parameters
-    ----------
-    boxes1 : tensor of shape (..., N, 4), float or integer
-        Boxes in the format `fmt`. The result has a gradient for them.
-    boxes2 : tensor of shape (..., M, 4), float or integer
-        The same; leading dimensions broadcast against those of `boxes1`.
-    fmt : {"xyxy", "xywh", "cxcywh"}
-        Two corners; corner and size; centre and size.
-
-    Returns
-    -------
-    iou : tensor of shape (..., N, M), float64 | float32
-        NaN where both areas are 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.box_iou`.
+    The result has gradients for both sets.
 
     Examples
     --------
@@ -105,20 +72,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU less the empty share of the smallest box around both: `cvops.generalized_box_iou` for tensors.
 
-    Parameters
-    ----------
-    boxes1, boxes2 : tensors of shapes (..., N, 4) and (..., M, 4), float or integer
-        Corners ``x1, y1, x2, y2``. The result has gradients for both.
-
-    Returns
-    -------
-    giou : tensor of shape (..., N, M), float64 | float32
-        In (-1, 1].
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.generalized_box_iou`.
+    Boxes are corners: there is no `fmt`. The result has gradients for both sets.
 
     Examples
     --------
@@ -143,22 +97,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """IoU less the squared distance of centres over the hull's diagonal: `cvops.distance_box_iou` for tensors.
 
-    Parameters
-    ----------
-    boxes1, boxes2
-        As in `generalized_box_iou`.
-    eps : float >= 0
-        Added to the squared diagonal.
-
-    Returns
-    -------
-    diou : tensor of shape (..., N, M), float64 | float32
-        In (-1, 1].
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.distance_box_iou`.
+    Boxes are corners: there is no `fmt`. The result has gradients for both sets.
 
     Examples
     --------
@@ -185,26 +124,8 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Distance IoU less a term for the difference of aspect ratios: `cvops.complete_box_iou` for tensors.
 
-    Parameters
-    ----------
-    boxes1, boxes2
-        As in `generalized_box_iou`.
-    eps : float >= 0
-        Added to the two denominators.
-
-    Returns
-    -------
-    ciou : tensor of shape (..., N, M), float64 | float32
-        At most 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.complete_box_iou`.
-
-    Notes
-    -----
-    The weight of the last term counts as a constant in gradients, as in the paper.
+    Boxes are corners: there is no `fmt`. The result has gradients for both sets, in which the weight of the last term
+    counts as a constant, as in the paper.
 
     Examples
     --------
@@ -231,22 +152,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
     """Boxes in another format: `cvops.box_convert` for tensors.
 
-    Parameters
-    ----------
-    boxes : tensor of shape (..., 4), float or integer
-        Boxes in the format `in_fmt`. The result has a gradient for them.
-    in_fmt, out_fmt : {"xyxy", "xywh", "cxcywh"}
-        Two corners; corner and size; centre and size.
-
-    Returns
-    -------
-    converted : tensor of shape (..., 4)
-        A new tensor of the dtype of `boxes`; of float64 or float32 where centres would bring halves into integers.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.box_convert`.
+    The result has a gradient for the boxes.
 
     Examples
     --------
@@ -281,22 +187,7 @@ def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
 def clip_boxes_to_image(boxes: Tensor, size: Size) -> Tensor:
     """Boxes with their corners moved into the image: `cvops.clip_boxes_to_image` for tensors.
 
-    Parameters
-    ----------
-    boxes : tensor of shape (..., 4), float or integer
-        Corners ``x1, y1, x2, y2`` in pixels. The result has a gradient for them.
-    size : (int, int)
-        Height and width of the image in pixels.
-
-    Returns
-    -------
-    clipped : tensor of shape (..., 4)
-        A new tensor of the dtype of `boxes`: x in [0, width], y in [0, height]. NaN stays NaN.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.clip_boxes_to_image`.
+    The result has a gradient for the boxes.
 
     Examples
     --------
@@ -326,23 +217,6 @@ def clip_boxes_to_image(boxes: Tensor, size: Size) -> Tensor:
 def remove_small_boxes(boxes: Tensor, min_size: Number) -> Tensor:
     """Indices of the boxes of which both sides are at least `min_size`: `cvops.remove_small_boxes` for tensors.
 
-    Parameters
-    ----------
-    boxes : tensor of shape (L, 4), float or integer
-        Corners ``x1, y1, x2, y2``.
-    min_size : float
-        Smallest side to keep, in the unit of the boxes.
-
-    Returns
-    -------
-    keep : tensor of shape (M,), int64
-        Increasing indices.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.remove_small_boxes`.
-
     Examples
     --------
     >>> import torch
@@ -366,21 +240,6 @@ def remove_small_boxes(boxes: Tensor, min_size: Number) -> Tensor:
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
     """The smallest box around the nonzero pixels of each mask: `cvops.masks_to_boxes` for tensors.
-
-    Parameters
-    ----------
-    masks : tensor of shape (N, H, W), bool, integer or float
-        Nonzero (and NaN) is inside.
-
-    Returns
-    -------
-    boxes : tensor of shape (N, 4), float32
-        ``x1, y1, x2, y2`` of the first and last nonzero columns and rows, both included; zeros for an empty mask.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.masks_to_boxes`.
 
     Examples
     --------
@@ -475,7 +334,7 @@ def _check_pair(boxes1: Tensor, boxes2: Tensor, fmt: str) -> None:
     if boxes2.dim() < 2:
         raise ValueError(f"`boxes2` must have shape (..., N, 4), got {shape_text(boxes2)}")
     if not torch.jit.is_scripting():
-        _checks.check_batches(boxes1, boxes2)
+        check_batches(boxes1.shape[:-2], boxes2.shape[:-2])
 
 
 def _check_fmt(fmt: str, name: str = "fmt") -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-from .. import _checks, _decode, _multiscale_roi_align
+from .. import _checks, _decode, _multiscale_roi_align, _roi
 
 # ------------------------------------------------------------------------------------------------------------ torch.fx
 
@@ -55,11 +55,6 @@ def positive(value: Any, name: str) -> float:
 def positives(values: Any, name: str) -> list[float]:
     """`values`, an iterable of such numbers, as a list."""
     return [positive(value, name) for value in _checks.numbers(values, name)]
-
-
-def integer(value: Any, name: str) -> int:
-    """As `integer` of the plain functions, also of what torchvision takes for one."""
-    return _checks.integer(_integer_in(value, name), name)
 
 
 def count(value: Any, name: str, minimum: int = 0, **maximum: Any) -> Any:
@@ -203,20 +198,9 @@ def check_box_tensor(boxes: Any, name: str) -> None:
         raise TypeError(f"`{name}` must be {wanted}, got {got}: convert it with .to")
 
 
-def check_batches(boxes1: Tensor, boxes2: Tensor) -> None:
-    """Raise ValueError unless the leading dimensions of two sets of boxes broadcast."""
-    batch1, batch2 = tuple(boxes1.shape[:-2]), tuple(boxes2.shape[:-2])
-    for one, two in zip(batch1[::-1], batch2[::-1], strict=False):
-        if one != two and 1 not in (one, two):
-            raise ValueError(f"`boxes1` and `boxes2` must have leading dimensions alike, got {batch1} and {batch2}")
-
-
 def check_boxes(boxes: Any) -> None:
     """Raise TypeError unless `boxes` is a tensor or a list of tensors."""
-    if isinstance(boxes, (list, tuple)):
-        check_tensors(**{f"boxes[{i}]": tensor for i, tensor in enumerate(boxes)})
-    else:
-        check_tensors(boxes=boxes)
+    check_tensors(**_roi.named_boxes(boxes))
 
 
 def check_reduction(reduction: Any) -> None:

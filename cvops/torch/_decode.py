@@ -16,29 +16,13 @@ from ._types import Letterbox, Number, Numbers
 
 _decoded, _encoded, _around, _moved = decoders(torch)
 
-# What is keyword-only in `cvops` is not so here: TorchScript has no keyword-only arguments with defaults.
-
 
 def decode_boxes(
     deltas: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1), clip: Number | None = _decode.CLIP
 ) -> Tensor:
     """Boxes from the deltas that a head predicts relative to anchors: `cvops.decode_boxes` for tensors.
 
-    Parameters
-    ----------
-    deltas, anchors : tensors of shape (..., L, 4), float or integer
-        As in `cvops.decode_boxes`. The result has gradients for both.
-    weights, clip
-        As in `cvops.decode_boxes`.
-
-    Returns
-    -------
-    boxes : tensor of shape (..., L, 4), dtype of `deltas`
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.decode_boxes`.
+    The result has gradients for both tensors.
 
     Examples
     --------
@@ -62,21 +46,7 @@ def decode_boxes(
 def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1)) -> Tensor:
     """Deltas of boxes relative to anchors: `cvops.encode_boxes` for tensors.
 
-    Parameters
-    ----------
-    boxes, anchors : tensors of shape (..., L, 4), float or integer
-        As in `cvops.encode_boxes`. The result has gradients for both.
-    weights
-        As in `cvops.encode_boxes`.
-
-    Returns
-    -------
-    deltas : tensor of shape (..., L, 4), dtype of `boxes`
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.encode_boxes`.
+    The result has gradients for both tensors.
 
     Examples
     --------
@@ -97,19 +67,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1)
 def distance_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     """Boxes from the distances of points to the four sides: `cvops.distance_to_boxes` for tensors.
 
-    Parameters
-    ----------
-    points, distances : tensors of shapes (L, 2) and (..., L, 4), float or integer
-        As in `cvops.distance_to_boxes`. The result has gradients for both.
-
-    Returns
-    -------
-    boxes : tensor of shape (..., L, 4), dtype of `distances`
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.distance_to_boxes`.
+    The result has gradients for both tensors.
 
     Examples
     --------
@@ -134,21 +92,7 @@ def distance_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
 def scale_boxes(boxes: Tensor, from_size: Numbers, to_size: Numbers, letterbox: Letterbox = False) -> Tensor:
     """Boxes in the input of a network as boxes in the image: `cvops.scale_boxes` for tensors.
 
-    Parameters
-    ----------
-    boxes : tensor of shape (..., 4), float or integer
-        As in `cvops.scale_boxes`. The result has a gradient for them.
-    from_size, to_size, letterbox
-        As in `cvops.scale_boxes`.
-
-    Returns
-    -------
-    scaled : tensor of shape (..., 4), dtype of `boxes`
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.scale_boxes`.
+    The result has a gradient for the boxes.
 
     Examples
     --------

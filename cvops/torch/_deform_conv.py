@@ -28,36 +28,8 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolution whose taps read at offsets from their regular places: `cvops.deform_conv2d` for tensors.
 
-    Parameters
-    ----------
-    input : tensor of shape (N, C, H, W), float64 | float32 | float16 | bfloat16
-        Images or feature maps.
-    offset : tensor of shape (N, 2 * G * kh * kw, OH, OW), float
-        How far from its regular place each tap reads, in input pixels, as (y, x) pairs.
-    weight : tensor of shape (O, C / groups, kh, kw), dtype of `input`
-        The number of groups follows from the shape.
-    bias : tensor of shape (O,), dtype of `input`, optional
-        Added to each output channel.
-    stride, padding, dilation
-        As in `cvops.deform_conv2d`.
-    mask : tensor of shape (N, G * kh * kw, OH, OW), float, optional
-        Factors of the samples.
-
-    Returns
-    -------
-    output : tensor of shape (N, O, OH, OW), dtype of `input`
-        It has gradients for all five tensors.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.deform_conv2d`.
-    NotImplementedError
-        As `roi_align`.
-
-    Notes
-    -----
-    16-bit tensors are computed in float32. Under autocast their dtypes may differ.
+    The result has gradients for all five tensors. What `roi_align` says of derivatives holds here. 16-bit tensors are
+    computed in float32; under autocast the dtypes of the tensors may differ.
 
     Examples
     --------

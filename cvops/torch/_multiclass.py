@@ -25,9 +25,6 @@ class _Found(NamedTuple):
     label: Tensor
 
 
-# What is keyword-only in `cvops` is not so here: TorchScript has no keyword-only arguments with defaults.
-
-
 # fmt: off
 @overload
 def multiclass_nms(
@@ -67,34 +64,9 @@ def multiclass_nms(
 ):
     """Detections from the boxes and class scores of a batch of images: `cvops.multiclass_nms` for tensors.
 
-    Parameters
-    ----------
-    boxes : tensor of shape (N, L, 4) or (N, L, C, 4), float or integer
-        Corners ``x1, y1, x2, y2``.
-    scores : tensor of shape (N, L, C), float
-        Of each box and class, of any strides.
-    iou_threshold, max_candidates, max_per_class, max_output, multi_label, class_agnostic, metric, padded
-        As in `cvops.multiclass_nms`. TorchScript knows no `padded`.
-    score_threshold : float or tensor of shape (C,), optional
-        As in `cvops.multiclass_nms`.
-    objectness : tensor of shape (N, L), float, optional
-        As in `cvops.multiclass_nms`.
-
-    Returns
-    -------
-    selection : Selection(image, box, label) or PaddedSelection(box, label, count) of tensors, int64
-        As in `cvops.multiclass_nms`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.multiclass_nms`.
-    NotImplementedError
-        Under torch.func.vmap without `padded`: the lengths would differ.
-
-    Notes
-    -----
-    To torch.compile and torch.export the number of detections is an unbacked size. Indices have no gradient.
+    `padded` is not for TorchScript. torch.func.vmap takes nothing but ``padded=True``, because it cannot stack results
+    of several lengths: NotImplementedError says so. To torch.compile and torch.export the number of detections is an
+    unbacked size.
 
     Examples
     --------

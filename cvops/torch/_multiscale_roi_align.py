@@ -29,26 +29,7 @@ def multiscale_roi_align(
 ) -> Tensor:
     """Pool each box from one map of a feature pyramid, chosen by its size: `cvops.multiscale_roi_align` for tensors.
 
-    Parameters
-    ----------
-    features : list of tensors of shape (N, C, H, W), float64 | float32 | float16 | bfloat16
-        The maps in any order, all of one dtype, N and C. The result has gradients for them.
-    boxes
-        As in `roi_align`.
-    output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned
-        As in `cvops.multiscale_roi_align`.
-
-    Returns
-    -------
-    pooled : tensor of shape (K, C, output height, output width)
-        Of the dtype of the maps.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.multiscale_roi_align`.
-    NotImplementedError
-        As `roi_align`.
+    The result has gradients for all maps. What `roi_align` says of gradients and dtypes holds here.
 
     Examples
     --------

@@ -15,8 +15,6 @@ from ._checks import count, flag, number
 from ._library import Kernel, kernel_of, register, require, rounded_as
 from ._types import Integer, Number
 
-# What cvops adds is keyword-only everywhere else; TorchScript has no keyword-only arguments with defaults.
-
 
 # fmt: off
 @overload
@@ -45,30 +43,9 @@ def nms(
 ):
     """Keep the best-scored boxes and drop every box that overlaps a better kept one: `cvops.nms` for tensors.
 
-    Parameters
-    ----------
-    boxes : tensor of shape (L, 4), float or integer
-        Corners ``x1, y1, x2, y2``.
-    scores : tensor of shape (L,), float
-        A box of higher score suppresses one of lower score.
-    iou_threshold, score_threshold, max_output, padded
-        As in `cvops.nms`. TorchScript knows no `padded`.
-
-    Returns
-    -------
-    keep : tensor of shape (M,), int64
-        Indices of the kept boxes by decreasing score. With ``padded=True`` a pair, as in `cvops.nms`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.nms`.
-    NotImplementedError
-        Under torch.func.vmap without `padded`: the lengths would differ.
-
-    Notes
-    -----
-    To torch.compile and torch.export the number of kept boxes is an unbacked size.
+    `padded` is not for TorchScript. torch.func.vmap takes nothing but ``padded=True``, because it cannot stack results
+    of several lengths: NotImplementedError says so. To torch.compile and torch.export the number of kept boxes is an
+    unbacked size.
 
     Examples
     --------
@@ -127,26 +104,7 @@ def batched_nms(
 ):
     """Non-maximum suppression within each class: `cvops.batched_nms` for tensors.
 
-    Parameters
-    ----------
-    boxes : tensor of shape (L, 4), float or integer
-        Corners ``x1, y1, x2, y2``.
-    scores : tensor of shape (L,), float
-        A box of higher score suppresses one of lower score.
-    idxs : tensor of shape (L,), integer or bool, or float holding integers
-        The class of each box.
-    iou_threshold, score_threshold, max_output, padded
-        As in `cvops.batched_nms`. TorchScript knows no `padded`.
-
-    Returns
-    -------
-    keep : tensor of shape (M,), int64
-        Indices of the kept boxes of all classes by decreasing score. With ``padded=True`` a pair, as in `cvops.nms`.
-
-    Raises
-    ------
-    TypeError, ValueError, NotImplementedError
-        As `cvops.batched_nms`, and `nms`.
+    Classes may be bool too, as in torchvision. What `nms` says of its transformations holds here.
 
     Examples
     --------

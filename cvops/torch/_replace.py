@@ -127,27 +127,15 @@ def _without_overlap(boxes: Tensor, scores: Tensor) -> Tensor:
     return torch.cat(kept) if kept else rank
 
 
-def roi_align(
-    input: Tensor, rois: Tensor, scale: float, height: int, width: int, sampling_ratio: int, aligned: bool
-) -> Tensor:
-    return _roi.roi_align_kernel(input, rois, (height, width), scale, sampling_ratio, aligned)
+def roi_align(input: Tensor, rois: Tensor, scale: float, height: int, width: int, *options: Any) -> Tensor:
+    return _roi.roi_align_kernel(input, rois, (height, width), scale, *options)
 
 
 def _roi_align_backward(
-    grad: Tensor,
-    rois: Tensor,
-    scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
-    sampling_ratio: int,
-    aligned: bool,
+    grad: Tensor, rois: Tensor, scale: float, height: int, width: int, *shape_and_options: Any
 ) -> Tensor:
-    shape = images, channels, height, width
-    return _roi.roi_align_backward_kernel(grad, rois, shape, scale, sampling_ratio, aligned)
+    *shape, sampling_ratio, aligned = shape_and_options
+    return _roi.roi_align_backward_kernel(grad, rois, tuple(shape), scale, sampling_ratio, aligned)
 
 
 def roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -155,18 +143,9 @@ def roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: int)
 
 
 def _roi_pool_backward(
-    grad: Tensor,
-    rois: Tensor,
-    argmax: Tensor,
-    scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
+    grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, height: int, width: int, *shape: int
 ) -> Tensor:
-    return _roi.roi_pool_backward_kernel(grad, rois, argmax, (images, channels, height, width), scale)
+    return _roi.roi_pool_backward_kernel(grad, rois, argmax, shape, scale)
 
 
 def ps_roi_align(
@@ -177,19 +156,9 @@ def ps_roi_align(
 
 
 def _ps_roi_align_backward(
-    grad: Tensor,
-    rois: Tensor,
-    channel_mapping: Tensor,
-    scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
+    grad: Tensor, rois: Tensor, mapping: Tensor, scale: float, height: int, width: int, sampling_ratio: int, *shape: int
 ) -> Tensor:
-    return _roi.ps_roi_align_backward_kernel(grad, rois, (images, channels, height, width), scale, sampling_ratio)
+    return _roi.ps_roi_align_backward_kernel(grad, rois, shape, scale, sampling_ratio)
 
 
 def ps_roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -198,18 +167,9 @@ def ps_roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: i
 
 
 def _ps_roi_pool_backward(
-    grad: Tensor,
-    rois: Tensor,
-    channel_mapping: Tensor,
-    scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
+    grad: Tensor, rois: Tensor, mapping: Tensor, scale: float, height: int, width: int, *shape: int
 ) -> Tensor:
-    return _roi.ps_roi_pool_backward_kernel(grad, rois, (images, channels, height, width), scale)
+    return _roi.ps_roi_pool_backward_kernel(grad, rois, shape, scale)
 
 
 def _channel_mapping(pooled: Tensor) -> Tensor:

@@ -25,30 +25,9 @@ def roi_align(
 ) -> Tensor:
     """Pool each region of interest into bins by averaging bilinear samples: `cvops.roi_align` for tensors.
 
-    Parameters
-    ----------
-    input : tensor of shape (N, C, H, W), float64 | float32 | float16 | bfloat16
-        Feature maps, contiguous or channels-last. The result has a gradient for them.
-    boxes : tensor of shape (K, 5), float, or list of N tensors of shape (L_i, 4)
-        Rows ``image index, x1, y1, x2, y2`` in pixels of the image, or the corners alone, one tensor for each image.
-    output_size, spatial_scale, sampling_ratio, aligned
-        As in `cvops.roi_align`.
-
-    Returns
-    -------
-    pooled : tensor of shape (K, C, output height, output width)
-        Of the dtype of `input`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cvops.roi_align`.
-    NotImplementedError
-        For a second derivative, for forward-mode derivatives, and under torch.func.grad.
-
-    Notes
-    -----
-    16-bit maps are computed in float32. Boxes have no gradient.
+    The result has a gradient for `input`, contiguous or channels-last, but none for the boxes. There are no second
+    derivatives, no forward-mode derivatives and none of torch.func: NotImplementedError says so. 16-bit maps are
+    computed in float32.
 
     Examples
     --------
@@ -82,22 +61,7 @@ def roi_pool(
 ) -> Tensor:
     """Pool each region of interest into bins by their maximum: `cvops.roi_pool` for tensors.
 
-    Parameters
-    ----------
-    input, boxes
-        As in `roi_align`.
-    output_size, spatial_scale
-        As in `cvops.roi_pool`.
-
-    Returns
-    -------
-    pooled : tensor of shape (K, C, output height, output width)
-        Of the dtype of `input`.
-
-    Raises
-    ------
-    TypeError, ValueError, NotImplementedError
-        As `roi_align`.
+    What `roi_align` says of gradients and dtypes holds here.
 
     Examples
     --------
@@ -137,24 +101,7 @@ def ps_roi_align(
 ) -> Tensor:
     """`roi_align` with channels of its own for each bin: `cvops.ps_roi_align` for tensors.
 
-    Parameters
-    ----------
-    input : tensor of shape (N, C * PH * PW, H, W), float64 | float32 | float16 | bfloat16
-        Feature maps, channels in order (output channel, bin row, bin column). The result has a gradient for them.
-    boxes
-        As in `roi_align`.
-    output_size, spatial_scale, sampling_ratio
-        As in `cvops.ps_roi_align`.
-
-    Returns
-    -------
-    pooled : tensor of shape (K, C, PH, PW)
-        Of the dtype of `input`.
-
-    Raises
-    ------
-    TypeError, ValueError, NotImplementedError
-        As `roi_align`; also if the number of channels is not a multiple of PH * PW.
+    What `roi_align` says of gradients and dtypes holds here.
 
     Examples
     --------
@@ -187,22 +134,7 @@ def ps_roi_pool(
 ) -> Tensor:
     """Average each bin of a region over channels of its own: `cvops.ps_roi_pool` for tensors.
 
-    Parameters
-    ----------
-    input, boxes
-        As in `ps_roi_align`.
-    output_size, spatial_scale
-        As in `cvops.ps_roi_pool`.
-
-    Returns
-    -------
-    pooled : tensor of shape (K, C, PH, PW)
-        Of the dtype of `input`.
-
-    Raises
-    ------
-    TypeError, ValueError, NotImplementedError
-        As `ps_roi_align`.
+    What `roi_align` says of gradients and dtypes holds here.
 
     Examples
     --------
