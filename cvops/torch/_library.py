@@ -253,7 +253,7 @@ def register(
     if gradient is not None:
         once_only = _refused(f"`{name}` can be differentiated once, not twice: its gradient has no gradient")
         torch.library.register_autograd(f"cvops::{gradient.__name__}", once_only, lib=_library)
-        names = [argument.name for argument in operator._schema.arguments]
+        names = [argument.name for argument in operator._schema.arguments if not argument.kwarg_only]
         setup, backward = _differentiated(names, gradient, of or names[:1], keep)
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
     elif no_gradient:
@@ -286,12 +286,12 @@ def _define(name: str, schema: str) -> Any:
 def _differentiated(
     names: list[str], gradient: Callable[..., Any], of: Sequence[str], keep: Callable[..., dict[str, Any]]
 ) -> tuple[Callable[..., None], Callable[..., Any]]:
-    """What PyTorch calls after an operator with arguments of these names, and for its gradient: see `register`."""
+    """What PyTorch calls after an operator with positional arguments of these names, and for its gradient."""
     operator = getattr(torch.ops.cvops, gradient.__name__).default
     _, *needed = (argument.name for argument in operator._schema.arguments)
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        arguments = dict(zip(names, inputs, strict=True))
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any, keyword_only_inputs: Any = ()) -> None:
+        arguments = dict(zip(names, inputs, strict=True)) | dict(keyword_only_inputs)
         arguments |= keep(arguments, output)
         ctx.kept = {name: arguments[name] for name in needed if name != "wanted"}
         ctx.tensors = [name for name, value in ctx.kept.items() if isinstance(value, Tensor)]
@@ -304,7 +304,7 @@ def _differentiated(
         wanted = dict.fromkeys(names, False) | dict(zip(names, ctx.needs_input_grad, strict=False))
         arguments = ctx.kept | dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))
         arguments["wanted"] = [wanted[name] for name in of]
-        found = operator(grad, *(arguments[name] for name in needed))
+        found = operator(grad, **{name: arguments[name] for name in needed})
         gradients = dict(zip(of, found if isinstance(found, tuple) else (found,), strict=True))
         return tuple(gradients[name] if name in of and wanted[name] else None for name in names)
 
@@ -330,10 +330,10 @@ def _in_float32(operator: Any, keys: Any) -> Callable[..., Tensor]:
             return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
         return [cast(one) for one in value] if isinstance(value, list) else value
 
-    def call(first: Any, *others: Any) -> Tensor:
+    def call(first: Any, *others: Any, **options: Any) -> Tensor:
         dtype = (first[0] if isinstance(first, list) else first).dtype
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return operator(cast(first), *map(cast, others)).to(dtype)
+            return operator(cast(first), *map(cast, others), **options).to(dtype)
 
     return call
 
