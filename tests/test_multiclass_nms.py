@@ -345,7 +345,7 @@ def test_the_composition_of_older_operators(ops, threads, monkeypatch, layout, o
 @pytest.mark.parametrize("length", [15, 16, 17, 63, 64, 65, 127, 128, 129, 200])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("floors", [0.5, [0.5, 0.25, 0.125]])
-def test_a_single_score_that_passes_is_found_in_every_place(ops, layout, length, weighted, floors):
+def test_a_single_score_that_passes_is_found_in_every_place(layout, length, weighted, floors):
     """Of many boxes, and of many classes: scores are read many at a time."""
     classes = 3
     boxes = np.zeros((1, length, 4), "f4")
@@ -355,13 +355,13 @@ def test_a_single_score_that_passes_is_found_in_every_place(ops, layout, length,
             scores = np.full((1, length, classes), 0.125, "f4")
             scores[0, box, label] = 0.75
             floor = np.array(floors, "f4") if isinstance(floors, list) else floors
-            got = ops.multiclass_nms(boxes, LAYOUTS[layout](scores), 0.5, score_threshold=floor, **options)
+            got = cvops.multiclass_nms(boxes, LAYOUTS[layout](scores), 0.5, score_threshold=floor, **options)
             assert [array.tolist() for array in got] == [[0], [box], [label]]
     for label in (*range(0, length, 7), length - 1):
         scores = np.full((1, classes, length), 0.125, "f4")
         scores[0, 1, label] = 0.75
         weights = {"objectness": np.ones((1, classes), "f4")} if weighted else {}
-        got = ops.multiclass_nms(boxes[:, :classes], LAYOUTS[layout](scores), 0.5, score_threshold=0.5, **weights)
+        got = cvops.multiclass_nms(boxes[:, :classes], LAYOUTS[layout](scores), 0.5, score_threshold=0.5, **weights)
         assert [array.tolist() for array in got] == [[0], [1], [label]]
 
 
