@@ -34,7 +34,7 @@ PYRAMID = Path(__file__).parent.parent / "examples" / "data" / "nanodet_fpn_astr
 def rows(quick: bool) -> Iterator[Row | Figure]:
     cases = SMALL if quick else CASES
     position_sensitive = SMALL_POSITION_SENSITIVE if quick else POSITION_SENSITIVE
-    for case in [*cases, ONE, TINY]:
+    for case in [*cases, ONE, *TINY]:
         yield forward_row("roi_align", case, case.samples)
     for case in cases:
         yield backward_row("roi_align", case, case.samples)

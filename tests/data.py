@@ -145,7 +145,7 @@ CASES = [
     Case((1, 1024, 38, 50), 300, 14, 1 / 16),
 ]
 ONE = Case((1, 256, 200, 304), 1, 7, 1 / 4, 2)
-TINY = Case((1, 1, 50, 50), 1, 7, 1 / 4)
+TINY = [Case((1, channels, 50, 50), 1, 7, 1 / 4) for channels in (1, 50)]
 POSITION_SENSITIVE = Case((1, 1029, 38, 63), 300, 7, 1 / 16)
 SMALL = [Case((1, 32, 50, 76), 64, 7, 1 / 16, 2)]
 SMALL_POSITION_SENSITIVE = Case((1, 98, 38, 63), 64, 7, 1 / 16)

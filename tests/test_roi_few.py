@@ -70,7 +70,15 @@ UNALIGNED = np.frombuffer(bytes(MAPS.nbytes + 1), np.uint8)[1:].view(np.float32)
         {"input": MAPS.tolist()},
         {"input": np.ma.masked_array(MAPS)},
         {"input": np.ones((1, 3000, 4, 4), np.float32), "output_size": 7},
+        {"input": MAPS.view(type("Kind", (np.ndarray,), {}))},
+        {"input": np.float32(1)},
+        {"input": np.ones((1, 0, 4, 4), np.float32)},
         {"boxes": [BOXES[:, 1:]]},
+        {"boxes": BOXES.view(type("Kind", (np.ndarray,), {}))},
+        {"boxes": BOXES.astype(">f4")},
+        {"boxes": np.frombuffer(bytes(21), np.uint8)[1:].view(np.float32).reshape(1, 5)},  # unaligned
+        {"boxes": np.zeros((1, 6), np.float32)},
+        {"boxes": BOXES[None]},
         {"boxes": BOXES.astype("f8")},
         {"boxes": BOXES[:, 1:]},
         {"boxes": BOXES[0]},
@@ -85,12 +93,17 @@ UNALIGNED = np.frombuffer(bytes(MAPS.nbytes + 1), np.uint8)[1:].view(np.float32)
         {"output_size": (2, 2.0)},
         {"output_size": True},
         {"output_size": 1 << 40},
+        {"output_size": 1 << 80},
+        {"output_size": (2, -(1 << 80))},
+        {"output_size": 30_000},
         {"output_size": np.int64(2)},
         {"spatial_scale": 0.0},
         {"spatial_scale": -1.0},
         {"spatial_scale": float("nan")},
         {"spatial_scale": float("inf")},
         {"spatial_scale": 1},
+        {"spatial_scale": 1e30},
+        {"spatial_scale": np.float64(1)},
     ],
     ids=lambda change: " ".join(change),
 )
@@ -102,7 +115,9 @@ def test_every_other_call_goes_the_general_way(change):
     assert lean_roi_align(**arguments | change, sampling_ratio=2, aligned=True) is None
 
 
-@pytest.mark.parametrize("change", [{"sampling_ratio": 1 << 20}, {"sampling_ratio": True}, {"aligned": 1}])
+@pytest.mark.parametrize(
+    "change", [{"sampling_ratio": 1 << 20}, {"sampling_ratio": True}, {"aligned": 1}, {"aligned": np.True_}]
+)
 def test_other_samples_go_the_general_way(change):
     arguments = {"input": MAPS, "boxes": BOXES, "output_size": 2, "spatial_scale": 1.0}
     assert lean_roi_align(**arguments | {"sampling_ratio": 2, "aligned": True} | change) is None

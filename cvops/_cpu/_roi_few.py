@@ -25,6 +25,7 @@ from ._xywh import looks_like_xywh
 _MOST_VALUES = 30_000
 
 _FLOAT32 = np.dtype(np.float32)
+_ndarray = np.ndarray
 _MAPS = types.Array(types.float32, 4, "C", readonly=True)
 _ROIS = types.Array(types.float32, 2, "C", readonly=True)
 
@@ -35,7 +36,7 @@ def lean_roi_align(
     """The result of `roi_align`, or None if the call must go the general way."""
     size = (output_size, output_size) if type(output_size) is int else output_size
     if (
-        not _is_simple(input, boxes, size, spatial_scale)
+        not _fits_kernels(input, boxes, size, spatial_scale)
         or type(sampling_ratio) is not int
         or type(aligned) is not bool
     ):
@@ -43,41 +44,48 @@ def lean_roi_align(
     if sampling_ratio > 1 << 16:
         return None
     layout = ALIGN_CENTRES if aligned else ALIGN
-    pooled: Array | None = align_few(input, boxes, *size, spatial_scale, max(sampling_ratio, 0), layout)
+    samples = sampling_ratio if sampling_ratio > 0 else 0
+    pooled: Array | None = align_few(input, boxes, *size, spatial_scale, samples, layout)
     return pooled
 
 
 def lean_roi_pool(input: Any, boxes: Any, output_size: Any, spatial_scale: Any) -> Array | None:
     """The result of `roi_pool` without argmax, or None if the call must go the general way."""
     size = (output_size, output_size) if type(output_size) is int else output_size
-    if not _is_simple(input, boxes, size, spatial_scale):
+    if not _fits_kernels(input, boxes, size, spatial_scale):
         return None
     pooled: Array | None = pool_few(input, boxes, *size, spatial_scale)
     return pooled
 
 
-def _is_simple(input: Any, boxes: Any, size: Any, spatial_scale: Any) -> bool:
-    """Whether these arguments are valid, of the types that kernels take, and little work."""
-    if not (
-        type(input) is np.ndarray
-        and type(boxes) is np.ndarray
-        and input.dtype is _FLOAT32
-        and boxes.dtype is _FLOAT32
+def _fits_kernels(input: Any, boxes: Any, size: Any, spatial_scale: Any) -> bool:
+    """Whether kernels take arguments of these types and layouts; they look at the rest, which costs them less."""
+    return bool(
+        type(input) is type(boxes) is _ndarray
+        and input.dtype is boxes.dtype is _FLOAT32
         and type(spatial_scale) is float
-        and 0.0 < spatial_scale < 1e30
         and type(size) is tuple
         and len(size) == 2
         and type(size[0]) is type(size[1]) is int
-        and size[0] > 0 < size[1]
-    ):
-        return False
-    shape, rois = input.shape, boxes.shape
-    if len(shape) != 4 or 0 in shape or len(rois) != 2 or rois[0] == 0 or rois[1] != 5:
-        return False
-    if rois[0] * shape[1] * size[0] * size[1] > _MOST_VALUES:
-        return False
-    maps_flags, rois_flags = input.flags, boxes.flags
-    return bool(maps_flags.c_contiguous and maps_flags.aligned and rois_flags.c_contiguous and rois_flags.aligned)
+        and 0 < size[0] <= _MOST_VALUES >= size[1] > 0
+        and input.ndim == 4
+        and boxes.ndim == 2
+        and input.flags.c_contiguous
+        and boxes.flags.c_contiguous
+    )
+
+
+@jit
+def _is_simple(features, rois, rows, columns, scale):
+    """Whether the arguments are valid and aligned, little work, and RoIs do not look like xywh."""
+    return (
+        0.0 < scale < 1e30
+        and rois.shape[1] == 5
+        and features.size > 0
+        and 0.0 < np.float64(len(rois)) * features.shape[1] * rows * columns <= _MOST_VALUES
+        and (features.ctypes.data | rois.ctypes.data) % features.itemsize == 0
+        and not looks_like_xywh(rois, 1)
+    )
 
 
 @jit
@@ -89,8 +97,8 @@ def _level(height, width, scale):
 
 @jit_for(_MAPS, _ROIS, types.int64, types.int64, types.float64, types.int64, types.int64)
 def align_few(features, rois, rows, columns, scale, ratio, layout):
-    """The result of roi_align, or None if an image index is wrong, RoIs look like xywh, or there are several chunks."""
-    if looks_like_xywh(rois, 1):
+    """The result of roi_align, or None if a value is wrong, RoIs look like xywh, or there are several chunks."""
+    if not _is_simple(features, rois, rows, columns, scale):
         return None
     images, channels, height, width = features.shape
     none, few, one = np.int64(0), channels < FEW_CHANNELS, np.int64(1)
@@ -122,8 +130,8 @@ def align_few(features, rois, rows, columns, scale, ratio, layout):
 
 @jit_for(_MAPS, _ROIS, types.int64, types.int64, types.float64)
 def pool_few(features, rois, rows, columns, scale):
-    """The result of roi_pool, or None if an image index is wrong, RoIs look like xywh, or there are several chunks."""
-    if looks_like_xywh(rois, 1):
+    """The result of roi_pool, or None if a value is wrong, RoIs look like xywh, or there are several chunks."""
+    if not _is_simple(features, rois, rows, columns, scale):
         return None
     images, channels, height, width = features.shape
     none, few, one = np.int64(0), channels < FEW_CHANNELS, np.int64(1)
