@@ -8,13 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+import cvops.torch as ops
+from cvops.torch import _library
 from tests import torch_calls
 from tests.torch_calls import tensors
-
-torch = pytest.importorskip("torch")
-ops = pytest.importorskip("cvops.torch")
-from cvops.torch import _library  # noqa: E402
 
 MEASURES = "box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"
 DIRECT = "nms", "batched_nms", *torch_calls.POOLING, *MEASURES, "deform_conv2d"
@@ -196,14 +195,24 @@ def test_transforms_and_tracers_see_the_operator(went):
 
 
 @pytest.mark.parametrize("name", ["roi_align", "roi_pool", "ps_roi_align", "box_iou", "deform_conv2d"])
-def test_gradients_are_recorded(went, name):
-    first, *others = tensors(name)
-    leaf = first.clone().requires_grad_()
-    result = getattr(ops, name)(leaf, *others)
-    assert result.requires_grad
-    result.nan_to_num().sum().backward()
-    assert leaf.grad is not None
+def test_gradients_are_recorded(went, monkeypatch, name):
+    def gradient():
+        first, *others = tensors(name)
+        leaf = first.clone().requires_grad_()
+        result = getattr(ops, name)(leaf, *others)
+        assert result.requires_grad
+        return torch.autograd.grad(result.nan_to_num().sum(), leaf)[0]
+
+    found = gradient()
     assert went == [False]
+    assert found.count_nonzero()
+    assert torch.equal(found, by_the_dispatcher(monkeypatch, gradient))
+
+
+def test_gradient_of_a_roi_within_the_map():
+    leaf, rois = torch.ones(1, 1, 4, 4, requires_grad=True), torch.tensor([[0.0, 0, 0, 3, 3]])
+    ops.roi_align(leaf, rois, 2).sum().backward()
+    assert leaf.grad.sum() == 4  # a sample's weights sum up to 1
 
 
 def test_tensors_that_are_more_than_their_values(went):
