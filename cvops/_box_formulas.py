@@ -162,11 +162,21 @@ def area_of(boxes, fmt: str):
     return boxes[..., 2] * boxes[..., 3]
 
 
-def corners_of_centre(centre, size):
-    """Lower and higher coordinates."""
-    half = size / 2
-    return centre - half, centre + half
-
-
-def centre_of_corners(low, high):
-    return (low + high) / 2
+def columns(boxes, in_fmt: str, out_fmt: str):
+    """The columns of boxes in another format."""
+    low, high = [], []
+    for axis in (0, 1):
+        first, second = boxes[..., axis], boxes[..., axis + 2]
+        if in_fmt == "cxcywh":
+            half = second / 2
+            first, second = first - half, first + half
+        elif in_fmt == "xywh":
+            second = first + second
+        low.append(first)
+        high.append(second)
+    if out_fmt == "xyxy":
+        return low + high
+    sizes = [high[0] - low[0], high[1] - low[1]]
+    if out_fmt == "cxcywh":
+        low = [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2]
+    return low + sizes

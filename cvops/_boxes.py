@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from ._arrays import backend_of, to_caller
-from ._box_formulas import area_of, centre_of_corners, corners_of_centre
+from ._box_formulas import area_of, columns
 from ._checks import (
     BOX_DTYPES,
     FLOATS,
@@ -413,7 +413,7 @@ def _converted(native: Any, in_fmt: str, out_fmt: str, backend: Any) -> Any:
     result = backend.empty(native.shape, result_dtype)
     with backend.ignore_fp_errors():
         for some, into in _blocks(native, result, backend):
-            for k, column in enumerate(_columns(some.astype(working, copy=False), in_fmt, out_fmt)):
+            for k, column in enumerate(columns(some.astype(working, copy=False), in_fmt, out_fmt)):
                 into[..., k] = column
     return result
 
@@ -445,19 +445,6 @@ def _dtypes_of_conversion(native: Any, in_fmt: str, out_fmt: str) -> tuple[Any, 
         return working, native.dtype
     halves = in_fmt != out_fmt and "cxcywh" in (in_fmt, out_fmt)
     return (working, working) if halves else (native.dtype, native.dtype)
-
-
-def _columns(boxes: Any, in_fmt: str, out_fmt: str) -> Iterator[Any]:
-    """The columns of boxes in another format."""
-    axes = [_corners_of_axis(boxes[..., axis], boxes[..., axis + 2], in_fmt) for axis in (0, 1)]
-    if out_fmt == "cxcywh":
-        yield from (centre_of_corners(low, high) for low, high in axes)
-    else:
-        yield from (low for low, _ in axes)
-    if out_fmt == "xyxy":
-        yield from (high for _, high in axes)
-    else:
-        yield from (high - low for low, high in axes)
 
 
 def _clipped(native: Any, size: Any, backend: Any) -> Any:
@@ -565,14 +552,5 @@ def _checked_sets(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any
 def corners_and_area(boxes: Any, fmt: str, dtype: str, xp: Any) -> tuple[Any, Any]:
     """Corners and area of each box, computed in the dtype of this type code."""
     boxes = boxes.astype(dtype, copy=False)
-    corners = boxes if fmt == "xyxy" else xp.stack([*_columns(boxes, fmt, "xyxy")], -1)
+    corners = boxes if fmt == "xyxy" else xp.stack(columns(boxes, fmt, "xyxy"), -1)
     return corners, area_of(boxes, fmt)
-
-
-def _corners_of_axis(first: Any, second: Any, fmt: str) -> tuple[Any, Any]:
-    if fmt == "xyxy":
-        return first, second
-    if fmt == "xywh":
-        return first, first + second
-    low, high = corners_of_centre(first, second)
-    return low, high

@@ -18,7 +18,7 @@ import cvops
 
 from .. import _boxes
 from .._arrays import WithBackend
-from .._box_formulas import area_of
+from .._box_formulas import area_of, columns
 from .._checks import ADAPTIVE, check_batched_boxes, integer, working_dtype
 from .._decode import CLIP
 from .._multiclass import PaddedSelection
@@ -293,7 +293,7 @@ def box_convert(boxes: Array, in_fmt: Format, out_fmt: Format) -> jax.Array:
     working, result = map(_backend.canonical, _boxes._dtypes_of_conversion(native, in_fmt, out_fmt))
     if in_fmt == out_fmt:
         return native
-    return jnp.stack([*_boxes._columns(native.astype(working), in_fmt, out_fmt)], -1).astype(result)
+    return jnp.stack(columns(native.astype(working), in_fmt, out_fmt), -1).astype(result)
 
 
 @like(cvops.clip_boxes_to_image)

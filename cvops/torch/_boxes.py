@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 import cvops
 
 from .. import _box_formulas
-from .._box_formulas import area_of, centre_of_corners, corners_of_centre
+from .._box_formulas import area_of, columns
 from .._boxes import _check_format
 from .._checks import check_batches
 from . import _checks, _library
@@ -171,16 +171,8 @@ def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
     if in_fmt == out_fmt:
         return boxes.clone()
     halves = in_fmt == "cxcywh" or out_fmt == "cxcywh"
-    if boxes.is_floating_point() or halves:
-        converted = _corners(boxes.to(_working_dtype(boxes, boxes)), in_fmt)
-    else:
-        converted = _corners(_signed(boxes), in_fmt)
-    if out_fmt != "xyxy":
-        x1, y1, x2, y2 = converted.unbind(-1)
-        if out_fmt == "xywh":
-            converted = torch.stack([x1, y1, x2 - x1, y2 - y1], -1)
-        else:
-            converted = torch.stack([centre_of_corners(x1, x2), centre_of_corners(y1, y2), x2 - x1, y2 - y1], -1)
+    working = boxes.to(_working_dtype(boxes, boxes)) if boxes.is_floating_point() or halves else _signed(boxes)
+    converted = torch.stack(columns(working, in_fmt, out_fmt), -1)
     return converted if halves and not boxes.is_floating_point() else converted.to(boxes.dtype)
 
 
@@ -302,20 +294,13 @@ def _signed(boxes: Tensor) -> Tensor:
     return boxes
 
 
-def _corners(boxes: Tensor, fmt: str) -> Tensor:
-    if fmt == "xyxy":
-        return boxes
-    first, size = boxes[..., :2], boxes[..., 2:]
-    if fmt == "cxcywh":
-        return torch.cat(corners_of_centre(first, size), -1)
-    return torch.cat([first, first + size], -1)
-
-
 def _pair(boxes1: Tensor, boxes2: Tensor, fmt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Corners and areas of both sets, so that they broadcast to each box with each."""
     dtype = _working_dtype(boxes1, boxes2)
     boxes1, boxes2 = boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3)
-    return _corners(boxes1, fmt), _corners(boxes2, fmt), area_of(boxes1, fmt), area_of(boxes2, fmt)
+    corners1 = boxes1 if fmt == "xyxy" else torch.stack(columns(boxes1, fmt, "xyxy"), -1)
+    corners2 = boxes2 if fmt == "xyxy" else torch.stack(columns(boxes2, fmt, "xyxy"), -1)
+    return corners1, corners2, area_of(boxes1, fmt), area_of(boxes2, fmt)
 
 
 def check_boxes(boxes: Tensor, name: str) -> None:
