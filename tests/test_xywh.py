@@ -24,6 +24,10 @@ OPERATORS = {
     "batched_nms of few": lambda boxes: cvops.batched_nms(
         boxes, _scores(boxes), np.arange(len(boxes)) % 2, 0.5, score_threshold=2
     ),
+    "multiclass_nms": lambda boxes: cvops.multiclass_nms(boxes[None], _scores(boxes)[None, :, None], 0.5),
+    "multiclass_nms of many": lambda boxes: cvops.multiclass_nms(
+        boxes[None], _scores(boxes)[None, :, None], 0.5, class_agnostic=True, max_per_class=9
+    ),
     "roi_align": lambda boxes: cvops.roi_align(MAP, [boxes], 1),
     "RoIAlign": lambda boxes: cvops.RoIAlign(1, 1.0, -1)(MAP, [boxes]),
     "roi_pool": lambda boxes: cvops.roi_pool(MAP, _rois(boxes), 1),
@@ -127,6 +131,21 @@ def test_the_answer_is_the_same():
     want = cvops.nms(boxes, _scores(boxes), 0.5).tolist()
     _xywh._untold.append(True)
     told_of = told(lambda: np.testing.assert_array_equal(cvops.nms(boxes, _scores(boxes), 0.5), want))
+    assert len(told_of) == 1
+
+
+@pytest.mark.parametrize("skipped", [0, 40, 300])
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_answer_of_multiclass_nms_is_the_same(skipped, images):
+    """What was found on the way to the warning is not used up, wherever the candidates lie."""
+    boxes = np.stack([boxes_of(320, 0)] * images) + np.arange(320, dtype=np.float32)[:, None]
+    scores = np.random.default_rng(0).uniform(0.5, 1, (images, 320, 5)).astype(np.float32)
+    scores[:, :skipped] = 0
+    options = {"score_threshold": 0.2, "max_output": 20}
+    _xywh._untold.clear()
+    want = cvops.multiclass_nms(boxes, scores, 0.5, **options)
+    _xywh._untold.append(True)
+    told_of = told(lambda: np.testing.assert_array_equal(cvops.multiclass_nms(boxes, scores, 0.5, **options), want))
     assert len(told_of) == 1
 
 

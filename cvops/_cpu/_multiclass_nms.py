@@ -341,7 +341,7 @@ def _rank_images(begin, end, elements, counts, size, bits, most, bounds, numbers
 
 @jit
 def _joined(elements, counts, size, image):
-    """The candidates of all parts of an image, moved together."""
+    """The candidates of all parts of an image, moved together into its first part: they may be asked for again."""
     parts = counts.shape[1]
     start = image * parts * size
     count = np.int64(0)
@@ -350,6 +350,8 @@ def _joined(elements, counts, size, image):
         for k in range(counts[image, part]):
             elements[start + count + k] = elements[place + k]
         count += counts[image, part]
+        counts[image, part] = 0
+    counts[image, 0] = count
     return elements[start : start + count]
 
 
