@@ -250,13 +250,16 @@ def _gpu_of_plain_tensors(arrays: dict[str, Any]) -> int | None:
     for array in arrays.values():
         if type(array) is not tensor or array.requires_grad:
             return None
-        plain = plain or keys_of_plain_tensors("CUDA")
+        if plain is None:
+            if torch.compiler.is_compiling():  # first of all: torch.compile, which traces this, warns of the rest
+                return None
+            plain = keys_of_plain_tensors("CUDA")
         if not plain or torch._C._dispatch_keys(array).raw_repr() not in plain:
             return None
         before, number = number, array.get_device()
         if before not in (-1, number):
             return None
-    if torch.autograd.forward_ad._current_level >= 0 or torch.compiler.is_compiling() or compiler_looks_on():
+    if torch.autograd.forward_ad._current_level >= 0 or compiler_looks_on():
         return None
     return number
 
