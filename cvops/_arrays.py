@@ -310,6 +310,9 @@ def _refuse_hidden_computation_of_tensor(name: str, tensor: Any) -> None:
         raise TypeError(f"`{name}` carries a tangent: use cvops.torch")
     if tensor.layout is not torch.strided:
         raise TypeError(f"`{name}` must be an array, got a {kind(tensor)} of layout {tensor.layout}")
+    if not tensor.data_ptr() and tensor.numel() and not tensor.is_meta:  # NumPy would take any memory for it
+        instead = "use cvops.torch, or pass the tensor that it wraps"
+        raise TypeError(f"`{name}` is a {kind(tensor)} without memory of its own: {instead}")
 
 
 def _refuse_compilation(name: str) -> None:

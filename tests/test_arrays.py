@@ -425,6 +425,28 @@ def test_tensors_without_values(torch):
     refuses(ValueError, "`NAME` is on meta", torch.ones(5, 4, device="meta"))
 
 
+def test_tensors_without_memory(torch):
+    """DLPack gives no address for them, and NumPy would take any memory for theirs."""
+
+    class Wrapper(torch.Tensor):
+        """As DTensor: what it computes is up to it."""
+
+        __torch_dispatch__ = classmethod(lambda cls, function, types, args=(), kwargs=None: None)
+
+    freed = torch.ones(5, 4)
+    freed.untyped_storage().resize_(0)
+    for tensor in (
+        torch.Tensor._make_wrapper_subclass(Wrapper, (5, 4), dtype=torch.float32),
+        torch._to_functional_tensor(torch.ones(5, 4)),
+        torch._efficientzerotensor((5, 4)),
+        freed,
+    ):
+        refuses(TypeError, f"`NAME` is a {_arrays.kind(tensor)} without memory of its own: use cvops.torch", tensor)
+    none = torch.ones(0, 4)
+    assert none.data_ptr() == 0
+    compare.same(cvops.box_area(none), np.ones(0, "f"), none)
+
+
 # Torch's forward mode starts by calling its own deprecated function.
 forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
