@@ -40,6 +40,7 @@ from .gpu_cases import FULL, SMALL, Case, cases, require_close
 ROOT = Path(__file__).parents[1]
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 MOST_FAILURES = 25  # of a stage
+PATIENCE = 10.0  # seconds for a process to end once it is killed
 LONG = 200_000_000  # cycles for which a stream sleeps: about 0.1 s
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -103,11 +104,14 @@ Run = Callable[[list[str], float], tuple[int | None, str]]
 
 def run(command: list[str], limit: float) -> tuple[int | None, str]:
     """(exit status, None if it was stopped at the limit; what it printed)."""
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        try:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return 126, f"{error}\n"  # as a shell would have it
         status: int | None = None
         try:
             status = process.wait(limit)
@@ -116,7 +120,8 @@ def run(command: list[str], limit: float) -> tuple[int | None, str]:
         finally:  # its children too
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the driver outlives it
+                process.wait(PATIENCE)
         output.seek(0)
         return status, output.read()
 
@@ -144,7 +149,7 @@ def report(
         passed = passed and not verdict.startswith("FAILED")
         verdicts.append(f"{stage.name:12}{verdict}")
         print(verdicts[-1], flush=True)
-        out.write_text("\n".join([*verdicts, *details]))
+        out.write_text("\n".join([*verdicts, *details]), encoding="utf-8")
     return passed
 
 

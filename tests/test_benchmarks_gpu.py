@@ -331,6 +331,24 @@ def test_a_command_and_what_it_started_are_stopped():
     assert gpu_day.run([sys.executable, "-c", printed], 60) == (3, "cupy,torch-cuda\nproblem\n")
 
 
+def test_a_command_that_cannot_start_fails_alone(tmp_path):
+    """What is found as compute-sanitizer may be a folder, or of another machine."""
+    status, output = gpu_day.run([str(tmp_path)], 3)
+    assert status
+    assert str(tmp_path) in output
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what still runs
+def test_a_command_that_cannot_be_stopped_does_not_stop_the_day(monkeypatch):
+    """One that hangs in the driver outlives SIGKILL."""
+    groups = []
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_day.os, "killpg", lambda pid, number: groups.append(pid))
+        patch.setattr(gpu_day, "PATIENCE", 0.1)
+        assert gpu_day.run([sys.executable, "-c", "import time; time.sleep(1000)"], 0.1) == (None, "")
+    os.killpg(groups[0], signal.SIGKILL)
+
+
 def wait_for_end(pid):
     """Whether a process that nobody waits for has ended, if need be after some seconds."""
     for _ in range(100):
