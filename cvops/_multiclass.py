@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Metric = Literal["iou"]
 
 METRICS = ("iou",)
+_MOST = 2**48  # detections: more than any memory holds
 _Any = TypeVar("_Any")
 
 
@@ -238,15 +239,15 @@ def check_options(
     if padded and max_output is None:
         raise ValueError("`max_output` must be an integer where `padded` is True, got None")
 
-    def limit(value: Any, name: str) -> int | None:
-        return None if value is None else count(value, name, maximum=2**48 if padded else math.inf)
+    def limit(value: Any, name: str, maximum: float = math.inf) -> int | None:
+        return None if value is None else min(count(value, name, maximum=maximum), _MOST)
 
     return Options(
         number(iou_threshold, "iou_threshold", 0.0, 1.0),
         None if score_threshold is None else rounded(number(score_threshold, "score_threshold"), scores.dtype.char),
         limit(max_candidates, "max_candidates"),
         limit(max_per_class, "max_per_class"),
-        limit(max_output, "max_output"),
+        limit(max_output, "max_output", _MOST if padded else math.inf),
         flag(multi_label, "multi_label"),
         flag(class_agnostic, "class_agnostic"),
         one_of(metric, "metric", METRICS),

@@ -14,6 +14,7 @@ OPTIONS = {
     "floors": {"score_threshold": np.float32([0.2, 0.9, 0.5]), "max_per_class": 3},
     "objectness": {"objectness": np.random.default_rng(0).random((2, 30), "f4"), "class_agnostic": True},
     "one label": {"multi_label": False},
+    "limits that are none": {"max_candidates": 2**63 - 1, "max_per_class": 2**63 - 1},
 }
 
 

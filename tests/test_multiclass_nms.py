@@ -267,7 +267,7 @@ def test_limits_of_any_size(ops):
     for limit in (2**31, 2**63, 10**30):
         for name in ("max_candidates", "max_per_class", "max_output"):
             check(boxes, scores, 0.5, on=ops, **{name: limit})
-    check(boxes, scores, 0.5, on=ops, max_candidates=2**48, max_per_class=2**48, max_output=9, padded=True)
+        check(boxes, scores, 0.5, on=ops, max_candidates=limit, max_per_class=limit, max_output=9, padded=True)
 
 
 # ------------------------------------------------------------------------------------------------------ properties

@@ -115,7 +115,7 @@ def multiclass_nms(
 
 
 def _limit(value: Any, name: str) -> Any:
-    return None if value is None else count(value, name, maximum=2**48)
+    return None if value is None else count(value, name, maximum=2**63 - 1)
 
 
 def _floors_or_floor(score_threshold: Threshold) -> tuple[Tensor | None, Number | None]:
