@@ -96,6 +96,17 @@ def test_thresholds_in_16_bits(torch_ops, torch, dtype):
         assert torch_ops.multiclass_nms(boxes, scores, 0.5, score_threshold=floor).box.tolist() == [1]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_floors_are_rounded_once(torch_ops, torch, dtype):
+    """A little more than half a step above 1 is a step above 1, although it is just half of one in float32."""
+    step = torch.finfo(getattr(torch, dtype)).eps
+    boxes, scores = torch.tensor([[[0.0, 0, 1, 1]]]), torch.full((1, 1, 1), 1 + step, dtype=getattr(torch, dtype))
+    for floor in (1 + step / 2 + 2**-40, 1 - step / 2):
+        floors = torch.tensor([floor], dtype=torch.float64)
+        found, of_floors = (torch_ops.multiclass_nms(boxes, scores, 0.5, score_threshold=f) for f in (floor, floors))
+        assert of_floors.box.tolist() == found.box.tolist() == ([] if floor > 1 else [0])
+
+
 def test_refused_as_in_cvops(torch_ops, torch):
     boxes, scores = map(torch.from_numpy, some(2, 30, 3))
     for args, options in (

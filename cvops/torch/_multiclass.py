@@ -154,11 +154,22 @@ def _kernel(
     """Floors are a `score_threshold` for each class."""
     threshold: Any = rounded_as(scores, score_threshold)
     if floors is not None:
-        threshold = to_native(floors.to(scores.dtype) if floors.is_floating_point() else floors)
+        threshold = to_native(_rounded(floors, scores))
     if objectness is not None:
         options["objectness"] = to_native(objectness)
     options |= {"score_threshold": threshold, "max_output": max_output}
     return tuple(map(as_tensor, cvops.multiclass_nms(to_native(boxes), to_native(scores), iou_threshold, **options)))
+
+
+def _rounded(floors: Tensor, scores: Tensor) -> Tensor:
+    """Floors as the dtype of the scores has them; kernels of a GPU do this themselves."""
+    if not floors.is_cpu or not floors.is_floating_point():
+        return floors
+    if floors.dtype != torch.float64 or scores.dtype not in (torch.float16, torch.bfloat16):
+        return floors.to(scores.dtype)
+    # torch rounds float64 to float32 on the way.
+    values = [rounded_as(scores, value) for value in floors.flatten().tolist()]
+    return torch.tensor(values, dtype=torch.float32).reshape(floors.shape)
 
 
 def _found(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> tuple[Tensor, ...]:
