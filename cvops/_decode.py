@@ -541,9 +541,9 @@ def check_letterbox(letterbox: Any) -> tuple[bool, bool]:
     known = "`letterbox` must be True, False, 'center' or 'topleft'"
     if isinstance(letterbox, str) and letterbox not in ("center", "topleft"):
         raise ValueError(f"{known}, got {shown(letterbox)}")
-    if not isinstance(letterbox, (bool, str)):
+    if not isinstance(letterbox, str) and type(letterbox).__name__ not in ("bool", "bool_"):  # NumPy's too
         raise TypeError(f"{known}, got {kind(letterbox)}")
-    return letterbox is not False, letterbox is True or letterbox == "center"
+    return bool(letterbox), letterbox != "topleft" and bool(letterbox)
 
 
 def check_maps(sizes: Any, strides: Any) -> list[Grid]:

@@ -206,6 +206,12 @@ def test_decode_is_the_inverse_of_encode(ops, seed, weights):
     np.testing.assert_allclose(ops.decode_boxes(deltas, anchors, weights, clip=None), boxes, atol=1e-9)
 
 
+def test_a_letterbox_may_be_a_bool_of_numpy(ops):
+    for letterbox in (False, True):
+        got = ops.scale_boxes(ANCHORS, (640, 640), (480, 853), letterbox=np.bool_(letterbox))
+        np.testing.assert_array_equal(got, ops.scale_boxes(ANCHORS, (640, 640), (480, 853), letterbox=letterbox))
+
+
 @given(st.tuples(*[st.integers(1, 2000)] * 4), st.sampled_from([False, True, "topleft"]))
 def test_scale_boxes_undoes_the_resizing(ops, sizes, letterbox):
     """The corners of the image come from where a resizing puts them."""

@@ -43,5 +43,6 @@ def test_refused_as_in_cvops(jax):
     boxes, scores = some(2, 30, 3)
     with pytest.raises(ValueError, match=r"got \(30, 3\): use `scores\[None\]`"):
         cvops.jax.multiclass_nms(boxes[0], scores[0], 0.5, max_output=3)
-    with pytest.raises(TypeError, match="`max_output`"):
-        cvops.jax.multiclass_nms(boxes, scores, 0.5, max_output=2.5)
+    for size, got in ((2.5, "float"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"`max_output` must be an integer, got {got}"):
+            cvops.jax.multiclass_nms(boxes, scores, 0.5, max_output=size)

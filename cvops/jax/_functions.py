@@ -114,9 +114,10 @@ def multiclass_nms(
     >>> found.box.tolist(), found.label.tolist(), found.count.tolist()
     ([[1, 2, -1]], [[0, 1, -1]], [2])
     """
+    size = integer(max_output, "max_output")
     found = cvops.multiclass_nms(
         _traced(boxes), scores, iou_threshold, score_threshold=score_threshold, max_candidates=max_candidates,
-        max_per_class=max_per_class, max_output=max_output, multi_label=multi_label, class_agnostic=class_agnostic,
+        max_per_class=max_per_class, max_output=size, multi_label=multi_label, class_agnostic=class_agnostic,
         objectness=objectness, metric=metric, padded=True,
     )  # fmt: skip
     return PaddedSelection(*found)
