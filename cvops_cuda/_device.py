@@ -87,6 +87,8 @@ class _Use:  # a class, because a generator would cost each call 2 microseconds 
         self._contexts = [] if cupy.cuda.runtime.getDevice() == device else [cupy.cuda.Device(device)]
         if lender is not None:
             self._contexts += _stream(lender.stream, device), cupy.cuda.using_allocator(_borrow)
+        elif _thread.lender is not None:  # within a call that borrows, as a finaliser may be: this one cannot
+            self._contexts.append(cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc))
         for context in self._contexts:
             context.__enter__()
         _thread.lender, _thread.device = lender, device

@@ -124,10 +124,11 @@ def test_a_call_within_a_call(gpu):
     with module.use_backend_of("backend", 0, gpu.lender(), False):
         with contextlib.suppress(KeyError), module.use_backend_of("backend", 1, None, False):
             assert gpu.device == 1
+            module.empty((4,), "float32"), module.zeros((4,), "float64")
             raise KeyError
         module.empty((2,), "float32")
         assert gpu.stream == 7
-    assert gpu.log == [("torch.empty", 8)]
+    assert gpu.log == [("the default pool", 16), ("the default pool", 32), ("torch.empty", 8)]
 
 
 @pytest.mark.parametrize("error", [None, KeyError])
