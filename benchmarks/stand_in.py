@@ -1,10 +1,9 @@
 """Host time of calls on CUDA tensors, measured without a GPU: `python -m benchmarks.stand_in`.
 
 CuPy and torch are the real ones, and so is all that cvops does; tensors of the CPU pose as CUDA's, and devices, streams
-and launches do nothing. So these are microseconds of Python, without those of the driver: they tell what a change to
-cvops does, and are no substitute for the rows "host time" of `python -m benchmarks gpu`. Each line gives a call's time,
-what of it torch and CuPy take, for the steps that no call can do without: two tensors looked at and taken in, and one
-made for the result (launchers: the results alone); and the rest.
+and launches do nothing. So these are microseconds of Python, without those of the driver, of CuPy's switches of stream
+and of its launch: they tell what a change to cvops does, and are no substitute for the rows "host time" of
+`python -m benchmarks gpu`. Each line gives a call's time, what of it others take, and the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from typing import Any
 from .gpu import load
 
 CUDA = 2  # DLPack's number of the kind of device
+OTHERS = """others: torch and CuPy alone, for two tensors looked at and taken in and one made for the result;
+of a launcher, whose arrays are there, for its results, one of roi_align and two of nms"""
 NUMBER, REPEATS = 20, 1000
 RESULTS = {"launcher of roi_align": 1, "launcher of nms": 2}  # how many a launcher makes
 
@@ -144,6 +145,7 @@ def main() -> None:
     for name, call in calls().items():
         time, others = microseconds(call), RESULTS[name] * of_result if name in RESULTS else of_call
         print(f"{name:28}{time:8.1f}{others:8.1f}{time - others:8.1f}")
+    print(OTHERS)
 
 
 if __name__ == "__main__":
