@@ -557,7 +557,7 @@ class Fault(NamedTuple):
 @pytest.fixture(scope="module")
 def faults(emulated):
     text = (device.ROOT / "tests" / "host_emulation" / "faults.cu").read_text()
-    return device.build(text, [], types.types.SimpleNamespace(Fault=Fault))
+    return device.build(text, [], types.SimpleNamespace(Fault=Fault))
 
 
 @pytest.mark.parametrize("kernel", FAULTS)
@@ -607,7 +607,7 @@ WRONG_LAYOUTS = {
 
 @pytest.mark.parametrize("fault", WRONG_LAYOUTS)
 def test_structs_are_compared_with_records(emulated, fault):
-    records, edits, text = types.types.SimpleNamespace(Layout=Layout), WRONG_LAYOUTS[fault], LAYOUT
+    records, edits, text = types.SimpleNamespace(Layout=Layout), WRONG_LAYOUTS[fault], LAYOUT
     device.build(text, [], records)
     for old, new in zip(edits[::2], edits[1::2], strict=True):
         assert old in text
