@@ -150,9 +150,14 @@ def flag(value: Any, name: str) -> bool:
     if type(value) is bool:
         return value
     value = _scalar(value)
-    if not isinstance(value, Integral) and type(value).__name__ not in ("bool", "bool_"):  # NumPy's
+    if not isinstance(value, Integral) and not is_bool(value):
         raise TypeError(f"`{name}` must be True or False, got {kind(value)}")
     return bool(value)
+
+
+def is_bool(value: Any) -> bool:
+    """Whether `value` is a bool of Python or of NumPy, which need not be imported."""
+    return type(value).__name__ in ("bool", "bool_")
 
 
 def one_of(value: Any, name: str, known: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from ._checks import (
     check_batched_boxes,
     check_dtype,
     image_size,
+    is_bool,
     kind,
     number,
     positive,
@@ -541,7 +542,7 @@ def check_letterbox(letterbox: Any) -> tuple[bool, bool]:
     known = "`letterbox` must be True, False, 'center' or 'topleft'"
     if isinstance(letterbox, str) and letterbox not in ("center", "topleft"):
         raise ValueError(f"{known}, got {shown(letterbox)}")
-    if not isinstance(letterbox, str) and type(letterbox).__name__ not in ("bool", "bool_"):  # NumPy's too
+    if not isinstance(letterbox, str) and not is_bool(letterbox):
         raise TypeError(f"{known}, got {kind(letterbox)}")
     return bool(letterbox), letterbox != "topleft" and bool(letterbox)
 

@@ -407,7 +407,7 @@ def _sort(keys, bits):
 def _ranked_in_float64(
     scores: Array, objectness: Array | None, floors: Array | None, most: int, multi_label: bool, dtype: str
 ) -> tuple[Array, Array]:
-    """As `_ranked_candidates`, an image at a time, with NumPy."""
+    """As `_scanned` and `_ranked`, an image at a time, with NumPy."""
     images, _, classes = scores.shape
     numbers, bounds = [], [0]
     for image in range(images):
