@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 
 import hypothesis
@@ -45,11 +46,24 @@ def pytest_sessionstart(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter:  # which workers of xdist do not have
         reporter.write_line(
-            "All takes about three minutes, less once all is compiled; with the slow tests, -m '', several times that."
+            "All takes about three minutes, less once all is compiled; with the slow tests, -m '', several times that. "
+            "A dot is ten tests that passed."
         )
         if missing := ", ".join(sorted(libraries.missing())):
             how = "install what is missing; cuda-emulated takes g++ and CVOPS_REQUIRE=cuda-emulated"
             reporter.write_line(f"Left out are tests that need {missing}: {how}.")
+
+
+_passed = itertools.count(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_teststatus(report, config):
+    """A dot for ten tests that passed: thousands of tests are to fit on a screen."""
+    category, letter, word = status = yield
+    if category == "passed" and config.get_verbosity() < 0 and next(_passed) % 10:
+        return category, "", word
+    return status
 
 
 def pytest_collection_modifyitems(config, items):
