@@ -60,9 +60,9 @@ _passed = itertools.count(1)
 @pytest.hookimpl(wrapper=True)
 def pytest_report_teststatus(report, config):
     """A dot for ten tests that passed: thousands of tests are to fit on a screen."""
-    category, letter, word = status = yield
-    if category == "passed" and config.get_verbosity() < 0 and next(_passed) % 10:
-        return category, "", word
+    status = yield
+    if status[0] == "passed" and config.get_verbosity() < 0 and next(_passed) % 10:
+        return "passed", "", status[2]
     return status
 
 
