@@ -11,17 +11,21 @@ import numpy as np
 from ._jit import jit
 
 # Kept boxes lie in blocks of this many, coordinate by coordinate: x1, y1, x2, y2, area. LLVM turns a loop of just this
-# length into straight vector code; 8 and 64 lanes were 10 and 3 times slower.
+# length into straight vector code; 8 and 64 lanes were 10 and 3 times slower. What such a loop collects must not be
+# wider than its floats, as an integer is: with AVX2 the vectors were half as long then.
 LANES = 16
 
 
 @jit
 def overlaps(block, x1, y1, x2, y2, area, threshold):
-    """Whether the candidate overlaps a box of the block by more than the threshold."""
+    """Whether the candidate overlaps a box of the block by more than the threshold.
+
+    A width below 0 makes a ratio below 0, or NaN: not above the threshold either, since the height is never below.
+    """
     zero = block.dtype.type(0)
-    hit = 0
+    hit = False
     for k in range(LANES):
-        width = max(min(x2, block[2, k]) - max(x1, block[0, k]), zero)
+        width = min(x2, block[2, k]) - max(x1, block[0, k])
         height = max(min(y2, block[3, k]) - max(y1, block[1, k]), zero)
         inter = width * height
         hit |= inter / ((area + block[4, k]) - inter) > threshold

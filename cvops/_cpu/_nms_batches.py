@@ -91,7 +91,7 @@ def _overlaps_near(blocks, bounds, used, x1, y1, x2, y2, threshold):
 def _touches_some(bound, x1, y1, x2, y2):
     """Whether the candidate has some area in common with the bounds of one of 16 blocks."""
     zero = bound.dtype.type(0)
-    hit = 0
+    hit = False
     for k in range(LANES):
         width = min(x2, bound[2, k]) - max(x1, bound[0, k])
         height = min(y2, bound[3, k]) - max(y1, bound[1, k])
