@@ -111,7 +111,7 @@ def foreign() -> tuple[Callable[[], Any], Callable[[], Any]]:
     """What torch and CuPy do of a call of two tensors and one result, whoever calls them, and of the result alone."""
     cupy, torch = load("cupy"), load("torch")
     one, two = torch.zeros(1, 8, 50, 50), torch.rand(4, 5)
-    export, dtype = torch.utils.dlpack.to_dlpack, load("numpy").dtype("f")
+    dtype = load("numpy").dtype("f")
 
     def result() -> None:
         lent = torch.empty((4, 8, 7, 7), dtype=torch.float32)
@@ -121,8 +121,9 @@ def foreign() -> tuple[Callable[[], Any], Callable[[], Any]]:
     def call() -> None:
         torch.compiler.is_compiling()
         for tensor in (one, two):
-            torch._C._dispatch_keys(tensor).raw_repr(), tensor.is_neg()
-            cupy.from_dlpack(export(tensor))
+            torch._C._dispatch_keys(tensor).raw_repr(), tensor.is_neg(), tensor.is_contiguous()
+            memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, 0)
+            cupy.ndarray(tensor.shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
         with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
             result()
 

@@ -27,6 +27,9 @@ _DEVICE_NAMES = {
     12: "ext_dev", 13: "cuda", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia",
 }  # fmt: skip
 
+# Those that CuPy knows by name; a bfloat16 it finds in a package of its own.
+_NAMES_OF_DTYPES = "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8"
+
 cpu: Any = None  # the CPU backend, once an operator has used it
 _numpy: Any = None  # once it is known: finalisers call operators after sys.modules has been emptied
 
@@ -108,6 +111,10 @@ class Lender(NamedTuple):
     export: Callable[[Any], Any]  # an argument -> DLPack capsule of it, without synchronisation
     multiply: Callable[[Any, Any, Any, bool], None]  # of native arrays: out = a @ b, or out += a @ b
     convolve: Callable[..., Any]  # native (input, weight, bias), stride, padding -> what owns the result
+    # An argument -> (address, bytes, shape, name of the dtype, strides in bytes or None where it is contiguous), which
+    # takes half as long as DLPack; None for what is to be exported.
+    locate: Callable[[Any], tuple[Any, ...] | None] = lambda _: None
+    conversion: str = ".to"  # how errors call its conversion of dtypes
 
 
 @functools.cache
@@ -115,10 +122,20 @@ def _torch_lends(place: str) -> Callable[[int], Lender]:
     """A function that makes a Lender of the address of a stream; `place` is torch's name of the device."""
     torch = sys.modules["torch"]
     device, to_dlpack, from_dlpack = torch.device(place), torch.utils.dlpack.to_dlpack, torch.from_dlpack
+    names = {getattr(torch, name): name for name in _NAMES_OF_DTYPES}
 
     def export(tensor: Any) -> Any:
         # torch may have put off a change of sign, and DLPack would not show it
         return to_dlpack(tensor.resolve_neg() if tensor.is_neg() else tensor)
+
+    def locate(tensor: Any) -> tuple[Any, ...] | None:
+        name = names.get(tensor.dtype)
+        if name is None or tensor.is_neg():
+            return None
+        strides = None
+        if not tensor.is_contiguous():
+            strides = [stride * tensor.element_size() for stride in tensor.stride()]
+        return tensor.data_ptr(), tensor.nbytes, tensor.shape, name, strides
 
     def tensor(array: Any) -> Any:
         return from_dlpack(array.__dlpack__(stream=-1))  # both are on one stream
@@ -146,7 +163,7 @@ def _torch_lends(place: str) -> Callable[[int], Lender]:
 
     @functools.lru_cache(64)
     def lend(stream: int) -> Lender:
-        return Lender(stream, empty, torch.Tensor.data_ptr, export, multiply, convolve)
+        return Lender(stream, empty, torch.Tensor.data_ptr, export, multiply, convolve, locate)
 
     return lend
 
@@ -210,7 +227,9 @@ class _InWordsOf:  # a class, because a generator would cost each call 2 microse
 def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
     number = _gpu_of_plain_tensors(arrays)
     if number is not None:
-        return _on_gpu(arrays, 2, number, _lender(number), False)
+        backend = _load(_BACKENDS[2])
+        context: AbstractContextManager[Any] = backend.use_backend_of(backend, number, _lender(number), False)
+        return context
     first_name, first = next(iter(arrays.items()))
     if type(first) is WithBackend:
         return contextlib.nullcontext(first.backend)
@@ -230,14 +249,8 @@ def _backend_of_any(arrays: dict[str, Any]) -> AbstractContextManager[Any]:
         return _InWordsOf(arrays, _cpu())
     lender = _lender(number) if of_torch else None
     waits_for_none = of_torch or all(type(a).__module__.partition(".")[0] in _OF_CUDA_BACKEND for a in arrays.values())
-    return _on_gpu(arrays, device_type, number, lender, not waits_for_none)
-
-
-def _on_gpu(
-    arrays: dict[str, Any], device_type: int, number: int, lender: Lender | None, foreign: bool
-) -> AbstractContextManager[Any]:
     backend = _load(_BACKENDS[device_type])
-    return _InWordsOf(arrays, backend.use_backend_of(backend, number, lender, foreign))
+    return _InWordsOf(arrays, backend.use_backend_of(backend, number, lender, not waits_for_none))
 
 
 def _gpu_of_plain_tensors(arrays: dict[str, Any]) -> int | None:

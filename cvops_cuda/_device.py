@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cvops._arrays import Lender, not_shared, share
+from cvops._arrays import Lender, name_conversion, not_shared, share
 
 from ._products import product
 from ._records import layout
@@ -38,7 +38,7 @@ ignore_fp_errors = functools.partial(np.errstate, all="ignore")
 class _Lent(cupy.cuda.UnownedMemory):  # type: ignore[misc]
     """Memory that belongs to `lent`, an object of another library."""
 
-    lent: Any
+    __slots__ = ("lent",)
 
 
 class _ExternalStream:
@@ -71,31 +71,36 @@ _thread = _Thread()
 def use_backend_of(backend: Any, device: int, lender: Lender | None, foreign: bool) -> AbstractContextManager[Any]:
     """A context that gives `backend`; in it `device` is current, and the stream of the lender if there is one.
 
-    New arrays lie in memory of the lender then, and outlive the context. With `foreign` arguments, those of a library
-    that neither lends nor knows CuPy's stream, the end of the context waits for the work on them.
+    New arrays lie in memory of the lender then, and outlive the context; errors name its conversion. With `foreign`
+    arguments, those of a library that neither lends nor knows CuPy's stream, the end of the context waits for the work
+    on them.
     """
     return _Use(backend, device, lender, foreign)
 
 
 class _Use:  # a class, because a generator would cost each call 2 microseconds more
+    __slots__ = "_backend", "_before", "_contexts", "_foreign", "_lender", "_number"
+
     def __init__(self, backend: Any, device: int, lender: Lender | None, foreign: bool) -> None:
         self._backend, self._number, self._lender, self._foreign = backend, device, lender, foreign
 
     def __enter__(self) -> Any:
         device, lender = self._number, self._lender
         self._before = _thread.lender, _thread.device
-        self._contexts = [] if cupy.cuda.runtime.getDevice() == device else [cupy.cuda.Device(device)]
+        contexts = self._contexts = [] if cupy.cuda.runtime.getDevice() == device else [cupy.cuda.Device(device)]
         if lender is not None:
-            self._contexts += _stream(lender.stream, device), cupy.cuda.using_allocator(_borrow)
+            contexts += _stream(lender.stream, device), cupy.cuda.using_allocator(_borrow)
         elif _thread.lender is not None:  # within a call that borrows, as a finaliser may be: this one cannot
-            self._contexts.append(cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc))
-        for context in self._contexts:
+            contexts.append(cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc))
+        for context in contexts:
             context.__enter__()
         _thread.lender, _thread.device = lender, device
         return self._backend
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         _thread.lender, _thread.device = self._before
+        if kind is TypeError and self._lender is not None:
+            name_conversion(error, self._lender.conversion)
         try:
             if self._foreign:
                 cupy.cuda.get_current_stream().synchronize()
@@ -106,11 +111,12 @@ class _Use:  # a class, because a generator would cost each call 2 microseconds 
 
 def _borrow(size: int) -> Any:
     """Memory of the lender, for what CuPy allocates itself."""
-    return _pointer_to(_thread.lender.empty((size,), "uint8"))  # type: ignore[union-attr]
+    lender: Any = _thread.lender
+    return _pointer_to(lender.empty((size,), "uint8"), lender)
 
 
-def _pointer_to(lent: Any) -> Any:
-    memory = _Lent(_thread.lender.address(lent), lent.nbytes, lent, _thread.device)  # type: ignore[union-attr]
+def _pointer_to(lent: Any, lender: Lender) -> Any:
+    memory = _Lent(lender.address(lent), lent.nbytes, lent, _thread.device)
     memory.lent = lent
     return cupy.cuda.MemoryPointer(memory, 0)
 
@@ -119,11 +125,17 @@ def asarray(array: Any, name: str) -> Array:
     """Return `array` as a cupy.ndarray of the same memory, ordered after the work that produces it."""
     if isinstance(array, cupy.ndarray):
         return array
-    if _thread.lender is None:
+    lender = _thread.lender
+    if lender is None:
         return share(array, name, cupy.from_dlpack)
+    # The stream of the lender is the current one: nothing to wait for.
+    place = lender.locate(array)
+    if place is not None:
+        address, size, shape, dtype, strides = place
+        memory = cupy.cuda.UnownedMemory(address, size, array, _thread.device)
+        return cupy.ndarray(shape, _dtype(dtype), cupy.cuda.MemoryPointer(memory, 0), strides)
     try:
-        # Its stream is the current one: nothing to wait for.
-        return cupy.from_dlpack(_thread.lender.export(array))
+        return cupy.from_dlpack(lender.export(array))
     except Exception as error:
         raise not_shared(array, name, error) from error
 
@@ -159,7 +171,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     if lender is None:
         return cupy.empty(shape, dtype)
     dtype, name = _dtype_and_name(dtype)
-    return cupy.ndarray(shape, dtype, _pointer_to(lender.empty(shape, name)))
+    return cupy.ndarray(shape, dtype, _pointer_to(lender.empty(shape, name), lender))
 
 
 def allocate(*arrays: tuple[int, str], zeroed: int = 0) -> list[Array]:
@@ -218,10 +230,15 @@ def is_aligned(array: Array) -> bool:
 
 def dtype_code(array: Array) -> int:
     """The number under which kernels know the dtype of `array`."""
-    return DTYPE_CODES[_dtype_and_name(array.dtype)[1]]
+    return _code(array.dtype)
 
 
 _dtype = functools.cache(np.dtype)
+
+
+@functools.cache
+def _code(dtype: Any) -> int:
+    return DTYPE_CODES[dtype.name]
 
 
 @functools.cache  # `name` takes 2 microseconds
@@ -285,10 +302,11 @@ def matmul(a: Array, b: Array, out: Array, accumulate: bool) -> None:
 
 def convolve(input: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Any:
     """The convolution by the lender's own, whose flags decide what may be shortened (TF32); None without a lender."""
-    if _thread.lender is None:
+    lender = _thread.lender
+    if lender is None:
         return None
-    lent = _thread.lender.convolve(input, weight, bias, stride, padding)
-    return cupy.ndarray(tuple(lent.shape), input.dtype, _pointer_to(lent))
+    lent = lender.convolve(input, weight, bias, stride, padding)
+    return cupy.ndarray(tuple(lent.shape), input.dtype, _pointer_to(lent, lender))
 
 
 @functools.cache

@@ -207,26 +207,31 @@ def _nms(
     max_output: int | None,
     padded: bool,
 ) -> Array | tuple[Array, Array]:
-    dtype = working_dtype(boxes, scores)
+    dtype, length = working_dtype(boxes, scores), len(scores)
     boxes, scores = contiguous(boxes), contiguous(scores)
-    size = len(scores) if max_output is None else max_output
+    size = length if max_output is None else max_output
     if not padded:
-        size = min(size, len(scores))
-    if len(scores) == 0:
+        size = min(size, length)
+    if length == 0:
         keep = empty((size,), "int64")
         keep[...] = -1
         return (keep, zeros((), "int64")) if padded else keep
     threshold = comparable(iou_threshold, dtype)
     floor = math.nan if score_threshold is None else lowered(score_threshold, dtype)
-    ranking = scores, dtype_code(scores), idxs, 0 if idxs is None else dtype_code(idxs), len(scores)
-    if len(scores) <= NMS.BLOCK_THREADS:
+    scores_dtype, idxs_dtype = dtype_code(scores), 0 if idxs is None else dtype_code(idxs)
+    if length <= NMS.BLOCK_THREADS:
         keep, count = empty((size,), "int64"), empty((), "int64")
-        record = NmsBlock(boxes, dtype_code(boxes), *ranking, threshold, floor, keep, size, count)
-        launch("nms", "nms_block", dtype, 1, max(32, 1 << (len(scores) - 1).bit_length()), record)
-    elif len(scores) <= _BATCH:
-        keep, count = _in_one_batch(boxes, Ranking(*ranking, floor), dtype, threshold, size)
+        record = NmsBlock(
+            boxes, dtype_code(boxes), scores, scores_dtype, idxs, idxs_dtype, length, threshold, floor,
+            keep, size, count,
+        )  # fmt: skip
+        launch("nms", "nms_block", dtype, 1, max(WARP, 1 << (length - 1).bit_length()), record)
     else:
-        keep, count = _in_batches(boxes, Ranking(*ranking, floor), dtype, threshold, size, iou_threshold)
+        ranking = Ranking(scores, scores_dtype, idxs, idxs_dtype, length, floor)
+        if length <= _BATCH:
+            keep, count = _in_one_batch(boxes, ranking, dtype, threshold, size)
+        else:
+            keep, count = _in_batches(boxes, ranking, dtype, threshold, size, iou_threshold)
     return (keep, count) if padded else keep[: read(count)]
 
 

@@ -23,10 +23,10 @@ class Layout:
         fields = [(i, typing.get_args(kind) or (kind,)) for i, kind in enumerate(kinds)]
         self._tuples = [(i, i + 1) for i, members in reversed(fields) if len(members) > 1]
         flat = [member for _, members in fields for member in members]
-        self._struct = struct.Struct("=" + "".join(map(_code, flat)))
+        packer = struct.Struct("=" + "".join(map(_code, flat)))
+        self._pack, self.size = packer.pack, packer.size
         self._pointers = [i for i, kind in enumerate(flat) if _code(kind) == "Q"]
         self._parts = [(i, layout(kind)) for i, kind in enumerate(flat) if _code(kind)[-1] == "s"]
-        self.size = self._struct.size
 
     def pack(self, record: Any, address: Callable[[Any], int]) -> bytes:
         """The bytes of a record; `address` returns where an array lies. A record within it may be packed already."""
@@ -34,12 +34,11 @@ class Layout:
         for begin, end in self._tuples:
             values[begin:end] = values[begin]
         for i in self._pointers:
-            array = values[i]
-            values[i] = 0 if array is None else address(array)
+            values[i] = 0 if values[i] is None else address(values[i])
         for i, layout in self._parts:
             if values[i].__class__ is not bytes:
                 values[i] = layout.pack(values[i], address)
-        return self._struct.pack(*values)
+        return self._pack(*values)
 
 
 @functools.cache

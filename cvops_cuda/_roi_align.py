@@ -77,7 +77,16 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Array:
-    return multiscale_roi_align([features], rois, output_size, [spatial_scale], [], sampling_ratio, aligned)
+    """`multiscale_roi_align` of one map, without what several ask for: it would be a third of the time of the host."""
+    maps, kernel = features, "roi_align"
+    if not _is_contiguous(features) or working_dtype(features, rois) == "d":
+        (maps,), kernel = _read_where_they_lie([features], rois)
+    images, channels, height, width = features.shape
+    pooled = empty((len(rois), channels, *output_size), maps.dtype)
+    if pooled.size:
+        pyramid = _one_level(height, width, spatial_scale)
+        _pool(kernel, (maps, None, None, None), pyramid, images, contiguous(rois), sampling_ratio, aligned, pooled)
+    return pooled if maps is features else converted(pooled, features.dtype)
 
 
 def roi_align_backward(
@@ -100,23 +109,38 @@ def multiscale_roi_align(
     Maps are read where they lie if all are contiguous, or all channels-last; otherwise they are copied.
     """
     maps, kernel = _read_where_they_lie(features, rois)
-    rois, storage = contiguous(rois), maps[0].dtype
-    images, channels, *_ = features[0].shape
-    pooled = empty((len(rois), channels, *output_size), storage)
+    rois, (images, channels, *_) = contiguous(rois), features[0].shape
+    pooled = empty((len(rois), channels, *output_size), maps[0].dtype)
     if pooled.size:
-        # With more channels the taps of a RoI are found for fewer blocks; with fewer channels there are more blocks.
-        channels_per_block = 64 if len(rois) * channels >= 64 * _MANY_BLOCKS else 16
-        if kernel == "roi_align_last":
-            channels_per_block = ROI_ALIGN.LAST_CHANNELS
-        blocks = len(rois) * math.ceil(channels / channels_per_block)
         sizes = tuple([array.shape[2:] for array in features])
         for some, missing, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):
-            record = RoiAlign(
-                (*maps[some], *missing), pyramid, rois, dtype_code(rois), images, channels, *output_size,
-                sampling_ratio, int(aligned), channels_per_block, pooled,
-            )  # fmt: skip
-            launch("roi_align", kernel, storage.char, blocks, ROI_ALIGN.POOL_THREADS, record)
+            levels: Any = *maps[some], *missing
+            _pool(kernel, levels, pyramid, images, rois, sampling_ratio, aligned, pooled)
     return pooled if maps[0] is features[0] else converted(pooled, features[0].dtype)
+
+
+def _pool(
+    kernel: str,
+    maps: tuple[Array, ...],
+    pyramid: Any,
+    images: int,
+    rois: Array,
+    ratio: int,
+    aligned: bool,
+    pooled: Array,
+) -> None:
+    """Launch a kernel on as many maps as a record has; `pyramid` is packed."""
+    size, channels, rows, columns = pooled.shape
+    # With more channels the taps of a RoI are found for fewer blocks; with fewer channels there are more blocks.
+    channels_per_block = 64 if size * channels >= 64 * _MANY_BLOCKS else 16
+    if kernel == "roi_align_last":
+        channels_per_block = ROI_ALIGN.LAST_CHANNELS
+    blocks = size * -(-channels // channels_per_block)
+    record = RoiAlign(
+        maps, pyramid, rois, dtype_code(rois), images, channels, rows, columns,
+        ratio, aligned, channels_per_block, pooled,
+    )  # fmt: skip
+    launch("roi_align", kernel, pooled.dtype.char, blocks, ROI_ALIGN.POOL_THREADS, record)
 
 
 def multiscale_roi_align_backward(
@@ -166,6 +190,12 @@ def _read_where_they_lie(features: Sequence[Array], rois: Array) -> tuple[list[A
         maps = [converted(array, "d") for array in maps]
         lie_so = False
     return maps if lie_so else [contiguous(array) for array in maps], kernel
+
+
+@functools.lru_cache(64)
+def _one_level(height: int, width: int, scale: float) -> Any:
+    """The packed `Pyramid` of one map."""
+    return _launches(((height, width),), (scale,), ())[0][2]
 
 
 @functools.lru_cache(64)

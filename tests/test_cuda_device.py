@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from cvops._arrays import Lender
+from cvops._checks import CONVERSION
 from tests.host_emulation import device
 
 
 class Array:
     """An array of CuPy: where it lies is all that matters."""
 
-    def __init__(self, shape, dtype, data):
-        self.shape, self.dtype, self.data = shape, np.dtype(dtype), data
+    def __init__(self, shape, dtype, data, strides=None):
+        self.shape, self.dtype, self.data, self.strides = shape, np.dtype(dtype), data, strides
 
 
 class Pointer(types.SimpleNamespace):
@@ -43,6 +44,7 @@ class Gpu:
         cupy.__version__, cupy.ndarray = "14.2.0", Array
         cupy.empty = cupy.zeros = self.array
         cupy.asarray = lambda array: self.array(array.shape, array.dtype)
+        cupy.from_dlpack = lambda array: ("from_dlpack", array)
         cupy.get_default_memory_pool = lambda: types.SimpleNamespace(malloc="the default pool")
         runtime = types.SimpleNamespace(getDevice=lambda: 0, streamIsCapturing=lambda stream: self.capturing)
         cupy.cuda = types.SimpleNamespace(
@@ -74,18 +76,18 @@ class Gpu:
         self.log.append((self.allocator, size))
         return Array(shape, dtype, Pointer(mem=None, ptr=0))
 
-    def lender(self, stream=7):
+    def lender(self, stream=7, **places):
         def empty(shape, dtype):
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             self.log.append(("torch.empty", size))
             return types.SimpleNamespace(nbytes=size)
 
-        return Lender(stream, empty, lambda lent: 4096, None, None, None)
+        return Lender(stream, empty, lambda lent: 4096, lambda array: f"capsule of {array}", None, None, places.get)
 
 
 class Unowned:
     def __init__(self, address, size, owner, device):
-        self.address = address
+        self.address, self.size, self.owner, self.device = address, size, owner, device
 
 
 @pytest.fixture
@@ -116,6 +118,30 @@ def test_a_call_on_tensors_takes_their_memory(gpu):
     with module.use_backend_of("backend", 0, None, False):
         module.empty((2, 3), "float32"), module.zeros((4,), "float64")
     assert gpu.log == [("CuPy's allocator", 24), ("CuPy's allocator", 32)]
+
+
+def test_tensors_are_taken_where_they_lie(gpu):
+    """Without DLPack where the lender tells all that CuPy asks for; what is taken keeps them alive."""
+    lender = gpu.lender(tensor=(4096, 24, (2, 3), "float32", None), view=(64, 12, (3, 2), "int16", [2, 6]))
+    with gpu.module.use_backend_of("backend", 1, lender, False):
+        tensor, view, other = (gpu.module.asarray(name, name) for name in ("tensor", "view", "other"))
+    assert (tensor.shape, tensor.dtype, tensor.strides, tensor.data.ptr) == ((2, 3), "float32", None, 4096)
+    assert (view.shape, view.dtype, view.strides, view.data.ptr) == ((3, 2), "int16", [2, 6], 64)
+    of_view = view.data.mem
+    assert (of_view.size, of_view.owner, of_view.device, hasattr(of_view, "lent")) == (12, "view", 1, False)
+    assert other == ("from_dlpack", "capsule of other")
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+@pytest.mark.parametrize("lent", [False, True])
+def test_errors_name_the_conversion_of_the_lender(gpu, lent, kind):
+    with (
+        pytest.raises(kind) as raised,
+        gpu.module.use_backend_of("backend", 0, gpu.lender() if lent else None, False),
+    ):
+        raise kind(f"`boxes` must be float32, got bool: {CONVERSION}")
+    assert str(raised.value).endswith("convert it with .to" if lent and kind is TypeError else CONVERSION)
+    assert gpu.stream == 5
 
 
 def test_a_call_within_a_call(gpu):

@@ -256,6 +256,24 @@ def test_a_tensor_whose_sign_is_put_off_is_shared_as_it_is_to_be_read(lender, to
     assert torch.from_dlpack(lender.export(values)).data_ptr() == values.data_ptr()
 
 
+def test_where_a_tensor_lies(lender, torch):
+    """What CuPy needs to make the array that DLPack would: all but what has another sign or dtype than it knows."""
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    for dtype in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8"):
+        whole = base.to(getattr(torch, dtype))
+        views = whole, whole[1:, :, ::2], whole.permute(2, 0, 1), whole[:, 1, 2], whole[:1, :1].expand(5, 2, 4)
+        for tensor in (*views, whole[1, 2, 3], whole[:0], whole[:, :0, 1]):
+            address, size, shape, name, strides = lender.locate(tensor)
+            assert (address, size, name) == (tensor.data_ptr(), tensor.nbytes, dtype)
+            want = tensor.numpy()
+            assert shape == want.shape
+            if want.size:
+                assert want.__array_interface__["data"][0] == address
+                assert want.flags.c_contiguous if strides is None else want.strides == tuple(strides)
+    for other in (base.bfloat16(), base > 3, base.to(torch.complex64), torch._neg_view(base)):
+        assert lender.locate(other) is None
+
+
 class OnGpu(types.SimpleNamespace):
     __cuda_array_interface__ = None
 
