@@ -16,7 +16,7 @@ from tests import torch_calls
 from tests.torch_calls import tensors
 
 MEASURES = "box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"
-DIRECT = "nms", "batched_nms", *torch_calls.POOLING, *MEASURES, "deform_conv2d"
+DIRECT = "nms", "batched_nms", "multiclass_nms", *torch_calls.POOLING, *MEASURES, "deform_conv2d"
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def by_the_dispatcher(monkeypatch, call):
 
 
 def assert_same(got, want):
+    assert type(got) is type(want)
     for one, other in zip(*(each if isinstance(each, tuple) else (each,) for each in (got, want)), strict=True):
         assert (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device)
         assert one.is_contiguous()
@@ -64,11 +65,21 @@ def more_calls():
     boxes[:, 2:] += 1
     rois = torch.cat([torch.arange(9)[:, None] % 2, boxes], 1)
     keep = {"score_threshold": 0.2, "max_output": 4}
+    heads, of_heads, floors = boxes[None], torch.stack([scores, scores.flip(0)], 1)[None], torch.rand(2).double()
     pyramid = [maps, maps[..., ::2, ::2]]
     return {
         "padded": lambda: ops.nms(boxes, scores, 0.5, padded=True),
         "options": lambda: ops.nms(boxes, scores, 0.5, **keep),
         "batched, padded": lambda: ops.batched_nms(boxes, scores, scores > 0.5, 0.5, **keep, padded=True),
+        "heads": lambda: ops.multiclass_nms(heads, of_heads, 0.5),
+        "heads, padded": lambda: ops.multiclass_nms(heads, of_heads, 0.5, max_output=7, padded=np.True_),
+        "heads, options": lambda: ops.multiclass_nms(
+            heads, of_heads, 0.5, 0.3, 5, 2, 4, objectness=of_heads[..., 0], class_agnostic=True, metric="iou"
+        ),
+        "floors": lambda: ops.multiclass_nms(heads, of_heads, 0.5, floors, multi_label=False),
+        "floors of another dtype": lambda: ops.multiclass_nms(heads, of_heads, 0.5, floors.half()),
+        "floor in a tensor": lambda: ops.multiclass_nms(heads, of_heads, 0.5, floors[0], max_output=torch.tensor(3)),
+        "no heads": lambda: ops.multiclass_nms(heads[:0], of_heads[:0], 0.5, max_output=3, padded=True),
         "integers": lambda: ops.nms((boxes * 9).long(), scores, 1),
         "numbers of torch": lambda: ops.roi_align(maps, rois, torch.tensor(2), torch.tensor(1), torch.tensor(2.0)),
         "numbers of NumPy": lambda: ops.roi_align(maps, rois, (np.int64(2), 3), np.float32(1), aligned=np.bool_(True)),
@@ -100,6 +111,12 @@ def refused_calls():
         lambda: ops.nms(boxes, None, 0.5),
         lambda: ops.nms(boxes.cfloat(), scores, 0.5),
         lambda: ops.batched_nms(boxes, scores, scores / 2, 0.5),
+        lambda: ops.multiclass_nms(boxes, scores, 0.5),
+        lambda: ops.multiclass_nms(boxes[None], scores[None, :, None], 0.5, max_output=2.5),
+        lambda: ops.multiclass_nms(boxes[None], scores[None, :, None], 0.5, padded=True),
+        lambda: ops.multiclass_nms(boxes[None], scores[None, :, None], 0.5, scores),
+        lambda: ops.multiclass_nms(boxes[None], scores[None, :, None], 0.5, scores[:1].long()),
+        lambda: ops.multiclass_nms(boxes[None], scores[None, :, None], 0.5, metric="giou"),
         lambda: ops.roi_align(maps, rois, 0),
         lambda: ops.roi_align(maps, rois[:, :4], 2, spatial_scale=-1.0),
         lambda: ops.roi_align(maps, rois, 2, sampling_ratio=2.5),

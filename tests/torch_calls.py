@@ -71,7 +71,7 @@ def tensors(name, dtype=None):
         result = torch.from_numpy(value.copy())
         return result.to(dtype) if dtype is not None and result.dtype == torch.float32 else result
 
-    return [tensor(value) for value in CALLS[name][0]]
+    return [tensor(value) for value in OPERATORS[name].args]
 
 
 def own_tensors(name):

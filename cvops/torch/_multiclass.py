@@ -11,7 +11,7 @@ import cvops
 
 from .._checks import one_of
 from .._multiclass import METRICS, PaddedSelection, Selection
-from . import _checks
+from . import _checks, _library
 from ._checks import count, flag, number
 from ._library import as_tensor, register, require, rounded_as, to_native
 from ._types import Integer, Metric, Number, Threshold
@@ -78,6 +78,14 @@ def multiclass_nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
+        found = _library.directly(
+            cvops.multiclass_nms, boxes, scores, iou_threshold,
+            score_threshold=score_threshold, max_candidates=max_candidates, max_per_class=max_per_class,
+            max_output=max_output, multi_label=multi_label, class_agnostic=class_agnostic, objectness=objectness,
+            metric=metric, padded=padded,
+        )  # fmt: skip
+        if found is not None:
+            return PaddedSelection(*found) if flag(padded, "padded") else Selection(*found)
         options = max_candidates, max_per_class, max_output, multi_label, class_agnostic, objectness, metric, padded
         node = _checks.traced(multiclass_nms, boxes, scores, iou_threshold, score_threshold, *options)
         if node is not None:
