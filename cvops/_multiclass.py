@@ -151,7 +151,8 @@ def multiclass_nms(
     Raises
     ------
     TypeError, ValueError
-        As `nms`; a shape does not fit, a limit is negative, or `padded` is asked for without `max_output`.
+        As `nms`; a shape does not fit, a limit is negative, or `padded` is asked for without `max_output`; on a GPU an
+        image has more than 2**31 - 1 scores (ValueError).
 
     See Also
     --------

@@ -114,13 +114,13 @@ def multiclass_nms(
 ) -> tuple[Array, Array, Array]:
     images, length, classes = scores.shape
     slots = length * classes if multi_label else length * min(classes, 1)
-    if length * classes > _MOST_SCORES:
-        text = f"`scores` must have at most {_MOST_SCORES} scores of an image on CUDA, got {length} * {classes}"
-        raise ValueError(text)
     capacity = slots if max_candidates is None else min(max_candidates, slots)
     most = capacity if max_output is None else max_output if padded else min(max_output, capacity)
     if images * capacity * most == 0 or max_per_class == 0:
         return _nothing(images, most, padded)
+    if length * classes > _MOST_SCORES:
+        text = f"`scores` must have at most {_MOST_SCORES} scores of an image on CUDA, got {length} * {classes}"
+        raise ValueError(text)
     segments = 1 if class_agnostic else classes
     dtype = working_dtype(boxes, scores, *(() if objectness is None else (objectness,)))
     rounds = MULTICLASS_NMS.SCAN_ROUNDS[_SIZES[dtype]] if multi_label else 1

@@ -381,6 +381,17 @@ def test_launches_of_multiclass_nms_of_nothing(emulated, launches, shape):
     assert launches == ["zeros"]
 
 
+def test_more_scores_than_kernels_count(emulated, launches):
+    """They are refused before anything runs, unless nothing is asked for."""
+    boxes, scores = np.zeros((1, 1 << 16, 4), "f"), np.broadcast_to(np.float32(0), (1, 1 << 16, 1 << 15))
+    for options in ({}, {"multi_label": False}, {"max_candidates": 5}, {"max_output": 5, "padded": True}):
+        with pytest.raises(ValueError, match=r"^`scores` must have at most 2147483647 scores of an image on CUDA"):
+            cvops.multiclass_nms(emulated(boxes), emulated(scores), 0.5, **options)
+    assert launches == []
+    assert cvops.multiclass_nms(emulated(boxes), emulated(scores), 0.5, max_output=0).box.tolist() == []
+    assert cvops.multiclass_nms(emulated(boxes[:0]), emulated(scores[:0]), 0.5).box.tolist() == []
+
+
 @pytest.mark.parametrize("name", ["box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"])
 def test_launches_of_box_measures(emulated, launches, name):
     boxes = emulated(data.clustered(300)[0])
