@@ -21,6 +21,7 @@ from tests import data, host_emulation, libraries
 from tests.host_emulation import device
 from tests.libraries import to_numpy
 from tests.operators import OPERATORS
+from tests.strategies import few
 
 ROOT = Path(__file__).parents[1]
 
@@ -199,7 +200,7 @@ def of_day(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--stage", "smoke"), ("capture", "--budget", "9")])
+@pytest.mark.parametrize("arguments", few([(), ("--stage", "smoke"), ("capture", "--budget", "9")], every=3))
 def test_a_day_says_what_is_missing(arguments, tmp_path):
     if not gpu.missing():
         pytest.skip("nothing is missing")

@@ -53,10 +53,3 @@ def test_options(name, tmp_path):
         done = run(name, tmp_path, *wrong)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
-
-
-@every_example
-def test_help_needs_no_framework(name, tmp_path):
-    done = run(name, tmp_path, "--help")
-    assert done.returncode == 0
-    assert "--score" in done.stdout

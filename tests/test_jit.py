@@ -513,6 +513,7 @@ def test_warmup_compiles_all_that_later_calls_use(tmp_path):
     assert int(before) > 10
 
 
+@pytest.mark.slow
 def test_warmup_reaches_what_ordinary_calls_use():
     code = """
     import cvops

@@ -106,8 +106,8 @@ def assert_refused(result, message):
     [
         (["--out", "picture.npz"], "argument --out: must end in .png or .jpg, got 'picture.npz'"),
         (["--out", "no/such/folder.png"], "argument --out: no/such/folder.png: No such file or directory"),
-        (["--colour"], "unrecognized arguments: --colour"),
-        (["missing.npz"], "missing.npz: No such file or directory"),
+        pytest.param(["--colour"], "unrecognized arguments: --colour", marks=pytest.mark.slow),
+        pytest.param(["missing.npz"], "missing.npz: No such file or directory", marks=pytest.mark.slow),
         ([DATA / "NOTICE.md"], "NOTICE.md: not an .npz file of plain arrays, or a damaged one"),
         ([DATA / "ssd_coco_astronaut.npz"], "ssd_coco_astronaut.npz: "),
     ],
