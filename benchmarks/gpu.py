@@ -64,7 +64,10 @@ def missing() -> str:
     packages = [package for package in ("cupy", "torch", "torchvision") if not find_spec(package)]
     if packages:
         return f"{', '.join(packages)} not installed"
-    cupy, torch = load("cupy"), load("torch")
+    try:
+        cupy, torch = load("cupy"), load("torch")
+    except (ImportError, OSError) as error:  # of another CUDA than the driver's, for example
+        return f"{error}"
     if not cupy.cuda.is_available():
         return "CuPy finds no GPU"
     return "" if torch.cuda.is_available() else "torch finds no GPU"

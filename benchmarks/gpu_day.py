@@ -14,6 +14,7 @@ import datetime
 import glob
 import json
 import os
+import resource
 import shutil
 import signal
 import statistics
@@ -53,6 +54,7 @@ class Stage(NamedTuple):
     limit: int  # seconds after which it is stopped
     command: list[str] | str
     open_ended: bool = False  # runs for as long as the budget lasts, at least for `limit`; being stopped is no failure
+    remedy: str = ""  # what makes it take less
 
 
 def stages() -> list[Stage]:
@@ -70,9 +72,11 @@ def stages() -> list[Stage]:
         own("smoke", 180),
         own("capture", 60),
         own("torch", 90),
-        Stage(  # one process takes eight times as long
+        Stage(
             "suite", 150 if workers else 900,
-            f"{' and '.join(tests_missing)} not installed" if tests_missing else [*suite, "-k", "cupy or torch-cuda"],
+            f"{' and '.join(tests_missing)} not installed: pip install pytest hypothesis pytest-xdist" if tests_missing
+            else [*suite, "-k", "cupy or torch-cuda"],
+            remedy="" if workers else "pip install pytest-xdist, or --budget 1800",  # eight processes take 150 s
         ),
         *(Stage(tool, limit, sanitized(tool)) for tool, limit in SANITIZERS.items()),
         own("host", 40),
@@ -85,6 +89,7 @@ ENVIRONMENT = {
     "CVOPS_REQUIRE": "cupy,torch-cuda",
     "JAX_PLATFORMS": "cpu",  # JAX is not what is tested, and takes most of the memory of a GPU that it finds
     "PYTHONUNBUFFERED": "1",
+    "PYTHONFAULTHANDLER": "1",  # where a crash, or what is stopped, was
 }
 
 
@@ -116,7 +121,9 @@ def run(command: list[str], limit: float) -> tuple[int | None, str]:
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGABRT)  # upon which Python prints where it is
+                process.wait(PATIENCE)
         finally:  # its children too
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -126,17 +133,36 @@ def run(command: list[str], limit: float) -> tuple[int | None, str]:
         return status, output.read()
 
 
+def left_out(stage: Stage, left: float) -> str:
+    """Why a stage cannot run while the budget has so many seconds left; empty if it can."""
+    if isinstance(stage.command, str):
+        return stage.command
+    if left >= stage.limit:
+        return ""
+    text = f"it may take {stage.limit} s, and the budget has {max(left, 0):.0f} s left"
+    return f"{text}: {stage.remedy}" if stage.remedy else text
+
+
+def status_text(status: int) -> str:
+    """How a command ended that failed."""
+    if status < 0:
+        with contextlib.suppress(ValueError):  # of a signal without a name
+            return f"by {signal.Signals(-status).name}"
+    return f"with status {status}"
+
+
 def report(
     stages: Sequence[Stage], budget: float, out: Path, run: Run = run, clock: Callable[[], float] = monotonic
 ) -> bool:
     """Run the stages, write the report after each of them, and return whether none failed."""
     start, verdicts, details, passed = clock(), [f"cvops on a GPU, {datetime.date.today()}\n"], [], True
+    for stage in stages:  # in time to install what is missing
+        if reason := left_out(stage, budget):
+            print(f"{stage.name:12}will be left out: {reason}", flush=True)
     for stage in stages:
         left = budget - (clock() - start)
-        if isinstance(stage.command, str):
-            verdict = f"left out: {stage.command}"
-        elif left < stage.limit:
-            verdict = f"left out: it may take {stage.limit} s, and the budget has {max(left, 0):.0f} s left"
+        if isinstance(stage.command, str) or left < stage.limit:
+            verdict = f"left out: {left_out(stage, left)}"
         else:
             begin = clock()
             status, output = run(stage.command, left if stage.open_ended else stage.limit)
@@ -144,7 +170,7 @@ def report(
             if status is None:
                 verdict = f"stopped {ended}, as the budget ends" if stage.open_ended else f"FAILED: stopped {ended}"
             else:
-                verdict = f"FAILED with status {status} {ended}" if status else f"passed {ended}"
+                verdict = f"FAILED {status_text(status)} {ended}" if status else f"passed {ended}"
             details.append(f"\n==== {stage.name}: {verdict}\n{' '.join(stage.command)}\n\n{output}")
         passed = passed and not verdict.startswith("FAILED")
         verdicts.append(f"{stage.name:12}{verdict}")
@@ -451,6 +477,11 @@ def main() -> None:
         finally:
             print(f"{counts['passed']} passed, {counts['failed']} failed")
         raise SystemExit(bool(counts["failed"]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of what crashes or is stopped, which may hold tens of gigabytes
+    try:
+        options.out.write_text("Nothing has run yet.\n", encoding="utf-8")
+    except OSError as error:  # not after the first stage
+        parser.error(f"the report cannot be written: {error}")
     chosen = [stage for stage in all_stages if stage.name in options.stages or not options.stages]
     passed = report(chosen, options.budget, options.out)
     print(f"The report is {options.out}.")

@@ -234,6 +234,21 @@ def test_stages_of_a_day(monkeypatch):
     assert [name for name, stage in stages.items() if stage.open_ended] == ["benchmarks"]
 
 
+@pytest.mark.parametrize("missing", [{"xdist"}, {"pytest", "xdist"}, {"hypothesis"}, set()])
+def test_a_day_says_how_its_suite_can_run(monkeypatch, missing):
+    """In one process it takes longer than the budget."""
+    monkeypatch.setattr(gpu_day, "find_spec", lambda name: name not in missing or None)
+    suite = next(stage for stage in gpu_day.stages() if stage.name == "suite")
+    reason = gpu_day.left_out(suite, 480)
+    if missing == {"xdist"}:
+        want = "it may take 900 s, and the budget has 480 s left: pip install pytest-xdist, or --budget 1800"
+        assert gpu_day.left_out(suite, 1400) == ""
+    else:
+        names = " and ".join(name for name in ("pytest", "hypothesis") if name in missing)
+        want = names and f"{names} not installed: pip install pytest hypothesis pytest-xdist"
+    assert reason == want
+
+
 def test_the_suite_of_a_day_has_every_test_of_a_gpu():
     """It selects them by their parameters; one that looks for a GPU itself would be left out."""
     command = next(stage.command for stage in gpu_day.stages() if stage.name == "suite")
@@ -313,6 +328,50 @@ def test_what_no_longer_fits_is_left_out(tmp_path):
     assert "==== b" not in text
 
 
+def test_what_will_be_left_out_is_said_before_anything_runs(tmp_path, capsys):
+    """In time to install what is missing."""
+    stages = stage("a", 60, 45), stage("b", 200, 1, remedy="pip install b"), Stage("c", 1, "pip install c")
+    _, verdicts, _, text = report(tmp_path, 100, *stages)
+    assert capsys.readouterr().out.splitlines() == [
+        "b           will be left out: it may take 200 s, and the budget has 100 s left: pip install b",
+        "c           will be left out: pip install c",
+        "a           passed after 45 s",
+        "b           left out: it may take 200 s, and the budget has 55 s left: pip install b",
+        "c           left out: pip install c",
+    ]
+    assert "pip install b" in verdicts["b"]
+    assert "will be" not in text
+
+
+def test_a_crash_is_told_by_its_name(tmp_path):
+    _, verdicts, *_ = report(tmp_path, 100, stage("a", 9, 3, -11), stage("b", 9, 3, -1000), stage("c", 9, 3, 139))
+    assert verdicts == {
+        "a": "FAILED by SIGSEGV after 3 s", "b": "FAILED with status -1000 after 3 s",
+        "c": "FAILED with status 139 after 3 s",
+    }  # fmt: skip
+
+
+def test_a_report_that_cannot_be_written_is_no_day(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "missing", lambda: "")
+    monkeypatch.setattr(gpu_day.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(gpu_day, "report", None)
+    monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(tmp_path / "nowhere" / "report.txt")])
+    with pytest.raises(SystemExit):
+        gpu_day.main()
+    assert "error: the report cannot be written: " in capsys.readouterr().err
+
+
+def test_a_library_that_cannot_be_imported_is_missing(monkeypatch):
+    """One for another CUDA than the driver's, for example."""
+
+    def load(name):
+        raise ImportError(f"{name} finds no libcudart")
+
+    monkeypatch.setattr(gpu, "find_spec", lambda name: name)
+    monkeypatch.setattr(gpu, "load", load)
+    assert gpu.missing() == "cupy finds no libcudart"
+
+
 def test_the_last_stage_takes_what_is_left(tmp_path):
     for seconds, verdict in ((500, "stopped after 80 s, as the budget ends"), (70, "passed after 70 s")):
         passed, verdicts, ran, _ = report(tmp_path, 100, stage("a", 60, 20), stage("b", 30, seconds, open_ended=True))
@@ -327,7 +386,9 @@ def test_a_command_and_what_it_started_are_stopped():
     parent = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid); {child}"
     status, output = gpu_day.run([sys.executable, "-c", parent], 3)
     assert status is None
-    assert wait_for_end(int(output))
+    first, *where = output.splitlines()
+    assert wait_for_end(int(first))
+    assert any('File "<string>", line 1' in line for line in where)
     printed = "import os, sys; print(os.environ['CVOPS_REQUIRE']); print('problem', file=sys.stderr); sys.exit(3)"
     assert gpu_day.run([sys.executable, "-c", printed], 60) == (3, "cupy,torch-cuda\nproblem\n")
 
