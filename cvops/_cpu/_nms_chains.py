@@ -20,8 +20,10 @@ from ._nms_all import LANES, overlaps, put
 @jit
 def make_chains(number, capacity, boxes):
     """(blocks; (boxes, last block) of each chain; the block after each; how many blocks are used) of empty chains."""
-    blocks = np.empty((capacity, 5, LANES), boxes.dtype)
-    return blocks, np.zeros((number, 2), np.int32), np.empty(capacity, np.int32), np.int64(number)
+    chains = np.empty((number, 2), np.int32)
+    for chain in range(number):
+        chains[chain, 0] = 0
+    return np.empty((capacity, 5, LANES), boxes.dtype), chains, np.empty(capacity, np.int32), np.int64(number)
 
 
 @jit(inline=True)

@@ -45,7 +45,7 @@ def search_grid_range(begin, end, segments, ranked, starts, iou_threshold, limit
         settled[s] = search_grid(ranked[segment], threshold, geometric(iou_threshold), limit, kept[segment], settled[s])
 
 
-@jit
+@jit(inline=True)
 def geometric(iou_threshold):
     """A threshold for the geometry that is a little lower, so that rounding in working precision hides no pair."""
     return iou_threshold * (1 - 1e-5)
@@ -89,10 +89,11 @@ def search_grid(boxes, threshold, t, limit, kept, settled):
     """
     zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
     # Where an area may underflow, the rounded IoU says nothing about geometry.
-    least_area = boxes.dtype.type(np.finfo(boxes.dtype).tiny * 2.0**34)
+    least_area = 2.0**-92 if boxes.itemsize == 4 else 2.0**-988
     step = max(len(boxes) // _SAMPLE, 1)
-    left, columns, per_x = _axis(boxes, 0, step)
-    top, rows, per_y = _axis(boxes, 1, step)
+    # Numba would compile `_axis` twice for two literals.
+    left, columns, per_x = _axis(boxes, np.int64(0), step)
+    top, rows, per_y = _axis(boxes, np.int64(1), step)
     if columns == 0 or rows == 0:
         return settled
     while columns * rows > max(len(boxes) // 4, 64):
