@@ -101,7 +101,8 @@ def decoders(xp: Any) -> Decoders:
             size = anchors[..., axis + 2] - first
             growth = deltas[..., axis + 2] / weights[axis + 2]
             if clip is not None:
-                growth = xp.clip(growth, None, clip)
+                # Not xp.clip, whose derivative at the bound is 1 or 1/2, as the library has it.
+                growth = xp.where(growth > clip, clip, growth)
             centre = deltas[..., axis] / weights[axis] * size + (first + 0.5 * size)
             half = 0.5 * (xp.exp(growth) * size)
             low.append(centre - half)

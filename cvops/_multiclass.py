@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from ._arrays import backend_of, to_caller
-from ._checks import BOX_DTYPES, FLOATS, check_dtype, count, flag, number, one_of, rounded
+from ._checks import BOX_DTYPES, FLOATS, check_dtype, count, flag, kind, number, one_of, rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -196,8 +196,8 @@ def multiclass_nms(
         if floor is not None:
             options = options._replace(score_threshold=floor)
         found = backend.multiclass_nms(native["boxes"], native["scores"], native.get("objectness"), *options)
-        kind: Any = PaddedSelection if options.padded else Selection
-        return kind(*(to_caller(array, boxes) for array in found))
+        of_kind: Any = PaddedSelection if options.padded else Selection
+        return of_kind(*(to_caller(array, boxes) for array in found))
 
 
 class Options(NamedTuple):
@@ -238,6 +238,7 @@ def check_options(
     multi_label: Any, class_agnostic: Any, metric: Any, padded: Any,
 ) -> Options:  # fmt: skip
     """The options as plain numbers and flags."""
+    check_form_of_floor(score_threshold)
     padded = flag(padded, "padded")
     if padded and max_output is None:
         raise ValueError("`max_output` must be an integer where `padded` is True, got None")
@@ -256,3 +257,9 @@ def check_options(
         one_of(metric, "metric", METRICS),
         padded,
     )
+
+
+def check_form_of_floor(score_threshold: Any) -> None:
+    """Raise TypeError for a floor for each class that is not in an array."""
+    if isinstance(score_threshold, (list, tuple)):
+        raise TypeError(f"`score_threshold` must be a number or an array of shape (C,), got {kind(score_threshold)}")

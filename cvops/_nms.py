@@ -243,6 +243,9 @@ def batched_nms(
 
 
 def _check(boxes: Any, scores: Any) -> None:
+    if scores.ndim == 3:
+        text = "for images with a score for each box and class, use multiclass_nms"
+        raise ValueError(f"`scores` must have shape (L,), got {scores.shape}: {text}")
     check_boxes(boxes, "boxes")
     if scores.ndim == 2:
         raise ValueError(

@@ -48,6 +48,13 @@ def test_derivatives(ops, jax, name):
         check_grads(lambda *arrays: called(ops, name, arrays), arrays_of(name, "f8"), 2, eps=1e-5)
 
 
+def test_derivatives_at_the_clip(ops, jax):
+    """As in `cvops.torch`."""
+    deltas, anchor = np.array([[0, 0, 1, 1.5], [0, 0, 0.5, 1]], "f4"), np.array([0, 0, 10, 20], "f4")
+    grad = jax.grad(lambda deltas: ops.decode_boxes(deltas, anchor, clip=1)[:, 2:].sum())(deltas)
+    np.testing.assert_allclose(grad, [[10, 20, 5 * np.e, 0], [10, 20, 5 * np.sqrt(np.e), 10 * np.e]], rtol=1e-6)
+
+
 @every_function
 def test_vmap(ops, jax, name):
     values = arrays_of(name)

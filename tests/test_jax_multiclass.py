@@ -37,6 +37,22 @@ def test_in_programs(jax, options):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_subnormal_scores(jax, multi_label):
+    """XLA takes subnormal numbers for zero in its threads."""
+    import cvops.jax
+
+    tiny = np.finfo("f4").smallest_subnormal
+    scores = np.array([-tiny, -0.0, tiny, 0, 3 * tiny, -3 * tiny, 2 * tiny, 0], np.float32).reshape(1, 4, 2)
+    boxes = np.array([[[0, 0, 3, 4], [0, 0, 3, 2.5], [9, 9, 10, 10], [9, 9, 10, 10]]], np.float32) * np.float32(1e-22)
+    for options in ({}, {"score_threshold": 0.0}, {"objectness": np.full((1, 4), 0.5, np.float32)}):
+        options |= {"max_output": 8, "multi_label": multi_label}
+        want = reference.multiclass_nms(boxes, scores, 0.5, padded=True, **options)
+        got = cvops.jax.multiclass_nms(boxes, scores, 0.5, **options)
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_refused_as_in_cvops(jax):
     import cvops.jax
 

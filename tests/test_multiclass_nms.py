@@ -495,7 +495,7 @@ REFUSED = [
     ((BOXES, SCORES, 0.5), {"score_threshold": SCORES}, ValueError, "`score_threshold` must have shape (2,), as `scor"),
     ((BOXES, SCORES, 0.5), {"score_threshold": np.zeros(3)}, ValueError, "`score_threshold` must have shape (2,)"),
     ((BOXES, SCORES, 0.5), {"score_threshold": np.zeros(2, int)}, TypeError, "`score_threshold` must be float64"),
-    ((BOXES, SCORES, 0.5), {"score_threshold": [0, 1]}, TypeError, "`score_threshold` must be a Python or NumPy numbe"),
+    ((BOXES, SCORES, 0.5), {"score_threshold": [0, 1]}, TypeError, "`score_threshold` must be a number or an array of"),
     ((BOXES, SCORES, 0.5), {"objectness": SCORES}, ValueError, "`objectness` must have shape (1, 3), as `scores`, got"),
     ((BOXES, SCORES, 0.5), {"objectness": [[1]]}, TypeError, "`objectness` must be an array, got list"),
     ((BOXES, SCORES, 0.5), {"objectness": np.ones((1, 3), int)}, TypeError, "`objectness` must be float64"),

@@ -627,6 +627,17 @@ def test_a_score_for_each_class(array, shape):
         cvops.batched_nms(array(PAIR), array(np.zeros(shape, np.float32)), array(np.array([0, 0])), 0.5)
 
 
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_scores_of_images(array, images):
+    text = re.escape(f"`scores` must have shape (L,), got {(images, 2, 80)}: ") + ".*use multiclass_nms"
+    values = array(np.zeros((images, 2, 80), np.float32))
+    for boxes in (PAIR, np.zeros((images, 2, 4), np.float32)):
+        with pytest.raises(ValueError, match=text):
+            cvops.nms(array(boxes), values, 0.5)
+        with pytest.raises(ValueError, match=text):
+            cvops.batched_nms(array(boxes), values, array(np.array([0, 0])), 0.5)
+
+
 @pytest.mark.parametrize("dtype", [bool, np.complex64, np.longdouble, "datetime64[s]", "U3", "V8"])
 def test_boxes_and_scores_of_other_dtypes(dtype):
     wrong = np.zeros((2, 4), dtype)

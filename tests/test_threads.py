@@ -1046,3 +1046,19 @@ def test_no_current_processor_where_the_system_does_not_tell(monkeypatch, error)
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     assert _threads._find_current_processor() is None
+
+
+def test_workers_compute_as_their_caller(threads, torch):
+    """torch, like XLA, may let a thread take subnormal numbers for zero; workers are threads of their own."""
+    features = np.full((1, 64, 64, 64), 1e-40, np.float32)
+    rois = np.full((400, 5), [0, 1, 1, 50, 50], np.float32)
+    for flushes in (True, False, True):
+        torch.set_flush_denormal(flushes)
+        try:
+            threads(1)
+            alone = cvops.roi_align(features, rois, 7, 1.0, 2)
+            threads(3)
+            shared = [cvops.roi_align(features, rois, 7, 1.0, 2) for _ in range(9)]
+        finally:
+            torch.set_flush_denormal(False)
+        assert [(array.view(np.int32) != alone.view(np.int32)).sum() for array in shared] == [0] * 9

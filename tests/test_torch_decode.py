@@ -69,6 +69,14 @@ def test_derivatives(torch_ops, torch, name):
     torch.autograd.gradgradcheck(function_of_tensors(torch_ops, name), tensors)
 
 
+def test_derivatives_at_the_clip(torch_ops, torch):
+    """As torch.clamp, so that no weight is updated by half."""
+    deltas = torch.tensor([[0.0, 0, 1, 1.5], [0, 0, 0.5, 1]], requires_grad=True)
+    torch_ops.decode_boxes(deltas, torch.tensor([0.0, 0, 10, 20]), clip=1)[:, 2:].sum().backward()
+    want = [[10, 20, 5 * np.e, 0], [10, 20, 5 * np.sqrt(np.e), 10 * np.e]]
+    torch.testing.assert_close(deltas.grad, torch.tensor(want, dtype=torch.float32))
+
+
 @every_function
 def test_transforms_and_compile(torch_ops, torch, name):
     function, values = function_of_tensors(torch_ops, name), [torch.from_numpy(value) for value in arrays_of(name)]

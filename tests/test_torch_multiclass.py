@@ -113,6 +113,7 @@ def test_refused_as_in_cvops(torch_ops, torch):
         ((boxes[0], scores[0], 0.5), {}),
         ((boxes, scores, 50), {}),
         ((boxes, scores, 0.5), {"score_threshold": scores[0, 0, :2]}),
+        ((boxes, scores, 0.5), {"score_threshold": [0.5, 0.5, 0.5]}),
         ((boxes, scores, 0.5), {"objectness": scores}),
         ((boxes, scores, 0.5), {"max_output": -1}),
         ((boxes, scores, 0.5), {"padded": True}),

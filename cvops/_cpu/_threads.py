@@ -26,6 +26,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from .. import _process
+from .._float_environment import adopt, environment
 
 # Handing work to a worker costs about 50 us, so the pool pays from about this much work for one thread.
 WORTH_NANOSECONDS = 250_000
@@ -69,6 +70,7 @@ def run(kernel: Callable[..., None], items: int, *args: Any, nanoseconds: float)
     bounds = [items * i // count for i in range(count, -1, -1)]
     ranges = list(zip(bounds[1:], bounds, strict=False))  # the first is last, where pop takes it
     task: list[Any] = [kernel, args]
+    of_caller = environment()
     begun: list[None] = []
     finished: list[BaseException | None] = []
     wake: SimpleQueue[None] = SimpleQueue()
@@ -86,6 +88,7 @@ def run(kernel: Callable[..., None], items: int, *args: Any, nanoseconds: float)
         begun.append(None)  # before the first range is taken: the caller waits for all that have begun
         error = None
         try:
+            adopt(of_caller)
             work()
         except BaseException as raised:
             error = raised

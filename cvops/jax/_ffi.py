@@ -23,6 +23,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from .._float_environment import adopt, environment
 from ._sharding import result_of, varying_alike
 
 # Version of the interface, by which newer runtimes know what they may ask for.
@@ -168,9 +169,11 @@ def _handle(behind: list[Any], pointer: Any) -> Any:
         return None
     if frame.stage != _EXECUTE:
         return None
+    of_program = environment()
     running = object()  # not the thread: a signal handler may call again
     _calls[running] = os.getpid()
     try:
+        adopt(_ordinary)
         arguments, results = _arrays(frame.args, write=False), _arrays(frame.rets, write=True)
         _compute(behind[0], arguments, results, **_attributes(frame.attrs))
     except BaseException as error:  # an exception cannot pass through XLA
@@ -178,6 +181,7 @@ def _handle(behind: list[Any], pointer: Any) -> Any:
         new = _ErrorCreateArgs(ctypes.sizeof(_ErrorCreateArgs), None, text, _INVALID_ARGUMENT)
         return frame.api.contents.Error_Create(ctypes.byref(new))
     finally:
+        adopt(of_program)
         global _last
         _last = time.monotonic()
         del _calls[running]
@@ -253,3 +257,5 @@ def _wait_for_programs() -> None:
 
 
 _process = os.getpid()
+# Of the thread that imports this. Threads of XLA take subnormal numbers for zero.
+_ordinary = environment()

@@ -10,7 +10,7 @@ from torch import Tensor
 import cvops
 
 from .._checks import one_of
-from .._multiclass import METRICS, PaddedSelection, Selection
+from .._multiclass import METRICS, PaddedSelection, Selection, check_form_of_floor
 from . import _checks, _library
 from ._checks import count, flag, number
 from ._library import as_tensor, register, require, rounded_as, to_native
@@ -94,6 +94,7 @@ def multiclass_nms(
         if objectness is not None:
             _checks.check_tensors(objectness=objectness)
         iou_threshold = number(iou_threshold, "iou_threshold", 0.0, 1.0)
+        check_form_of_floor(score_threshold)
         if score_threshold is not None and not (isinstance(score_threshold, Tensor) and score_threshold.dim()):
             score_threshold = number(score_threshold, "score_threshold")
         max_candidates, max_per_class = _limit(max_candidates, "max_candidates"), _limit(max_per_class, "max_per_class")
