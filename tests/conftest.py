@@ -27,7 +27,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 # On a machine with a GPU the suite runs without Numba too: what needs it is skipped.
 _WITHOUT_NUMBA = bool({"cupy", "torch-cuda"} & libraries.required()) and importlib.util.find_spec("numba") is None
-collect_ignore = ["test_jit.py", "test_threads.py"] if _WITHOUT_NUMBA else []
+collect_ignore = ["test_jit.py", "test_targets.py", "test_threads.py"] if _WITHOUT_NUMBA else []
 if "torch" in libraries.missing():  # which this module needs to list its tests
     collect_ignore.append("test_torch_unwatched.py")
 
