@@ -520,7 +520,7 @@ def _search_images(
                 if held[group] % LANES == 0:
                     before[blocks_used], newest[group] = newest[group], blocks_used
                     blocks_used += 1
-                put(blocks[newest[group]], held[group] % LANES, x1, y1, x2, y2, area)
+                put(blocks, newest[group], held[group] % LANES, x1, y1, x2, y2, area)
                 held[group] += 1
             kept[group] += 1
             found[image, count] = number

@@ -41,21 +41,21 @@ def overlaps_any(blocks, count, x1, y1, x2, y2, area, threshold):
     return False
 
 
-@jit
-def put(block, k, x1, y1, x2, y2, area):
+@jit(inline=True)
+def put(blocks, block, k, x1, y1, x2, y2, area):
     """Make the candidate the box in lane k of a block; lanes behind it overlap nothing."""
     if k == 0:
         for j in range(LANES):
-            block[0, j] = np.inf
-            block[1, j] = np.inf
-            block[2, j] = -np.inf
-            block[3, j] = -np.inf
-            block[4, j] = 0
-    block[0, k] = x1
-    block[1, k] = y1
-    block[2, k] = x2
-    block[3, k] = y2
-    block[4, k] = area
+            blocks[block, 0, j] = np.inf
+            blocks[block, 1, j] = np.inf
+            blocks[block, 2, j] = -np.inf
+            blocks[block, 3, j] = -np.inf
+            blocks[block, 4, j] = 0
+    blocks[block, 0, k] = x1
+    blocks[block, 1, k] = y1
+    blocks[block, 2, k] = x2
+    blocks[block, 3, k] = y2
+    blocks[block, 4, k] = area
 
 
 @jit
@@ -79,7 +79,7 @@ def search_all(boxes, threshold, limit, few, kept):
         if overlapping and not suppressed:
             if held == few:
                 return i
-            put(blocks[held // LANES], held % LANES, x1, y1, x2, y2, area)
+            put(blocks, held // LANES, held % LANES, x1, y1, x2, y2, area)
             held += 1
         kept[i] = not suppressed
         total += kept[i]

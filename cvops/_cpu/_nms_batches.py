@@ -116,7 +116,7 @@ def _settle(batch, iou_threshold, limit, total, suppressed, overlapping, kept):
         if width > zero and height > zero and zero < area < infinity:
             if overlaps_any(blocks, held, x1, y1, x2, y2, area, threshold):
                 continue
-            put(blocks[held // LANES], held % LANES, x1, y1, x2, y2, area)
+            put(blocks, held // LANES, held % LANES, x1, y1, x2, y2, area)
             held += 1
             overlapping[i] = True
         kept[i] = True
@@ -131,9 +131,9 @@ def _add(boxes, blocks, bounds, used):
         x1, y1, x2, y2 = boxes[begin, 0], boxes[begin, 1], boxes[begin, 2], boxes[begin, 3]
         for i in range(begin, min(begin + LANES, len(boxes))):
             area = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
-            put(blocks[used], i - begin, boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3], area)
+            put(blocks, used, i - begin, boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3], area)
             x1, y1 = min(x1, boxes[i, 0]), min(y1, boxes[i, 1])
             x2, y2 = max(x2, boxes[i, 2]), max(y2, boxes[i, 3])
-        put(bounds[used // LANES], used % LANES, x1, y1, x2, y2, boxes.dtype.type(0))
+        put(bounds, used // LANES, used % LANES, x1, y1, x2, y2, boxes.dtype.type(0))
         used += 1
     return used

@@ -36,7 +36,7 @@ def append(blocks, chains, after, used, chain, x1, y1, x2, y2, area):
         after[block] = used
         block = used
         used += 1
-    put(blocks[block], boxes % LANES, x1, y1, x2, y2, area)
+    put(blocks, block, boxes % LANES, x1, y1, x2, y2, area)
     chains[chain, 0], chains[chain, 1] = boxes + 1, block
     return used
 

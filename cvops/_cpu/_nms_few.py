@@ -160,7 +160,7 @@ def _search(boxes, order, threshold, limit):
                 continue
             if held == FEW_KEPT:
                 return -1
-            put(blocks[held // LANES], held % LANES, x1, y1, x2, y2, area)
+            put(blocks, held // LANES, held % LANES, x1, y1, x2, y2, area)
             held += 1
         if count == limit:
             break

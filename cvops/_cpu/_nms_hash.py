@@ -123,7 +123,7 @@ def _search_near(boxes, threshold, limit, kept, settled, t, shift, cell_ratio, l
                 ):
                     continue
             if margin < 2.0**30:
-                put(delicate[held // LANES], held % LANES, x1, y1, x2, y2, area)
+                put(delicate, held // LANES, held % LANES, x1, y1, x2, y2, area)
                 held += 1
             if margin >= 1:
                 occupied[_pair(a, c)] = True
