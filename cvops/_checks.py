@@ -300,9 +300,12 @@ def _integers(value: Any, name: str, form: str) -> Sequence[int]:
 
 
 def working_dtype(*arrays: Any) -> str:
-    """Type code of the working precision: d if any array is float64 or a 32- or 64-bit integer, else f."""
+    """Type code of the working precision: d if any array is float64 or a 32- or 64-bit integer, else f.
+
+    None stands for an argument that was not given.
+    """
     for array in arrays:
-        if array.dtype.char in "dilqILQ":
+        if array is not None and array.dtype.char in "dilqILQ":
             return "d"
     return "f"
 

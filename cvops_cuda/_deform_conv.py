@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from cvops._checks import working_dtype
 
-from ._constants import DEFORM_CONV
+from ._constants import DEFORM_CONV, WARP
 from ._device import (
     Array,
     allocate,
@@ -35,8 +35,8 @@ from ._device import (
 )
 from ._tiles import tiles
 
-# Threads of a sample, at most: where several blocks may take its channels, and where one warp sums over all of them.
-_SPREAD, _WARP = 16, 32
+# Threads of a sample, at most, where several blocks may take its channels; else a warp sums over all of them.
+_SPREAD = 16
 _CELLS_OF_32_BITS = 2**32  # with fewer cells, keys have 4 bytes
 
 
@@ -181,7 +181,7 @@ def deform_conv2d(
     dilation: tuple[int, int],
     mask: Array | None,
 ) -> Array:
-    working = working_dtype(*(array for array in (input, offset, weight, bias, mask) if array is not None))
+    working = working_dtype(input, offset, weight, bias, mask)
     if working == "d" and input.dtype.char != "d":
         images, weight, bias = (None if array is None else converted(array, "d") for array in (input, weight, bias))
         return converted(deform_conv2d(images, offset, weight, bias, stride, padding, dilation, mask), input.dtype)
@@ -216,7 +216,7 @@ def deform_conv2d_backward(
     mask: Array | None,
     wanted: tuple[str, ...],
 ) -> tuple[Array | None, ...]:
-    working = working_dtype(*(array for array in (grad, input, offset, weight, bias, mask) if array is not None))
+    working = working_dtype(grad, input, offset, weight, bias, mask)
     dtype = "d" if working == "d" else grad.dtype.char if grad.dtype == input.dtype else "f"
     if {grad.dtype.char, input.dtype.char} != {dtype}:
         grad_alike, input_alike, weight_alike = (converted(array, dtype) for array in (grad, input, weight))
@@ -267,7 +267,7 @@ def _backward(
         grad_pixels = empty((sizes.images, sizes.height, sizes.width, sizes.channels), working)
     if "weight" in results:
         grad_weights = empty(sizes.weight, working)
-    wide_lanes, _ = _lanes(sizes, 16 // grad.dtype.itemsize, _WARP)
+    wide_lanes, _ = _lanes(sizes, 16 // grad.dtype.itemsize, WARP)
     for _, _, first, last in tiles(1, sizes.images * sizes.plane, sizes.taps * sizes.channels):
         grad_columns = columns = None
         of_tile = call._replace(first=first, size=last - first)

@@ -1,7 +1,6 @@
-"""From the scores of a head to detections: a memset and four kernels, whatever the data (kernels/multiclass_nms.cu).
+"""From the scores of a head to detections, by the same kernels whatever the data.
 
-Workspace: 16 bytes for each score, or for each box where only its best class counts (24 in float64), and 9 for each of
-the `max_candidates` of an image, or for each score again.
+kernels/multiclass_nms.cu explains them. docs/performance.md lists launches and workspace.
 
 Without `padded` the host reads how many detections there are before the last kernel, which waits for the device; with
 it nothing is read, and the call can be captured in a CUDA graph.
@@ -122,7 +121,7 @@ def multiclass_nms(
         text = f"`scores` must have at most {_MOST_SCORES} scores of an image on CUDA, got {length} * {classes}"
         raise ValueError(text)
     segments = 1 if class_agnostic else classes
-    dtype = working_dtype(boxes, scores, *(() if objectness is None else (objectness,)))
+    dtype = working_dtype(boxes, scores, objectness)
     rounds = MULTICLASS_NMS.SCAN_ROUNDS[_SIZES[dtype]] if multi_label else 1
     per_part = MULTICLASS_NMS.SCAN_THREADS * rounds
     parts = math.ceil(slots / per_part)

@@ -323,9 +323,9 @@ def test_any_head_that_may_have_many_detections(head, threshold):
 @pytest.mark.parametrize("most", [100, None])
 def test_the_composition_of_older_operators(ops, threads, monkeypatch, layout, options, few, most):
     """Threshold, batched_nms over image * C + class, top: for any number of threads, in little memory and in more."""
-    from cvops._cpu import _multiclass_nms
+    from cvops._cpu import _multiclass_candidates
 
-    monkeypatch.setattr(_multiclass_nms, "_FEW", few)
+    monkeypatch.setattr(_multiclass_candidates, "_FEW", few)
     images, length, classes = (3, 700, 20) if ops.backend == "numpy" else (2, 60, 20)
     boxes, scores = some(images, length, classes)
     want = []

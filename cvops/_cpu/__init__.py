@@ -13,7 +13,8 @@ from .._checks import CONVERSION
 from ._boxes import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from ._conv import conv2d
 from ._decode import decode_boxes, distance_to_boxes, encode_boxes, scale_boxes
-from ._deform_conv import deform_conv2d, deform_conv2d_backward
+from ._deform_conv import deform_conv2d
+from ._deform_conv_backward import deform_conv2d_backward
 from ._memory import copy, empty
 from ._memory import copy as to_host
 from ._multiclass_nms import multiclass_nms

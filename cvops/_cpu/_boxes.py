@@ -82,29 +82,29 @@ def _of_batches(array: Array, batch: tuple[int, ...], shape: tuple[int, ...]) ->
     return contiguous(array, array.dtype.char).reshape(math.prod(batch), *shape)
 
 
-_TILE = 1024
+# Boxes of the second set that lie coordinate by coordinate at a time.
+_COLUMNS = 1024
 
 
 @jit
 def _pairs(begin, end, terms, boxes1, area1, boxes2, area2, epsilon, origin, result):
     """Measure rows [begin, end) of the pairs; row batch * N + i is box i of a batch. The first pair is at `origin`.
 
-    terms: whether to subtract, from IoU, the terms of the hull, of the angles and of the distance of centres. A tile is
-    some boxes of the second set. There is a loop over it for each term, without a branch and in this very
-    function: LLVM makes vector code of no others.
+    terms: whether to subtract, from IoU, the terms of the hull, of the angles and of the distance of centres. Each term
+    has a loop over some columns, without a branch and in this very function: LLVM makes vector code of no others.
     """
     hull_counts, angles_count, distance_counts = terms
     zero, one, two = result.dtype.type(0), result.dtype.type(1), result.dtype.type(2)
     eps, n = result.dtype.type(epsilon), boxes1.shape[1]
-    tile = np.empty((6, _TILE), result.dtype)
-    X1, Y1, X2, Y2, areas, angles = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
+    some = np.empty((6, _COLUMNS), result.dtype)
+    X1, Y1, X2, Y2, areas, angles = some[0], some[1], some[2], some[3], some[4], some[5]
     row = begin
     while row < end:
         batch, first = row // n, row % n
         last = min(n, first + end - row)
         row += last - first
-        for left in range(0, boxes2.shape[1], _TILE):
-            width = min(_TILE, boxes2.shape[1] - left)
+        for left in range(0, boxes2.shape[1], _COLUMNS):
+            width = min(_COLUMNS, boxes2.shape[1] - left)
             for j in range(width):
                 X1[j], Y1[j] = boxes2[batch, left + j, 0], boxes2[batch, left + j, 1]
                 X2[j], Y2[j] = boxes2[batch, left + j, 2], boxes2[batch, left + j, 3]

@@ -9,6 +9,15 @@ __device__ __forceinline__ int lane() { return threadIdx.x % WARP; }
 __device__ __forceinline__ int warp() { return threadIdx.x / WARP; }
 __device__ __forceinline__ unsigned lower_lanes() { return (1u << lane()) - 1; }
 
+// The sum of `value` over the lanes up to this one.
+__device__ __forceinline__ unsigned sum_up_to(unsigned value) {
+    for (int distance = 1; distance < WARP; distance *= 2) {
+        unsigned others = __shfl_up_sync(ALL, value, distance);
+        if (lane() >= distance) value += others;
+    }
+    return value;
+}
+
 // How many threads before this one have set `flag`; `total` is how many of all have. The block has `warps` warps.
 template <int WARPS>
 __device__ __forceinline__ int position_among(unsigned (&counts)[WARPS], bool flag, int& total, int warps = WARPS) {

@@ -9,7 +9,6 @@
 
 constexpr int THREADS = CVOPS_THREADS, CHANNELS = CVOPS_CHANNELS, PIXELS = CVOPS_PIXELS;
 
-// At most 5 blocks at once on a multiprocessor: with more, NVRTC spills registers on sm_90.
 struct ConvColumns {
     const Element* input;
     long long channels, height, width, kernel_height, kernel_width, stride_y, stride_x, padding_y;
@@ -17,6 +16,7 @@ struct ConvColumns {
     Element* columns;
 };
 
+// At most 5 blocks at once on a multiprocessor: with more, NVRTC spills registers on sm_90.
 extern "C" __global__ void __launch_bounds__(THREADS, 5) conv_columns(const ConvColumns args) {
     long long runs = (args.size + THREADS - 1) / THREADS, parts = (args.channels + CHANNELS - 1) / CHANNELS;
     long long pixel = blockIdx.x % runs * THREADS + threadIdx.x, rest = blockIdx.x / runs;

@@ -14,21 +14,19 @@
 // The gradient of the input has no atomics. A cell is the square between four pixels, and each pixel is a corner of
 // four cells. Samples are sorted by their cell, and each pixel sums up the samples of its four cells, in order:
 //
-//     cells     0 | 1 | 2          def gradient_of_pixel(row, column):     # of cells (row, column) to (row + 1, column
-//     + 1)
-//              ---a---b---             total = 0
-//               3 | 4 | 5              for cell in the four cells around the pixel:
-//              ---c---d---                 for sample in samples_of[cell]:        # keys sorted, starts[cell] by
-//              bisection
-//               6 | 7 | 8                      total += weight_of_corner(sample, pixel) * grad_columns[sample]
-//                                      return total
+//     cells    0 | 1 | 2         def gradient_of_pixel(pixel):
+//             ---a---b---            total = 0
+//              3 | 4 | 5             for cell in cells_around[pixel]:       # of the pixel a: 0, 1, 3 and 4
+//             ---c---d---                for sample in samples_of[cell]:    # from starts[cell] on among the sorted keys
+//              6 | 7 | 8                     total += weight_of_corner(sample, pixel) * grad_columns[sample]
+//                                    return total
 //
 // To sort by cell takes a quarter of the keys that it would take to sort by corner.
 //
 // [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017.
 // [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019.
 
-#include "numeric.cuh"
+#include "block.cuh"
 
 // A block looks at PIXELS output pixels and at most TAPS taps of each: one sample for each of its THREADS threads.
 constexpr int THREADS = CVOPS_THREADS, PIXELS = CVOPS_PIXELS, TAPS = CVOPS_TAPS;
@@ -239,7 +237,7 @@ struct AllSlopes {
 // The sum over `lanes` neighbouring lanes, in each of them.
 __device__ __forceinline__ Real total(Real sum, int lanes) {
     for (int distance = lanes / 2; distance > 0; distance /= 2)
-        sum = sum + Real{__shfl_xor_sync(0xFFFFFFFF, sum.value, distance)};
+        sum = sum + Real{__shfl_xor_sync(ALL, sum.value, distance)};
     return sum;
 }
 

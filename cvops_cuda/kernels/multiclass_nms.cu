@@ -1,4 +1,4 @@
-// From the scores of a head to detections: four launches for a batch of images, whatever the scores.
+// From the scores of a head to detections: four kernels for a batch of images, whatever the scores.
 //
 //   scan      `multiclass_scan` reads each score once, where it lies. A block takes a part of an image's scores, in their
 //             order in memory, and writes the keys and numbers of those that pass to the beginning of its own part of a
@@ -149,9 +149,8 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) multiclass_best(const
     }
     unsigned word = __ballot_sync(ALL, passes);
     if (lane() == 0) words[0][warp()] = word;
-    write_part<1>(args, words, passes, [&](int, Key& key, Number& number) {
-        key = key_of(best), number = box * args.head.classes + label;
-    });
+    write_part<1>(args, words, passes,
+                  [&](int, Key& key, Number& number) { key = key_of(best), number = box * args.head.classes + label; });
 }
 
 // ------------------------------------------------------------------------------------------------------------- rank
@@ -162,11 +161,7 @@ struct Sorting {
 
 // The sum of `value` over the threads before this one, and over all.
 __device__ unsigned sum_before(Sorting& shared, unsigned value, unsigned& total) {
-    unsigned up_to = value;
-    for (int distance = 1; distance < 32; distance *= 2) {
-        unsigned others = __shfl_up_sync(ALL, up_to, distance);
-        if (lane() >= distance) up_to += others;
-    }
+    unsigned up_to = sum_up_to(value);
     if (lane() == 31) shared.words[warp()] = up_to;
     __syncthreads();
     unsigned before = up_to - value;
@@ -269,8 +264,7 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS) multiclass_rank(const
         }
 
     for (int shift = 0; args.by_boxes && shift < 32 && (length - 1) >> shift; shift += 8)
-        sort_by(shared, pairs, others, count,
-                [=](Key, Number number) { return (number / classes >> shift) % DIGITS; });
+        sort_by(shared, pairs, others, count, [=](Key, Number number) { return (number / classes >> shift) % DIGITS; });
     for (int shift = 0; shift < 8 * sizeof(Key); shift += 8)
         sort_by(shared, pairs, others, count, [=](Key key, Number) { return (unsigned)(key >> shift) % DIGITS; });
 
@@ -338,7 +332,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK, 1) multiclass_suppress(const
         Real area = area_of(box);
         for (long long some = 0; some < kept; some += CHUNK) {
             int here = min(kept - some, (long long)CHUNK);
-            __syncthreads();  // the tile may still be read
+            __syncthreads();  // the boxes may still be read
             if (threadIdx.x < here) shared.boxes.put(threadIdx.x, args.box(image, members[some + threadIdx.x]));
             __syncthreads();
             for (int i = 0; alive && i < here; ++i) alive = !shared.boxes.suppresses(i, box, area, threshold);

@@ -9,9 +9,8 @@
 //   ranks   `nms_rank` counts, for each box, those before it, on all multiprocessors: up to some 16 000 boxes that is
 //           no slower than a radix sort, and one launch. `nms_order` then writes the boxes in order. Above, `nms_keys`
 //           (and `nms_labels`), a radix sort, and `nms_gather` for each batch.
-//   near    A box that is suppressed by one kept in an earlier batch leaves the batch. `nms_near` finds a suppressor in
-//   a
-//           hash table of kept boxes, by size and position (Grid in nms.cuh), so that the time is near-linear.
+//   near    A box that is suppressed by one kept in an earlier batch leaves the batch. `nms_near` finds a suppressor
+//           in a hash table of kept boxes, by size and position (Grid in nms.cuh), so that the time is near-linear.
 //   mask    The pairs of boxes that are left, a bit for each: all multiprocessors take part, and the bits stay in L2.
 //   chain   A batch is decided in chunks, each by one block, in order: a block publishes which of its boxes are kept, a
 //           few words of bits, and later blocks wait for that. All other work of a block is done before it waits, so
@@ -99,12 +98,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) nms_block(const N
         unsigned word = __ballot_sync(ALL, alive);
         if (lane() == 0) undecided.words[warp()] = word;
         __syncthreads();
-        // The number of boxes alive up to each warp: a sum over the lanes.
-        int up_to = lane() < warps ? __popc(undecided.words[lane()]) : 0;
-        for (int distance = 1; distance < 32; distance *= 2) {
-            int others = __shfl_up_sync(ALL, up_to, distance);
-            if (lane() >= distance) up_to += others;
-        }
+        // The number of boxes alive up to each warp, in the lane of its number.
+        int up_to = sum_up_to(lane() < warps ? __popc(undecided.words[lane()]) : 0);
         int left = __shfl_sync(ALL, up_to, 31), candidates = min(left, 32);
         int before = __shfl_sync(ALL, up_to, warp()) - __popc(word & ~lower_lanes());  // alive boxes of better rank
         if (left == 0) break;

@@ -27,9 +27,8 @@
 //     def gradient_of_tile(tile, rois, grad):  # for one channel
 //         sums = np.zeros((16, 16))            # in registers, one for each thread
 //         for k in rois:                       # whose footprint has the tile, in order of k
-//             for p, weights_y in bins_that_touch_rows_of(tile, k):           # weights_y, weights_x: of the 16 rows
-//             and
-//                 for q, weights_x in bins_that_touch_columns_of(tile, k):    # the 16 columns, mostly 0
+//             for p, weights_y in bins_that_touch_rows_of(tile, k):           # of the 16 rows, mostly 0
+//                 for q, weights_x in bins_that_touch_columns_of(tile, k):    # of the 16 columns, mostly 0
 //                     sums += np.outer(weights_y, weights_x) * grad[k, p, q]
 //         return sums
 //

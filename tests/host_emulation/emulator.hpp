@@ -235,8 +235,10 @@ inline void schedule(unsigned seed) {
             if (!resident.empty()) error = "deadlock: threads wait at a barrier that others never reach";
             return;
         }
-        if (ready.empty()) release();
-        else if (!held_back.empty() && draw() % 8192 == 0) ready.push_back(take(held_back));
+        if (ready.empty())
+            release();
+        else if (!held_back.empty() && draw() % 8192 == 0)
+            ready.push_back(take(held_back));
         resume(take(ready));
         if (error.empty() && ++idle_switches > PATIENCE) error = "no progress: threads wait for what never happens";
         if (!error.empty()) return;
@@ -277,10 +279,10 @@ const char* run(void (*kernel)(Arguments), const void* bytes, size_t size, unsig
 }  // namespace emulation
 
 // Makes a kernel callable: returns what went wrong, or an empty text.
-#define KERNEL(name)                                                                                            \
-    extern "C" const char* run_##name(const void* bytes, size_t size, unsigned blocks, unsigned threads,        \
-                                      unsigned seed) {                                                          \
-        return emulation::run(name, bytes, size, blocks, threads, seed);                                        \
+#define KERNEL(name)                                                                                     \
+    extern "C" const char* run_##name(const void* bytes, size_t size, unsigned blocks, unsigned threads, \
+                                      unsigned seed) {                                                   \
+        return emulation::run(name, bytes, size, blocks, threads, seed);                                 \
     }
 
 // Tells of the fields that FIELD lists how a struct lays them out; the last entry is of the whole struct.
