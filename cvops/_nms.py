@@ -19,6 +19,9 @@ from ._checks import (
     rounded,
 )
 
+# From this threshold on, backends look for the suppressor of a box only near it, once many are kept; measured. Below it
+# they compare the box with all that are kept.
+NEAR_THRESHOLD = 0.1
 _MOST_PADDED = 2**48  # indices: more than any memory holds
 
 if TYPE_CHECKING:

@@ -86,8 +86,13 @@ _OF_FILES = {
 }
 
 
+def working_size(code: str) -> int:
+    """Bytes of a number in working precision, for elements of a type code."""
+    return 8 if code == "d" else 4
+
+
 def macros(file: str, code: str) -> list[str]:
     """Options that define the constants of a kernel file for elements of a type code."""
-    size = 8 if code == "d" else 4
+    size = working_size(code)
     values: dict[str, Any] = vars(_OF_FILES[file])
     return [f"-DCVOPS_{name}={value[size] if isinstance(value, dict) else value}" for name, value in values.items()]

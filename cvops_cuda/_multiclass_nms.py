@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from cvops._checks import working_dtype
 
-from ._constants import MULTICLASS_NMS, NMS
+from ._constants import MULTICLASS_NMS, NMS, working_size
 from ._device import Array, allocate, contiguous, dtype_code, empty, flat, launch, to_host, zeros
-from ._nms import _KEYS, _SIZES, comparable
+from ._nms import KEYS, comparable
 
 # Boxes and classes of an image are numbered in 32 bits.
 _MOST_SCORES = 2**31 - 1
@@ -122,14 +122,14 @@ def multiclass_nms(
         raise ValueError(text)
     segments = 1 if class_agnostic else classes
     dtype = working_dtype(boxes, scores, objectness)
-    rounds = MULTICLASS_NMS.SCAN_ROUNDS[_SIZES[dtype]] if multi_label else 1
+    rounds = MULTICLASS_NMS.SCAN_ROUNDS[working_size(dtype)] if multi_label else 1
     per_part = MULTICLASS_NMS.SCAN_THREADS * rounds
     parts = math.ceil(slots / per_part)
     counts_classes = class_agnostic and max_per_class is not None
     counts, class_counts, flags, keys, other_keys, numbers, other_numbers, found, offsets, ranked, members, starts = (
         allocate(
             (images, "uint64"), (images * classes if counts_classes else 0, "uint64"), (images * capacity, "uint8"),
-            *[(images * slots, _KEYS[dtype])] * 2, *[(images * slots, "uint32")] * 2, *[(images * parts, "uint32")] * 2,
+            *[(images * slots, KEYS[dtype])] * 2, *[(images * slots, "uint32")] * 2, *[(images * parts, "uint32")] * 2,
             *[(images * capacity, "uint32")] * 2, (images * (segments + 1), "uint32"), zeroed=3,
         )
     )  # fmt: skip

@@ -16,18 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvops._checks import lowered, working_dtype
+from cvops._nms import NEAR_THRESHOLD
 
-from ._constants import NMS, WARP
+from ._constants import NMS, WARP, working_size
 from ._device import Array, allocate, contiguous, dtype_code, empty, launch, order_of_keys, read, zeros
 from ._records import pack
 
 # Boxes that are compared with each other. A multiple of NMS.CHUNK.
 _BATCH = 16384
 _WORDS = NMS.CHUNK // WARP  # of 32 bits, one for each box of a chunk
-_KEYS = {"f": "uint32", "d": "uint64"}
-_SIZES = {"f": 4, "d": 8}
-# Below this threshold each box is compared with all kept ones, as on the CPU.
-_NEAR_THRESHOLD = 0.1
+KEYS = {"f": "uint32", "d": "uint64"}
 
 
 class NmsBlock(NamedTuple):
@@ -267,7 +265,7 @@ def _in_batches(
 ) -> tuple[Array, Array]:
     length, idxs = ranking.length, ranking.idxs
     blocks = math.ceil(length / NMS.RANK_THREADS)
-    keys = empty((length,), _KEYS[dtype])
+    keys = empty((length,), KEYS[dtype])
     launch("nms", "nms_keys", dtype, blocks, NMS.RANK_THREADS, NmsKeys(ranking, keys))
     order = order_of_keys(keys)
     members = labels = None
@@ -285,13 +283,13 @@ def _in_batches(
     ) = allocate(
         *_flags_and_counts(length), (capacity, "int64"), (NMS.SIZE_BUCKET_PAIRS, "uint8"), (batches * chunks, "int64"),
         (1, "int64"), (2 * batches, "int64"), (batches * chunks * _WORDS, "int64"), (batches * chunks, "int64"),
-        (length * NMS.BOX_BYTES[_SIZES[dtype]], "uint8"), (length, "int64"), (length, "int64"), (_BATCH, "uint8"),
+        (length * NMS.BOX_BYTES[working_size(dtype)], "uint8"), (length, "int64"), (length, "int64"), (_BATCH, "uint8"),
         (1, "int64"), *_candidates(_BATCH, dtype), zeroed=9,
     )  # fmt: skip
     batch = _Batch(batch_count, *candidates)
     kept = _Kept(Table(kept_boxes, heads, older, occupied, capacity), listed, listed_counts, total)
     grid, keeps_all = _grid(iou_threshold, dtype), iou_threshold >= 1
-    near = iou_threshold >= _NEAR_THRESHOLD and not keeps_all
+    near = iou_threshold >= NEAR_THRESHOLD and not keeps_all
     search = _Search(dtype, threshold, flags, counts, members, labels, grid)
     for number, begin in enumerate(range(0, length, _BATCH)):
         end = min(begin + _BATCH, length)
@@ -326,7 +324,7 @@ def _candidates(size: int, dtype: str) -> list[tuple[int, str]]:
     """The arrays of a batch of `size` boxes, as `allocate` takes them, except that for their number."""
     chunks = math.ceil(size / NMS.CHUNK)
     words = chunks * (chunks + 1) // 2 * NMS.CHUNK * _WORDS
-    return [(size * NMS.BOX_BYTES[_SIZES[dtype]], "uint8"), (size, "int64"), (words, "uint32")]
+    return [(size * NMS.BOX_BYTES[working_size(dtype)], "uint8"), (size, "int64"), (words, "uint32")]
 
 
 class _Kept(NamedTuple):
@@ -384,7 +382,7 @@ def _grid(iou_threshold: float, dtype: str) -> Any:
     t is the threshold less some roundings in working precision, and 0 where all boxes are listed. The cells, and the
     octaves of size in a bucket, shrink with 1 - t, as the distance between two kept boxes does.
     """
-    if iou_threshold < _NEAR_THRESHOLD:
+    if iou_threshold < NEAR_THRESHOLD:
         return pack(Grid(0.0, 1.0, 1.0, 0))
     limits = np.finfo(dtype)
     slack = 64 * float(limits.eps)

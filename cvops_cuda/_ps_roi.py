@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._constants import PS_ROI, WARP
+from ._constants import PS_ROI, WARP, working_size
 from ._device import Array, converted, dtype_code, empty, launch, zeros
 from ._roi_inputs import in_working_precision
 
@@ -88,7 +88,7 @@ def _spread(kernel: str, grad: Array, rois: Array, shape: tuple[int, int, int, i
     images, _, height, width = shape
     gradient = empty(shape, values.dtype)
     if gradient.size:
-        room = PS_ROI.SUMS[8 if values.dtype.char == "d" else 4] // min(channels, PS_ROI.CHANNELS)
+        room = PS_ROI.SUMS[working_size(values.dtype.char)] // min(channels, PS_ROI.CHANNELS)
         tile_width = min(width, room)
         tile_height = min(height, room // tile_width)
         record = PsRoiGradients(

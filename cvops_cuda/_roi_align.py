@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cvops._checks import working_dtype
 
-from ._constants import ROI_ALIGN
+from ._constants import ROI_ALIGN, working_size
 from ._device import Array, contiguous, converted, dtype_code, empty, launch
 from ._records import pack
 from ._roi_inputs import in_working_precision
@@ -160,7 +160,7 @@ def multiscale_roi_align_backward(
     gradients = [empty(shape, storage) for shape in input_shapes]
     threads = ROI_ALIGN.TILE**2
     chunks = math.ceil(size / threads)
-    room = size * ROI_ALIGN.ROI_BYTES[8 if storage.char == "d" else 4] + chunks * ROI_ALIGN.CHUNK_BYTES
+    room = size * ROI_ALIGN.ROI_BYTES[working_size(storage.char)] + chunks * ROI_ALIGN.CHUNK_BYTES
     workspace = empty((room,), "uint8")
     sizes = tuple(tuple(shape[2:]) for shape in input_shapes)
     for some, missing, pyramid in _launches(sizes, tuple(spatial_scales), tuple(area_limits)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._constants import ROI_POOL, WARP
+from ._constants import ROI_POOL, WARP, working_size
 from ._device import Array, contiguous, converted, dtype_code, empty, launch, zeros
 from ._roi_inputs import in_working_precision
 
@@ -60,7 +60,7 @@ def roi_pool(
     shape = (size, channels, *output_size)
     pooled, argmax = empty(shape, maps.dtype), empty(shape, "int32") if return_argmax else None
     if pooled.size:
-        of_thread = ROI_POOL.CHANNELS[_size(maps)]
+        of_thread = ROI_POOL.CHANNELS[working_size(maps.dtype.char)]
         planes_at_once = max(ROI_POOL.THREADS // bins, 1)
         threads = min(math.ceil(planes_at_once * bins / WARP) * WARP, ROI_POOL.THREADS)
         # Channels of a block: those of whole passes of its threads, unless there would be too few blocks.
@@ -84,7 +84,8 @@ def roi_pool_backward(
         return zeros(input_shape, grad.dtype)
     gradient = empty(input_shape, values.dtype)
     if gradient.size:
-        pixels, sums, code = math.prod(sides), ROI_POOL.SUMS[_size(values)], values.dtype.char
+        pixels, code = math.prod(sides), values.dtype.char
+        sums = ROI_POOL.SUMS[working_size(code)]
         # Tiles so small that a block has memory for the sums of four warps.
         tiles = math.ceil(pixels / (sums // 4))
         tile, argmax, extents = math.ceil(pixels / tiles), contiguous(argmax), None
@@ -100,8 +101,3 @@ def roi_pool_backward(
             "roi_pool", "roi_pool_gradients", code, images * channels * math.ceil(pixels / tile), threads, record
         )  # fmt: skip
     return converted(gradient, grad.dtype)
-
-
-def _size(array: Array) -> int:
-    """Bytes of a number in working precision."""
-    return 8 if array.dtype.char == "d" else 4

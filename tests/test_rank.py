@@ -12,8 +12,8 @@ from tests import data
 _rank = pytest.importorskip("cvops._cpu._rank")
 _nms = pytest.importorskip("cvops._cpu._nms")
 
-UNMOVED, FEW = _rank._FEW_UNMOVED, _rank._FEW
-SHORT, LONG = _rank._SHORT_DIGITS_UP_TO, _rank._SHORT_DIGITS_FROM
+UNMOVED, FEW = _rank.FEW_UNMOVED, _rank._FEW
+SHORT, LONG = _rank.SHORT_DIGITS_UP_TO, _rank._SHORT_DIGITS_FROM
 SIZES = [
     0,
     1,

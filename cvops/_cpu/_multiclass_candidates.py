@@ -17,7 +17,16 @@ from numba import types
 from . import _threads
 from ._jit import jit, jit_for
 from ._memory import Array, contiguous
-from ._rank import insert, key_of_float32, make_places, rank_float64, sort_by_key
+from ._rank import (
+    FEW_UNMOVED,
+    SHORT_DIGITS_UP_TO,
+    count_values,
+    insert,
+    key_of_float32,
+    make_places,
+    rank_float64,
+    sort_by_key,
+)
 from ._simd import WIDTH, full, load, load_one, store
 from ._simd_math import above, best_lane, better, first_of, keep_better, multiply
 
@@ -27,8 +36,8 @@ _SCORES_AT_ONCE = 64
 _PARTS = 16
 # Candidates of a part that there is memory for at first.
 _FEW = 4096
-# Buckets of candidates of an image, and keys up to which insertion sorts one; measured.
-_MOST_BUCKETS, _FEW_KEYS = 1 << 12, 24
+# Buckets of the candidates of an image, at most; measured.
+_MOST_BUCKETS = 1 << 12
 
 
 class Candidates(NamedTuple):
@@ -290,36 +299,28 @@ def in_buckets(keys, most):
     buckets = 16
     while buckets < keys.size // 2 and buckets < _MOST_BUCKETS:
         buckets *= 2
-    low, high = ~np.uint64(0), np.uint64(0)
-    for key in keys:
-        low, high = min(low, key), max(high, key)
-    shift = np.uint64(0)
-    while keys.size and (high - low) >> shift >= np.uint64(buckets):
-        shift += np.uint64(1)
-    places = np.zeros(buckets, np.int64)
-    for key in keys:
-        places[(key - low) >> shift] += 1
-    used = total = 0
+    low, shift, places = count_values(keys, buckets)
+    used = total = np.int64(0)
     while total < min(most, keys.size):
-        total += places[used]
+        total += np.int64(places[used])
         used += 1
     make_places(places)
     moved = np.empty(total, np.uint64)
     for key in keys:
         bucket = (key - low) >> shift
         if bucket < np.uint64(used):
-            moved[places[bucket]] = key
-            places[bucket] += 1
+            moved[np.uint64(places[bucket])] = key
+            places[bucket] += np.uint32(1)
     return moved, places[:used]
 
 
 @jit
 def sort(keys, bits):
     """Sort keys, no two of which are equal."""
-    if keys.size <= _FEW_KEYS:
+    if keys.size <= FEW_UNMOVED:
         insert(keys, keys.size)
         return
-    width = 8 if keys.size < 1500 else 11
+    width = 8 if keys.size <= SHORT_DIGITS_UP_TO else 11
     ones, digits = np.uint64((1 << width) - 1), (32 + bits + width - 1) // width
     digit_counts = np.zeros((digits, 1 << width), np.int64)
     for key in keys:

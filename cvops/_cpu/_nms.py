@@ -13,13 +13,12 @@ import math
 import numpy as np
 
 from .._checks import working_dtype
+from .._nms import NEAR_THRESHOLD
 from . import _nms_all, _nms_batches, _nms_few, _nms_grid, _nms_hash, _threads, _xywh
 from ._memory import Array, contiguous, copy, empty
 from ._rank import group, rank, rank_float64
 
-# For thresholds from here on, looking only near is faster than looking at all boxes once many are kept; measured.
-_NEAR_THRESHOLD = 0.1
-# Below it, so many are kept before comparing in batches pays.
+# Below NEAR_THRESHOLD, so many are kept before comparing in batches pays; measured.
 _FEW_KEPT_IN_ONE_THREAD = 1024
 
 
@@ -140,14 +139,14 @@ def suppress(ranked: Array, starts: Array, iou_threshold: float, limit: int) -> 
     if iou_threshold >= 1:  # no IoU is above 1
         kept[:] = True
         return kept
-    few = _FEW_KEPT_IN_ONE_THREAD if iou_threshold < _NEAR_THRESHOLD else _nms_few.FEW_KEPT
+    few = _FEW_KEPT_IN_ONE_THREAD if iou_threshold < NEAR_THRESHOLD else _nms_few.FEW_KEPT
     segments = np.arange(len(starts) - 1)
     settled = np.empty(len(segments), np.int64)  # boxes whose flags are set: each search goes on where one gave up
     nanoseconds = len(ranked) * min(5 + len(ranked) / len(segments) / 50, 100)
     common = ranked, starts, iou_threshold, limit
     _threads.run(_nms_all.search_all_range, len(segments), *common, few, kept, settled, nanoseconds=nanoseconds)
     segments = segments[settled < np.diff(starts)]
-    if iou_threshold < _NEAR_THRESHOLD:
+    if iou_threshold < NEAR_THRESHOLD:
         for s in segments:
             segment = slice(starts[s], starts[s + 1])
             _nms_batches.search_in_batches(ranked[segment], iou_threshold, limit, kept[segment])

@@ -18,10 +18,10 @@ import numpy as np
 from ._jit import jit
 
 # Up to here insertion beats moving digits, alone, and after one digit of so many values; measured.
-_FEW_UNMOVED, _FEW, _SPREAD = 24, 128, 64
+FEW_UNMOVED, _FEW, _SPREAD = 24, 128, 64
 # Digits of 8 bits where counts of 11 would cost more than a pass (few scores), and where the places of 11 do not fit
 # the processor's nearest caches (many); measured.
-_SHORT_DIGITS_UP_TO, _SHORT_DIGITS_FROM = 1500, 1 << 20
+SHORT_DIGITS_UP_TO, _SHORT_DIGITS_FROM = 1500, 1 << 20
 _NOT_RANKED_32, _NOT_RANKED_64 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)  # behind everything
 
 
@@ -39,11 +39,11 @@ def rank(scores, floor):
             key = key_of_float32(np.float32(scores[i]).view(np.int32))
             elements[count] = key << np.uint64(32) | np.uint64(i)
             count += key < limit
-        if count > _FEW_UNMOVED:
+        if count > FEW_UNMOVED:
             elements = _spread(elements[:count])
         insert(elements, count)
     else:
-        digits, width = (3, 11) if _SHORT_DIGITS_UP_TO < scores.size < _SHORT_DIGITS_FROM else (4, 8)
+        digits, width = (3, 11) if SHORT_DIGITS_UP_TO < scores.size < _SHORT_DIGITS_FROM else (4, 8)
         counts = np.zeros((digits, 1 << width), np.uint32)
         mask = np.uint64((1 << width) - 1)
         for i in range(scores.size):
@@ -81,16 +81,8 @@ def key_of_float32(bits):
 
 @jit
 def _spread(elements):
-    """A copy of the elements, of which there are some, sorted by the highest bits in which they differ."""
-    low = high = np.uint64(elements[0])
-    for i in range(elements.size):
-        low, high = min(low, np.uint64(elements[i])), max(high, np.uint64(elements[i]))
-    shift = np.uint64(0)
-    while (high - low) >> shift >= _SPREAD:
-        shift += np.uint64(1)
-    places = np.zeros(_SPREAD, np.uint32)
-    for i in range(elements.size):
-        places[(np.uint64(elements[i]) - low) >> shift] += np.uint32(1)
+    """A copy of the elements, sorted by the highest bits in which they differ."""
+    low, shift, places = count_values(elements, _SPREAD)
     make_places(places)
     moved = np.empty_like(elements)
     for i in range(elements.size):
@@ -98,6 +90,21 @@ def _spread(elements):
         moved[np.uint64(places[value])] = elements[i]
         places[value] += np.uint32(1)
     return moved
+
+
+@jit
+def count_values(elements, most):
+    """(least element, shift, counts): how many elements e have each value of (e - least) >> shift, less than `most`."""
+    low, high = ~np.uint64(0), np.uint64(0)
+    for i in range(elements.size):
+        low, high = min(low, np.uint64(elements[i])), max(high, np.uint64(elements[i]))
+    shift = np.uint64(0)
+    while (high - low) >> shift >= np.uint64(most):
+        shift += np.uint64(1)
+    counts = np.zeros(most, np.uint32)
+    for i in range(elements.size):
+        counts[(np.uint64(elements[i]) - low) >> shift] += np.uint32(1)
+    return low, shift, counts
 
 
 @jit
@@ -126,9 +133,9 @@ def rank_float64(scores, floor):
     """As `rank`, of any number of float64 scores."""
     limit = _NOT_RANKED_64 if floor != floor else _key_of_float64(np.float64(floor).view(np.int64))
     keys, order = np.empty(scores.size, np.uint64), np.empty(scores.size, np.int64)
-    if scores.size <= _FEW_UNMOVED:
+    if scores.size <= FEW_UNMOVED:
         digits, width = 0, 0
-    elif scores.size <= _SHORT_DIGITS_UP_TO:
+    elif scores.size <= SHORT_DIGITS_UP_TO:
         digits, width = 8, 8
     else:
         digits, width = 6, 11
