@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from tests.data import clustered, hostile, uniform_scores
 
 from . import peers
 from .fresh import in_fresh_process
-from .harness import Figure, Row, same_indices
+from .harness import Call, Figure, Row, same_indices
 
 SIZES = [10, 100, 300, 1_000, 5_000, 20_000, 100_000, 1_000_000]
 BATCHED_SIZES = [1_000, 5_000, 20_000, 100_000]
@@ -68,8 +69,7 @@ def batched_row(n: int) -> Row:
         table="batched_nms, 80 classes, threshold 0.5",
         name=f"{n:,} boxes",
         inputs=f"clustered({n}, seed=0)",
-        sides={"cvops": partial(cvops.batched_nms, boxes, scores, labels, 0.5)}
-        | peers.sides(peers.BATCHED_NMS, boxes, scores, labels, 0.5),
+        sides=_batched_sides(boxes, scores, labels),
         check=same_indices(scores),
         size=n,
     )
@@ -85,10 +85,14 @@ def detection_rows() -> Iterator[Row]:
             table="batched_nms of real detections, threshold 0.5",
             name=f"{path.stem}, {len(boxes):,}",
             inputs=f"examples/data/{path.name}",
-            sides={"cvops": partial(cvops.batched_nms, boxes, scores, labels, 0.5)}
-            | peers.sides(peers.BATCHED_NMS, boxes, scores, labels, 0.5),
+            sides=_batched_sides(boxes, scores, labels),
             check=same_indices(scores),
         )
+
+
+def _batched_sides(*arguments: Any) -> dict[str, Call]:
+    own = {"cvops": partial(cvops.batched_nms, *arguments, 0.5)}
+    return own | peers.sides(peers.BATCHED_NMS, *arguments, 0.5)
 
 
 def growth_row(largest: int) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tests.libraries import dtype_in, layout, to_numpy
@@ -36,6 +38,20 @@ def same_in_parts(monkeypatch, module, name, function, *args, **options):
         _require(got.dtype == whole.dtype and got.shape == whole.shape, "form", got, whole)
         _require(got.tobytes() == whole.tobytes(), f"bits in parts of {most}", got, whole)
     monkeypatch.undo()
+
+
+def gradient_fits(function, arrays, name, grad, gradient, seed=0):
+    """Raise unless `gradient` says how the sum of grad * function(**arrays) changes along lines of the array `name`.
+
+    By central differences, which are exact where the sum is a polynomial of degree 2 along a line.
+    """
+    random = np.random.default_rng(seed)
+    for _ in range(5):
+        step = random.uniform(-0.1, 0.1, gradient.shape)
+        ends = ({**arrays, name: arrays[name] + sign * step} for sign in (1, -1))
+        above, below = (np.vdot(grad, function(**end)) for end in ends)
+        got, want = np.vdot(gradient, step), (above - below) / 2
+        _require(math.isclose(got, want, rel_tol=1e-9, abs_tol=1e-9), f"changes by `{name}`", got, want)
 
 
 def _of_one_form(got, want, like):

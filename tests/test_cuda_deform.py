@@ -57,16 +57,19 @@ def check(case, convert):
 # -------------------------------------------------------------------------------------------------------- launches
 
 
-@pytest.mark.parametrize("offsets", OFFSETS)
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-def test_launches_whatever_the_values(emulated, launches, offsets, dtype):
-    case = Case(offsets=offsets, dtype=dtype)
+def check_launches(emulated, launches, case):
     arguments, grad = on_device(case, emulated)
     cvops.deform_conv2d(**arguments)
     assert launches == FORWARD
     launches.clear()
     cvops.deform_conv2d_backward(grad, **arguments)
     assert launches == BACKWARD
+
+
+@pytest.mark.parametrize("offsets", OFFSETS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_launches_whatever_the_values(emulated, launches, offsets, dtype):
+    check_launches(emulated, launches, Case(offsets=offsets, dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -92,12 +95,7 @@ def test_no_launches_for_what_is_not_wanted(emulated, launches, wanted, missing)
 
 @pytest.mark.parametrize(("batch", "groups"), [(3, 1), (1, 3), (2, 3), (5, 6)])
 def test_one_product_for_all_images_and_groups(emulated, launches, batch, groups):
-    arguments, grad = on_device(Case(batch=batch, groups=groups, dtype="float32"), emulated)
-    cvops.deform_conv2d(**arguments)
-    assert launches == FORWARD
-    launches.clear()
-    cvops.deform_conv2d_backward(grad, **arguments)
-    assert launches == BACKWARD
+    check_launches(emulated, launches, Case(batch=batch, groups=groups, dtype="float32"))
 
 
 def test_a_batch_of_none_launches_nothing(emulated, launches):

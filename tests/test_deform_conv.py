@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -390,16 +391,10 @@ def test_options_by_position(ops):
     ids=str,
 )
 def test_gradients_by_finite_differences(ops, case, name):
-    """Central differences are exact: along a line within a cell, the sum is a polynomial of degree 2."""
+    """Along a line within a cell, the sum is a polynomial of degree 2."""
     arrays, grad = case.arrays(), case.grad()
-    gradients = ops.deform_conv2d_backward(grad, **arrays, **case.options)
-    gradient = gradients[NAMES.index(name)]
-    random = np.random.default_rng(1)
-    for _ in range(5):
-        step = random.uniform(-0.1, 0.1, gradient.shape)
-        ends = ({**arrays, name: arrays[name] + sign * step} for sign in (1, -1))
-        above, below = (np.vdot(grad, ops.deform_conv2d(**end, **case.options)) for end in ends)
-        assert math.isclose((above - below) / 2, np.vdot(gradient, step), rel_tol=1e-9, abs_tol=1e-9)
+    gradient = ops.deform_conv2d_backward(grad, **arrays, **case.options)[NAMES.index(name)]
+    compare.gradient_fits(partial(ops.deform_conv2d, **case.options), arrays, name, grad, gradient, seed=1)
 
 
 @given(strategies_deform.cases(dtypes=["float64"], offsets=[o for o in strategies_deform.OFFSETS if "NaN" not in o]))

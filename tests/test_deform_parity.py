@@ -43,14 +43,8 @@ def check_torchvision(torch, torchvision, case):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("case", SOME, ids=str)
+@pytest.mark.parametrize("case", SOME + LARGE, ids=str)
 def test_torchvision(torch, torchvision, case, dtype):
-    check_torchvision(torch, torchvision, in_one_dtype(case, dtype))
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_torchvision_on_sizes_around_vectors_and_blocks(torch, torchvision, case, dtype):
     check_torchvision(torch, torchvision, in_one_dtype(case, dtype))
 
 

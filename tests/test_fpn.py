@@ -448,14 +448,16 @@ def check_refused(error, said, call, *args, **options):
     assert [word for word in said if word not in str(raised.value)] == [], raised.value
 
 
-def test_maps_that_do_not_fit(ops):
+@pytest.fixture
+def refused(ops):
+    """Called with an error, what it says, and the maps that a pyramid network refuses by it."""
     pyramid = cvops.FeaturePyramidNetwork(CHANNELS, 6)
+    return lambda error, said, maps: check_refused(error, said, pyramid, ops.array(maps))
+
+
+def test_maps_that_do_not_fit(refused):
     maps = maps_of(SIZES["doubles"])
     first, second, third = maps
-
-    def refused(error, said, given):
-        check_refused(error, said, pyramid, ops.array(given))
-
     refused(ValueError, ["3", "2"], {first: maps[first], second: maps[second]})
     refused(ValueError, ["3", "0"], {})
     refused(ValueError, ["3", "4"], {**maps, "more": maps[third]})
@@ -471,14 +473,9 @@ def test_maps_with_the_name_of_an_extra_one(ops, extra, name):
     check_refused(ValueError, ["`maps`", name], pyramid, ops.array({name: np.zeros((1, 3, 4, 4))}))
 
 
-def test_maps_of_other_kinds(ops):
-    pyramid = cvops.FeaturePyramidNetwork(CHANNELS, 6)
+def test_maps_of_other_kinds(ops, refused):
     maps = maps_of(SIZES["doubles"])
     first, second, third = maps
-
-    def refused(error, said, given):
-        check_refused(error, said, pyramid, ops.array(given))
-
     refused(TypeError, ["`maps`", "dict of arrays by name", "list"], list(maps.values()))
     refused(TypeError, ["`maps`", "dict of arrays by name", type(ops.array(maps[first])).__name__], maps[first])
     refused(TypeError, [third, "must be an array", "list"], {**maps, third: maps[third].tolist()})

@@ -21,7 +21,7 @@ from .._checks import working_dtype
 from . import _threads, _winograd
 from ._jit import jit
 from ._memory import Array, empty
-from ._simd import WIDTH, multiply
+from ._simd import ONE, WIDTH, ZERO, multiply
 
 # Pixels of a tile: one or a few rows of `multiply`.
 _TILE = 64
@@ -122,10 +122,6 @@ def _sort_range(
 @jit(contract=True)
 def _conv_range(begin, end, pixels, plane_width, channel_stride, weights, bias, taps, first_row, height, out):
     """Compute tiles [begin, end) of the `height` rows of the output from `first_row` on."""
-    none, one = (
-        np.int64(0),
-        np.int64(1),
-    )  # a literal has a type of its own, for which `multiply` would be compiled again
     outputs, _, width = out.shape
     channels, depth = weights.shape[2], weights.shape[1] * weights.shape[2]
     count = (height - 1) * plane_width + width
@@ -135,8 +131,8 @@ def _conv_range(begin, end, pixels, plane_width, channel_stride, weights, bias, 
     for tile in range(begin, end):
         first = max(0, min(tile * _TILE, count - _TILE))  # the last tile ends where the pixels do
         multiply(
-            flat_weights, none, depth, weight_runs, one, pixels, first, taps, channel_stride, channels,
-            sums, none, row_stride, outputs, _TILE, none,
+            flat_weights, ZERO, depth, weight_runs, ONE, pixels, first, taps, channel_stride, channels,
+            sums, ZERO, row_stride, outputs, _TILE, ZERO,
         )  # fmt: skip
         for y in range(first // plane_width, min((first + _TILE - 1) // plane_width + 1, height)):
             start = max(y * plane_width, first)

@@ -36,7 +36,7 @@ from ._deform_columns import (
 )
 from ._jit import jit
 from ._memory import Array, empty
-from ._simd import WIDTH, multiply
+from ._simd import ONE, WIDTH, ZERO, multiply
 
 # At most so many bytes: the copy of some images; and the arguments and results that are converted at a time.
 _MOST_BYTES = 32 << 20, 24 << 20
@@ -92,8 +92,6 @@ def _by_column(weight: Array, block: Block, geometry: Geometry, dtype: str) -> A
 @jit(contract=True)
 def _forward_range(begin, end, g, block, part, pixels, weight, bias, out):
     """Compute tiles [begin, end) of the output; tile = image * (tiles of an image) + (tile of the image)."""
-    # A literal has a type of its own, for which `multiply` would be compiled again.
-    none, one = np.int64(0), np.int64(1)
     count = out.shape[2]
     tiles = (count + TILE - 1) // TILE
     taps, channels = g.kernel[0] * g.kernel[1], block.stop - block.start
@@ -112,9 +110,9 @@ def _forward_range(begin, end, g, block, part, pixels, weight, bias, out):
             gather(g, block, corners, fractions, q * samples, pixels, columns, q * depth)
         for group in range(block.groups):
             multiply(
-                columns, group * group_channels, depth, column_runs, one,
+                columns, group * group_channels, depth, column_runs, ONE,
                 weights, group * taps * group_channels * row_stride, weight_runs, row_stride, group_channels,
-                sums, none, row_stride, size, g.group_outputs, none,
+                sums, ZERO, row_stride, size, g.group_outputs, ZERO,
             )  # fmt: skip
             first_output = (block.start // g.group_channels + group) * g.group_outputs
             for o in range(g.group_outputs):

@@ -45,7 +45,7 @@ from ._deform_columns import (
 )
 from ._jit import jit
 from ._memory import Array, empty
-from ._simd import WIDTH, full, load, load_one, madd, multiply, store, total
+from ._simd import ONE, WIDTH, ZERO, full, load, load_one, madd, multiply, store, total
 
 # The gradients are computed in passes over some pixels. What one pass leaves to the next has at most so many bytes, so
 # that it stays in a shared cache.
@@ -210,8 +210,7 @@ def _columns_range(
 
     Gradients are brought into rows of pixels, `grads`, as the later passes need them.
     """
-    none, one = np.int64(0), np.int64(1)  # not literals, for which `multiply` would be compiled again
-    one_run = multiples(1, none)
+    one_run = multiples(ONE, ZERO)
     low = grad.dtype.type(-1)
     # A sample exactly at -1 is 0, but it has a derivative, that of the cell between -1 and 0.
     low_edge = np.nextafter(low, low + low)
@@ -240,10 +239,10 @@ def _columns_range(
                 for group in range(block.groups):
                     o = group * g.group_outputs
                     multiply(
-                        flat_grads, o * grads.shape[1] + start, one, one_run, grads.shape[1],
+                        flat_grads, o * grads.shape[1] + start, ONE, one_run, grads.shape[1],
                         weights, o * weight.shape[2] + tap * group_channels, one_run, weight.shape[2], g.group_outputs,
                         flat_grad_columns, start * row_stride + tap * channels + group * group_channels, row_stride,
-                        size, group_channels, none,
+                        size, group_channels, ZERO,
                     )  # fmt: skip
         if grad_offset.shape[1] or grad_mask.shape[1]:
             for q in range(size):
@@ -365,8 +364,7 @@ def _spread(pixels, i0, i1, i2, i3, w0, w1, w2, w3, grads, start, size):
 @jit(contract=True)
 def _weight_range(begin, end, g, block, size, grads, columns, grad_weight):
     """For panels [begin, end) of the block's columns: add grad @ columns.T to the gradient of the weight."""
-    none, one = np.int64(0), np.int64(1)  # not literals, for which `multiply` would be compiled again
-    one_run = multiples(1, none)
+    one_run = multiples(ONE, ZERO)
     flat_grads, flat_columns, sums = grads.ravel(), columns.ravel(), grad_weight.ravel()
     taps, channels = g.kernel[0] * g.kernel[1], block.stop - block.start
     group_channels, padded = channels // block.groups, grad_weight.shape[3]
@@ -375,7 +373,7 @@ def _weight_range(begin, end, g, block, size, grads, columns, grad_weight):
         tap, group, c = panel // panels % taps, panel // panels // taps, panel % panels * _PANEL
         o = group * g.group_outputs
         multiply(
-            flat_grads, o * grads.shape[1], grads.shape[1], one_run, one,
+            flat_grads, o * grads.shape[1], grads.shape[1], one_run, ONE,
             flat_columns, tap * channels + group * group_channels + c, one_run, columns.shape[1], size,
-            sums, (o * taps + tap) * padded + c, taps * padded, g.group_outputs, min(_PANEL, group_channels - c), one,
+            sums, (o * taps + tap) * padded + c, taps * padded, g.group_outputs, min(_PANEL, group_channels - c), ONE,
         )  # fmt: skip

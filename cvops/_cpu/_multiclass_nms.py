@@ -109,9 +109,9 @@ def _few_detections(
     max_output: int | None,
     class_agnostic: bool,
 ) -> tuple[Array, Array] | None:
-    """(numbers of the detections, image after image; how many each image has), or None for the general way to go.
+    """(numbers of the detections, image after image; how many each image has).
 
-    That is for images that may have many, and to say a word about boxes that look like xywh.
+    None where an image may have many detections, or where boxes look like xywh, which the general way then warns of.
     """
     totals = candidates.counts.sum(1)
     limit = min(most, int(totals.max()), most if max_output is None else max_output)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.codegen import get_host_cpu_features
@@ -20,6 +21,8 @@ from numba.extending import models, register_model
 from ._jit import intrinsic, jit
 
 WIDTH = 16
+# Arguments of `multiply`: a literal would have a type of its own, for which it would be compiled again.
+ZERO, ONE = np.int64(0), np.int64(1)
 # `multiply` keeps six rows of sums and one row of factors in registers: a row takes four of 32 registers (of 64 bytes
 # with AVX-512), or two of 16 (of 32 bytes).
 _FEATURES = get_host_cpu_features() if numba.config.CPU_FEATURES is None else numba.config.CPU_FEATURES

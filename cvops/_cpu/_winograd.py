@@ -38,7 +38,7 @@ import numpy as np
 from . import _threads
 from ._jit import jit
 from ._memory import Array, contiguous, empty
-from ._simd import WIDTH, load, load_every_fourth, madd, multiply, store, store_every_fourth
+from ._simd import ONE, WIDTH, ZERO, load, load_every_fourth, madd, multiply, store, store_every_fourth
 
 # A block of tiles is as wide as a row of `multiply`. Products are computed for so many outputs at a time, and summed
 # over so many channels at a time: then what one product reads and writes lies in the nearest caches.
@@ -101,18 +101,17 @@ def _transformed(weight: Array) -> tuple[Array, int]:
 @jit(contract=True)
 def _transform_weights(begin, end, taps, transform, plane, weights):
     """Compute the columns of transform @ taps from 16 * begin up to 16 * end."""
-    none, one, nine, rows = np.int64(0), np.int64(1), np.int64(9), np.int64(36)
+    nine, rows = np.int64(9), np.int64(36)
     run, first = np.zeros(1, np.int64), begin * WIDTH
     multiply(
-        transform, none, nine, run, one, taps, first, run, plane, nine,
-        weights, first, plane, rows, end * WIDTH - first, none,
+        transform, ZERO, nine, run, ONE, taps, first, run, plane, nine,
+        weights, first, plane, rows, end * WIDTH - first, ZERO,
     )  # fmt: skip
 
 
 @jit(contract=True)
 def _compute_blocks(begin, end, image, top, left, weights, weights_plane, bias, tiles, out):
     """Compute blocks [begin, end) of tiles of the result."""
-    one = np.int64(1)  # a literal has a type of its own, for which `multiply` would be compiled again
     channels, outputs = len(image), len(out)
     row_tiles = (out.shape[2] + 3) // 4 + 1
     count = (out.shape[1] + 3) // 4 * row_tiles
@@ -134,7 +133,7 @@ def _compute_blocks(begin, end, image, top, left, weights, weights_plane, bias, 
             for k in range(36):
                 for c in range(0, channels, _CHANNELS):
                     multiply(
-                        weights, k * weights_plane + output * channels + c, channels, run, one,
+                        weights, k * weights_plane + output * channels + c, channels, run, ONE,
                         transformed, k * image_plane + c * tiles, run, tiles, min(channels - c, _CHANNELS),
                         products, k * product_plane, tiles, group, columns, np.int64(c > 0),
                     )  # fmt: skip

@@ -1,14 +1,13 @@
 """The operators inside JAX programs: under jax.jit, jax.grad, jax.vmap and their compositions, on the CPU.
 
 The functions have the names and arguments of those of `cvops`, and their answers. XLA calls the CPU backend with its
-own buffers: arguments are not copied, and a result is copied once, into the buffer that XLA has for it. Besides that
-copy a call takes about 25 us more than the function of `cvops`. What can be checked from shapes and dtypes is checked
-when JAX traces, with the errors of `cvops`; a wrong image index shows when the program runs.
+own buffers: arguments are not copied, and a result is copied once, into the buffer that XLA has for it. What can be
+checked from shapes and dtypes is checked when JAX traces, with the errors of `cvops`; a wrong image index shows when
+the program runs.
 
 - Lengths are part of the program, so `nms`, `batched_nms` and `multiclass_nms` need `max_output` and tell how many
-  there are.
-  `remove_small_boxes`, whose result has any length, is not here; nor are `make_points` and `make_anchors`: those of
-  `cvops` give constants to any program.
+  there are. `remove_small_boxes`, whose result has any length, is not here; nor are `make_points` and `make_anchors`:
+  those of `cvops` give constants to any program.
 - Gradients are those of the ``*_backward`` functions; there are none for boxes (their cotangents are zero), none of
   second order, and none in forward mode. The box measures and decoders are plain JAX: they have all of these, on every
   device.

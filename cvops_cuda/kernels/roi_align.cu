@@ -578,9 +578,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 3)
             unsigned k = next + threadIdx.x;
             bool reaches = false;
             if (k < args.size) {
-                Footprint print = workspace.footprints[k];
-                reaches = print.map == tile.map && print.top <= tile.row && print.bottom >= tile.row &&
-                          print.left <= tile.column && print.right >= tile.column;
+                Footprint own = workspace.footprints[k];
+                reaches = own.map == tile.map && own.top <= tile.row && own.bottom >= tile.row &&
+                          own.left <= tile.column && own.right >= tile.column;
             }
             int count, at = length + position_among(list.counts[round], reaches, count);
             round ^= 1;
