@@ -38,7 +38,7 @@ class Head(NamedTuple):
 class MulticlassScan(NamedTuple):
     head: Head
     by_boxes: int
-    slots: int
+    scanned: int
     parts: int
     keys: Array
     numbers: Array
@@ -53,7 +53,7 @@ class MulticlassRank(NamedTuple):
     found: Array
     offsets: Array
     by_boxes: int
-    slots: int
+    scanned: int
     parts: int
     part: int
     length: int
@@ -112,8 +112,8 @@ def multiclass_nms(
     padded: bool,
 ) -> tuple[Array, Array, Array]:
     images, length, classes = scores.shape
-    slots = length * classes if multi_label else length * min(classes, 1)
-    capacity = slots if max_candidates is None else min(max_candidates, slots)
+    scanned = length * classes if multi_label else length * min(classes, 1)
+    capacity = scanned if max_candidates is None else min(max_candidates, scanned)
     most = capacity if max_output is None else max_output if padded else min(max_output, capacity)
     if images * capacity * most == 0 or max_per_class == 0:
         return _nothing(images, most, padded)
@@ -124,13 +124,14 @@ def multiclass_nms(
     dtype = working_dtype(boxes, scores, objectness)
     rounds = MULTICLASS_NMS.SCAN_ROUNDS[working_size(dtype)] if multi_label else 1
     per_part = MULTICLASS_NMS.SCAN_THREADS * rounds
-    parts = math.ceil(slots / per_part)
+    parts = math.ceil(scanned / per_part)
     counts_classes = class_agnostic and max_per_class is not None
     counts, class_counts, flags, keys, other_keys, numbers, other_numbers, found, offsets, ranked, members, starts = (
         allocate(
             (images, "uint64"), (images * classes if counts_classes else 0, "uint64"), (images * capacity, "uint8"),
-            *[(images * slots, KEYS[dtype])] * 2, *[(images * slots, "uint32")] * 2, *[(images * parts, "uint32")] * 2,
-            *[(images * capacity, "uint32")] * 2, (images * (segments + 1), "uint32"), zeroed=3,
+            *[(images * scanned, KEYS[dtype])] * 2, *[(images * scanned, "uint32")] * 2,
+            *[(images * parts, "uint32")] * 2, *[(images * capacity, "uint32")] * 2,
+            (images * (segments + 1), "uint32"), zeroed=3,
         )
     )  # fmt: skip
 
@@ -138,10 +139,10 @@ def multiclass_nms(
     by_boxes = int(multi_label and classes > 1 and length > 1 and abs(head.strides[1]) < abs(head.strides[2]))
     launch(
         "multiclass_nms", "multiclass_scan" if multi_label else "multiclass_best", dtype, images * parts,
-        MULTICLASS_NMS.SCAN_THREADS, MulticlassScan(head, by_boxes, slots, parts, keys, numbers, found),
+        MULTICLASS_NMS.SCAN_THREADS, MulticlassScan(head, by_boxes, scanned, parts, keys, numbers, found),
     )  # fmt: skip
     of_rank = MulticlassRank(
-        keys, numbers, other_keys, other_numbers, found, offsets, by_boxes, slots, parts, per_part, length, classes,
+        keys, numbers, other_keys, other_numbers, found, offsets, by_boxes, scanned, parts, per_part, length, classes,
         capacity, segments, ranked, members, starts,
     )  # fmt: skip
     launch("multiclass_nms", "multiclass_rank", dtype, images, MULTICLASS_NMS.RANK_THREADS, of_rank)

@@ -68,11 +68,12 @@ struct Head {
     }
 };
 
-// Candidates of part p of an image: keys[begin:][:found[p]] and numbers[begin:][:found[p]] in the image's `slots`, where
-// the part begins. By boxes: box after box within each class, else class after class within each box.
+// An image has `scanned` scores, or boxes where only the best class of each counts, and as much room for keys and
+// numbers. Each of its `parts` writes the found[part] candidates from where it begins itself. By boxes: box after box
+// within each class, else class after class within each box.
 struct MulticlassScan {
     Head head;
-    long long by_boxes, slots, parts;
+    long long by_boxes, scanned, parts;
     Key* keys;
     Number* numbers;
     Number* found;
@@ -89,7 +90,7 @@ __device__ void write_part(const MulticlassScan& args, unsigned (&words)[ROUNDS]
         return;
     }
     long long place =
-        blockIdx.x / args.parts * args.slots + blockIdx.x % args.parts * (long long)(SCAN_THREADS * ROUNDS);
+        blockIdx.x / args.parts * args.scanned + blockIdx.x % args.parts * (long long)(SCAN_THREADS * ROUNDS);
     Number count = 0;
     for (int round = 0; round < ROUNDS; ++round)
         for (int i = 0; i < SCAN_THREADS / 32; ++i) {
@@ -108,12 +109,12 @@ using ScanWords = unsigned[SCAN_ROUNDS][SCAN_THREADS / 32];
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS) multiclass_scan(const MulticlassScan args) {
     SHARED(ScanWords, words);
     long long image = blockIdx.x / args.parts, part = blockIdx.x % args.parts;
-    unsigned slots = args.slots, classes = args.head.classes, inner = args.by_boxes ? args.head.length : classes;
+    unsigned scanned = args.scanned, classes = args.head.classes, inner = args.by_boxes ? args.head.length : classes;
     unsigned first = part * SCAN_THREADS * SCAN_ROUNDS + threadIdx.x, passed = 0;
     unsigned outer_at = first / inner, inner_at = first % inner;
     for (int round = 0; round < SCAN_ROUNDS; ++round) {
         bool passes = false;
-        if (first + round * SCAN_THREADS < slots) {
+        if (first + round * SCAN_THREADS < scanned) {
             unsigned box = args.by_boxes ? inner_at : outer_at, label = args.by_boxes ? outer_at : inner_at;
             passes = args.head.passes(args.head.score(image, box, label), label);
         }
@@ -139,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) multiclass_best(const
     Real best = {0};
     Number label = 0;
     bool passes = false;
-    if (box < args.slots) {
+    if (box < args.scanned) {
         best = args.head.score(image, box, 0);
         for (Number other = 1; other < args.head.classes; ++other) {
             Real score = args.head.score(image, box, other);
@@ -225,8 +226,8 @@ __device__ void sort_by(Sorting& shared, Pairs& pairs, Pairs& others, unsigned c
 
 // What the scan has found, to ranked[:n], the numbers of the best candidates of an image, best first, at most
 // `capacity`. members[starts[s]:starts[s + 1]]: the ranks of those of class s, in order, or of all where there is one
-// segment. An image has `slots` of keys, numbers, other_keys and other_numbers, `parts` of found and offsets,
-// `capacity` of ranked and members, and segments + 1 of starts.
+// segment. An image has `scanned` of keys, numbers, other_keys and other_numbers, `parts` of found and offsets, each
+// part being `part` long, `capacity` of ranked and members, and segments + 1 of starts.
 struct MulticlassRank {
     Key* keys;
     Number* numbers;
@@ -234,7 +235,7 @@ struct MulticlassRank {
     Number* other_numbers;
     const Number* found;
     Number* offsets;
-    long long by_boxes, slots, parts, part, length, classes, capacity, segments;
+    long long by_boxes, scanned, parts, part, length, classes, capacity, segments;
     Number* ranked;
     Number* members;
     Number* starts;
@@ -242,7 +243,7 @@ struct MulticlassRank {
 
 extern "C" __global__ void __launch_bounds__(RANK_THREADS) multiclass_rank(const MulticlassRank args) {
     SHARED(Sorting, shared);
-    long long image = blockIdx.x, place = image * args.slots, output = image * args.capacity;
+    long long image = blockIdx.x, place = image * args.scanned, output = image * args.capacity;
     Pairs others = {args.keys + place, args.numbers + place},
           pairs = {args.other_keys + place, args.other_numbers + place};
     const Number* found = args.found + image * args.parts;
