@@ -94,5 +94,5 @@ def working_size(code: str) -> int:
 def macros(file: str, code: str) -> list[str]:
     """Options that define the constants of a kernel file for elements of a type code."""
     size = working_size(code)
-    values: dict[str, Any] = {"WARP": WARP, **vars(_OF_FILES[file])}
+    values: dict[str, Any] = vars(_OF_FILES[file])
     return [f"-DCVOPS_{name}={value[size] if isinstance(value, dict) else value}" for name, value in values.items()]

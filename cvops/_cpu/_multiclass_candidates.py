@@ -58,15 +58,15 @@ def candidates_of(
     strides = strides_of(scores)
     # The inner loop runs along the axis on which neighbours lie nearest.
     along_boxes = classes == 1 or (length > 1 and strides[1] <= strides[2])
-    outer = length if not multi_label or not along_boxes else classes
-    parts = max(min(outer, -(-_PARTS // images)), 1)
-    per_outer = length * classes // outer if multi_label else 1
+    lines = length if not multi_label or not along_boxes else classes
+    parts = max(min(lines, -(-_PARTS // images)), 1)
+    line_length = length * classes // lines if multi_label else 1
     factors = contiguous(np.ones((0, 0), "f") if objectness is None else objectness, "f")
     floors32 = contiguous(np.zeros(classes, "f") if floors is None else floors, "f")
     bits = (length * classes).bit_length()
-    common = scores, strides, (length, classes), along_boxes, factors, floors32, floors is None, bits, outer, per_outer
+    common = scores, strides, classes, along_boxes, factors, floors32, floors is None, bits, lines, line_length
     # Mostly few scores pass, and memory that is not touched may still cost its pages: first in a little of it.
-    full_size = -(-outer // parts) * per_outer
+    full_size = -(-lines // parts) * line_length
     for size in (min(_FEW, full_size), full_size):
         elements, counts = np.empty(images * parts * size, np.uint64), np.empty((images, parts), np.int64)
         _threads.run(
@@ -117,7 +117,7 @@ def of_any_strides(dimensions: int) -> Any:
 
 _NUMBER, _FLAG, _NUMBERS, _KEYS = types.int64, types.boolean, types.int64[::1], types.uint64[::1]
 _SCAN = (
-    _NUMBER, _NUMBER, of_any_strides(3), types.UniTuple(_NUMBER, 3), types.UniTuple(_NUMBER, 2), _FLAG,
+    _NUMBER, _NUMBER, of_any_strides(3), types.UniTuple(_NUMBER, 3), _NUMBER, _FLAG,
     types.Array(types.float32, 2, "C", readonly=True), types.Array(types.float32, 1, "C", readonly=True), _FLAG,
     _NUMBER, _NUMBER, _NUMBER, _NUMBER, _KEYS, types.int64[:, ::1],
 )  # fmt: skip
@@ -125,14 +125,15 @@ _SCAN = (
 
 @jit_for(*_SCAN)
 def _scan(
-    begin, end, scores, strides, shape, along_boxes, factors, floors, all_pass, bits, outer, per_outer, size,
+    begin, end, scores, strides, classes, along_boxes, factors, floors, all_pass, bits, lines, line_length, size,
     elements, counts,
 ):  # fmt: skip
-    """Candidates of the parts [begin, end) of all images: elements[part * size:], and their number in `counts`.
+    """Write the candidates of the parts [begin, end) of all images to elements[part * size:], their number to `counts`.
 
-    It is -1 where they do not fit.
+    The number is -1 where they do not fit. An image has `lines` of scores, of which a part is some: along the boxes,
+    those of a class, or else those of a box.
     """
-    parts, classes = counts.shape[1], shape[1]
+    parts = counts.shape[1]
     step, stride = (strides[1], strides[2]) if along_boxes else (strides[2], strides[1])
     next_number, next_line = (classes, 1) if along_boxes else (1, classes)
     weighted = factors.size > 0
@@ -141,17 +142,17 @@ def _scan(
     value_bits = values.view(np.int32)
     for part in range(begin, end):
         image = part // parts
-        first, last = outer * (part % parts) // parts, outer * (part % parts + 1) // parts
+        first, last = lines * (part % parts) // parts, lines * (part % parts + 1) // parts
         place, count = part * size, np.int64(0)
         for line in range(first, last):
             at = image * strides[0] + line * stride
             factor = factors[image, line] if weighted and not along_boxes else np.float32(1)
             floor = floors[line] if along_boxes else np.float32(0)
             k = 0
-            while k < per_outer:
+            while k < line_length:
                 if is_plain:
-                    k = _first_with_hits(scores, at, k, per_outer, floor)
-                width = min(_SCORES_AT_ONCE, per_outer - k)
+                    k = _first_with_hits(scores, at, k, line_length, floor)
+                width = min(_SCORES_AT_ONCE, line_length - k)
                 if count + width > size:
                     count = np.int64(-1)
                     break
@@ -160,7 +161,7 @@ def _scan(
                 for j in range(0, whole, WIDTH):
                     lanes = load(scores, at + k + j)
                     if weighted:
-                        row = load(factors, image * per_outer + k + j) if along_boxes else full(factor)
+                        row = load(factors, image * line_length + k + j) if along_boxes else full(factor)
                         lanes = multiply(lanes, row)
                     store(values, j, lanes)
                     hits |= above(lanes, full(floor) if along_boxes else load(floors, k + j)) << np.uint64(j)
@@ -202,18 +203,18 @@ def _first_with_hits(scores, at, k, length, floor):
 
 @jit_for(*_SCAN)
 def _scan_best(
-    begin, end, scores, strides, shape, along_boxes, factors, floors, all_pass, bits, outer, per_outer, size,
+    begin, end, scores, strides, classes, along_boxes, factors, floors, all_pass, bits, lines, line_length, size,
     elements, counts,
 ):  # fmt: skip
     """As `_scan`, of the best class of each box: the first of equals, and NaN only where there is nothing else."""
-    parts, classes = counts.shape[1], shape[1]
+    parts = counts.shape[1]
     weighted = factors.size > 0
     run = 1024 if along_boxes else 1
     best, labels = np.empty(run, np.float32), np.empty(run, np.int32)
     best_bits, numbers = best.view(np.int32), np.arange(classes).astype(np.int32)
     for part in range(begin, end):
         image = part // parts
-        first, last = outer * (part % parts) // parts, outer * (part % parts + 1) // parts
+        first, last = lines * (part % parts) // parts, lines * (part % parts + 1) // parts
         place, count = part * size, np.int64(0)
         for box in range(first, last, run):
             width = min(run, last - box)

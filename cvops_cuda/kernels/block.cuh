@@ -2,7 +2,7 @@
 
 #include "numeric.cuh"
 
-constexpr int WARP = CVOPS_WARP;      // threads of a warp
+constexpr int WARP = 32;              // threads of a warp
 constexpr unsigned ALL = 0xFFFFFFFF;  // its lanes
 
 __device__ __forceinline__ int lane() { return threadIdx.x % WARP; }
