@@ -476,11 +476,11 @@ def test_no_kernel_uses_fast_math_or_openmp():
 
 
 def test_decisions_are_never_contracted():
-    """The kernels of nms, of the box measures and of the tables that say what the RoI operators read."""
+    """The kernels of nms and multiclass_nms, of box measures and of the tables that say what RoI operators read."""
     deciding = {
         name: kernel
         for name, kernel in kernels().items()
-        if name.startswith(("_nms", "_rank.", "_boxes.", "_roi_tables."))
+        if name.startswith(("_nms", "_multiclass", "_rank.", "_boxes.", "_roi_tables."))
     }
     assert len(deciding) > 10
     for name, kernel in deciding.items():
