@@ -24,6 +24,7 @@ import pytest
 import cvops
 from cvops import _cpu, _warmup
 from cvops._cpu import _jit, _nms_few
+from tests import data
 from tests.strategies import few
 
 ROOT = pathlib.Path(cvops.__file__).parent
@@ -448,6 +449,41 @@ def test_writable_and_readonly_inputs_share_one_compilation():
     assert len(_nms_few.nms_of_few.signatures) == before == 1
 
 
+def test_a_kernel_of_one_signature_refuses_other_dimensions_without_a_compiler_too(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    kernel = _jit.jit_for(numba.types.Array(numba.types.float32, 1, "A", readonly=True), numba.types.float64)(add)
+    assert kernel(np.ones(1, np.float32), 2.0) == [3.0]
+    for wrong in ((np.ones((1, 1), np.float32), 2.0), (np.ones(1, np.float32), np.ones(1))):
+        with pytest.raises(TypeError):
+            kernel(*wrong)
+
+
+def test_what_a_kernel_calls_is_compiled_without_an_entry_for_python(folder):
+    """And Python finds one when it calls the function itself, in this process and from the cache."""
+
+    def doubled(a):
+        return add_jitted(a, a)
+
+    for _ in range(2):
+        add_jitted = _jit.jit(add)
+        kernel = _jit.jit(doubled)
+        assert kernel(3.0) == 6.0
+        assert (len(add_jitted.signatures), len(add_jitted.inner.signatures)) == (0, 1)
+        assert add_jitted(3.0, 4.0) == 7.0
+        assert (len(add_jitted.signatures), len(add_jitted.inner.signatures)) == (1, 1)
+    assert sum(add_jitted.stats.cache_hits.values()) == 1
+    assert len(list(folder.glob("*add-*"))) == 3  # of integers, and two of floats
+
+
+@pytest.mark.parametrize("size", [0, 10, 300])
+def test_results_of_kernels_own_their_memory_alone(size):
+    """Nothing of the call keeps it, and there is little more of it than the result needs."""
+    boxes, scores, idxs = data.clustered(size)
+    for keep in (cvops.nms(boxes, scores, 0.5), cvops.batched_nms(boxes, scores, idxs, 0.5)):
+        assert keep.base.refcount == 1
+        assert memoryview(keep.base).nbytes <= keep.nbytes + 500
+
+
 def test_threads_call_a_kernel_of_one_signature_for_the_first_time_at_once():
     """All but one find that it is compiled when their turn comes."""
     kernel = _jit.jit_for(numba.types.Array(numba.types.float32, 1, "C", readonly=True))(lambda array: array[0] + 1)
@@ -496,7 +532,8 @@ def test_warmup_compiles_all_that_later_calls_use(tmp_path):
     def compilations():
         modules = _nms_all, _nms_few, _nms_grid, _nms_hash, _rank
         values = [value for module in modules for value in vars(module).values()]
-        return sum(len(value.signatures) for value in values if hasattr(value, "signatures"))
+        kernels = [value for value in values if hasattr(value, "inner")]
+        return sum(len(kernel.signatures) + len(kernel.inner.signatures) for kernel in kernels)
     before = compilations()
     generator = np.random.default_rng(0)
     for length in (0, 5, 500, 9000):
@@ -521,7 +558,11 @@ def test_warmup_reaches_what_ordinary_calls_use():
     from tests.test_jit import kernels
 
     def compiled():
-        return {(name, signature) for name, kernel in kernels().items() for signature in kernel.signatures}
+        return {
+            (name, signature)
+            for name, kernel in kernels().items()
+            for signature in kernel.signatures + kernel.inner.signatures
+        }
 
     cvops.warmup()
     before = compiled()
