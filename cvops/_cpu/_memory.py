@@ -6,9 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numba
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import models
 
-from ._jit import jit
+from ._jit import intrinsic, jit
 
 Array = np.ndarray[Any, Any]
 
@@ -68,6 +72,58 @@ def parts(
         yield from parts((*shape[:axis], length, *shape[axis + 1 :]), some, most, begin + first * inner)
 
 
+@jit
+def new_indices(size):
+    """As `empty`, of int64, for kernels."""
+    memory = np.empty(size + 8, np.int64)
+    begin = _to_multiple_of_64(memory) // 8
+    return memory[begin : begin + size]
+
+
 @jit  # because reading the address from Python takes 1 us longer
 def _to_multiple_of_64(memory):
     return -memory.ctypes.data % 64
+
+
+class _Result(types.Type):
+    """A new array on its way to Python.
+
+    Numba boxes an array with the class of it, which it unpickles in every call: half of the time of a call that is
+    short. Here the class is a constant of the kernel, as the dtype is.
+    """
+
+    def __init__(self, array: types.Array) -> None:
+        self.array = array
+        super().__init__(f"Result({array})")
+
+
+@numba.extending.register_model(_Result)
+class _ResultModel(models.StructModel):
+    def __init__(self, manager: Any, result: _Result) -> None:
+        super().__init__(manager, result, [("array", result.array)])
+
+
+def _box(result: _Result, value: Any, context: Any) -> Any:
+    api, constants = context.pyapi, context.env_manager
+    array = cgutils.create_struct_proxy(result)(context.context, context.builder, value=value).array
+    api.serialize_object, api.unserialize = constants.add_const, constants.read_const
+    try:
+        return context.box(result.array, array)
+    finally:
+        del api.serialize_object, api.unserialize
+
+
+numba.extending.box(_Result)(_box)
+
+
+@intrinsic
+def result(typingctx: Any, array: Any) -> Any:
+    """`array`, which the kernel has allocated, to be returned to Python and nothing else."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        struct = cgutils.create_struct_proxy(signature.return_type)(context, builder)
+        struct.array = arguments[0]
+        context.nrt.incref(builder, array, arguments[0])
+        return struct._getvalue()
+
+    return _Result(array)(array), generate

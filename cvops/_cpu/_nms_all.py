@@ -86,7 +86,7 @@ def search_all(boxes, threshold, limit, few, kept):
     return len(boxes)
 
 
-@jit
+@jit(inline=True)
 def lowered(threshold, boxes):
     """The largest number of the dtype of `boxes` that is not above the threshold: both decide alike."""
     real = boxes.dtype.type(threshold)

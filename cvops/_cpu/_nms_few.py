@@ -14,7 +14,7 @@ from numba import types
 
 from .._checks import rounded
 from ._jit import jit, jit_for
-from ._memory import Array
+from ._memory import Array, new_indices, result
 from ._nms_all import LANES, lowered, overlaps_any, put, search_all
 from ._nms_grid import geometric, search_grid
 from ._rank import group, rank, rank_float64
@@ -25,8 +25,10 @@ MOST = 2048
 FEW_KEPT = 256
 # Boxes up to which threads do not pay.
 SOME = 1 << 15
+_MOST_IDLE = 48
 
-_FLOAT64, _FLOAT32, _FLOAT16, _INT64 = map(np.dtype, ("float64", "float32", "float16", "int64"))
+_FLOAT64, _FLOAT32, _FLOAT16 = map(np.dtype, ("float64", "float32", "float16"))
+_INT64, _UINT16 = np.dtype("int64"), np.dtype("uint16")
 _ndarray = np.ndarray
 _ALL = math.nan  # a score threshold that all scores pass
 
@@ -41,38 +43,36 @@ _LABELS = types.Array(types.int64, 1, "C", readonly=True)
 
 def lean_nms(boxes: Any, scores: Any, iou_threshold: Any, score_threshold: Any) -> Array | None:
     """`nms`, or None for the general way to go."""
-    if (
-        type(boxes) is type(scores) is _ndarray
-        and type(iou_threshold) is float
-        and boxes.ndim == 2
-        and scores.ndim == 1
-        and (limit := len(scores)) <= MOST
-    ):
-        if boxes.dtype is scores.dtype is _FLOAT32 and score_threshold is None:
-            keep: Array | None = nms_of_few(boxes, scores, iou_threshold, _ALL, limit)
-            return keep
-        kernels = nms_of_few, nms_of_few_float64
-        return _other_lean(kernels, boxes, scores, (), iou_threshold, score_threshold, limit)
+    try:
+        if type(boxes) is type(scores) is _ndarray and type(iou_threshold) is float and (limit := len(scores)) <= MOST:
+            if boxes.dtype is scores.dtype is _FLOAT32 and score_threshold is None:
+                keep: Array | None = nms_of_few(boxes, scores, iou_threshold, _ALL, limit)
+                return keep
+            kernels = nms_of_few, nms_of_few_float64
+            return _other_lean(kernels, boxes, scores, (), iou_threshold, score_threshold, limit)
+    except TypeError:  # of `len` or a kernel: another number of dimensions
+        pass
     return None
 
 
 def lean_batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: Any, score_threshold: Any) -> Array | None:
     """`batched_nms`, or None for the general way to go."""
-    if (
-        type(boxes) is type(scores) is type(idxs) is _ndarray
-        and type(iou_threshold) is float
-        and boxes.ndim == 2
-        and scores.ndim == 1
-        and (limit := len(scores)) <= MOST
-        and idxs.dtype is _INT64
-        and idxs.shape == scores.shape
-        and _is_contiguous(idxs.flags)
-    ):
-        if boxes.dtype is scores.dtype is _FLOAT32 and score_threshold is None:
-            keep: Array | None = batched_nms_of_few(boxes, scores, idxs, iou_threshold, _ALL, limit)
-            return keep
-        kernels = batched_nms_of_few, batched_nms_of_few_float64
-        return _other_lean(kernels, boxes, scores, (idxs,), iou_threshold, score_threshold, limit)
+    try:
+        if (
+            type(boxes) is type(scores) is type(idxs) is _ndarray
+            and type(iou_threshold) is float
+            and (limit := len(scores)) <= MOST
+            and idxs.dtype is _INT64
+            and len(idxs) == limit
+            and _is_contiguous(idxs.flags)
+        ):
+            if boxes.dtype is scores.dtype is _FLOAT32 and score_threshold is None:
+                keep: Array | None = batched_nms_of_few(boxes, scores, idxs, iou_threshold, _ALL, limit)
+                return keep
+            kernels = batched_nms_of_few, batched_nms_of_few_float64
+            return _other_lean(kernels, boxes, scores, (idxs,), iou_threshold, score_threshold, limit)
+    except TypeError:  # of `len` or a kernel: another number of dimensions
+        pass
     return None
 
 
@@ -97,8 +97,9 @@ def _other_lean(
     if dtype is _FLOAT64:
         kernel = kernel_float64
     elif dtype is _FLOAT16 and _is_contiguous(boxes.flags) and _is_contiguous(scores.flags):
-        boxes, scores = _widened(boxes.view(np.uint16), scores.view(np.uint16))
-        score_threshold = rounded(score_threshold, "e")
+        boxes, scores = _widened(boxes.view(_UINT16), scores.view(_UINT16))
+        if score_threshold is not _ALL:
+            score_threshold = rounded(score_threshold, "e")
     elif dtype is not _FLOAT32:
         return None
     keep: Array | None = kernel(boxes, scores, *labels, iou_threshold, score_threshold, limit)
@@ -137,16 +138,8 @@ def nms_of_few_float64(boxes, scores, iou_threshold, floor, limit):
 
 @jit
 def _nms(boxes, order, iou_threshold, limit):
-    count = _search(boxes, order, lowered(iou_threshold, boxes), limit)
-    return None if count < 0 else _aligned(order[:count])
-
-
-@jit
-def _search(boxes, order, threshold, limit):
-    """Move the indices of the boxes that are kept to the front of `order`; returns how many, or -1 for too many.
-
-    As `search_all`, in one pass.
-    """
+    """As `search_all`, in one pass, which moves the indices of the boxes that are kept to the front of `order`."""
+    threshold = lowered(iou_threshold, boxes)
     zero, infinity = boxes.dtype.type(0), boxes.dtype.type(np.inf)
     blocks = np.empty((min(order.size, FEW_KEPT) // LANES + 1, 5, LANES), boxes.dtype)
     held = count = np.int64(0)
@@ -159,14 +152,14 @@ def _search(boxes, order, threshold, limit):
             if overlaps_any(blocks, held, x1, y1, x2, y2, area, threshold):
                 continue
             if held == FEW_KEPT:
-                return -1
+                return None
             put(blocks, held // LANES, held % LANES, x1, y1, x2, y2, area)
             held += 1
         if count == limit:
             break
         order[count] = index
         count += 1
-    return count
+    return _result(order, count)
 
 
 @jit_for(*_arrays_of(types.float32), types.float64, types.float64, types.int64)
@@ -191,7 +184,7 @@ def _nms_on_grid(boxes, order, iou_threshold, limit):
     gather_range(0, order.size, boxes, order, ranked)
     kept, threshold = np.empty(order.size, np.bool_), lowered(iou_threshold, boxes)
     settled = search_grid(ranked, threshold, geometric(iou_threshold), limit, kept, np.int64(0))
-    return _aligned(order[: select(order, kept, order)]) if settled == order.size else None
+    return _result(order, select(order, kept, order)) if settled == order.size else None
 
 
 @jit_for(*_arrays_of(types.float32), _LABELS, types.float64, types.float64, types.int64)
@@ -212,7 +205,7 @@ def batched_nms_of_few_float64(boxes, scores, labels, iou_threshold, floor, limi
 @jit
 def _batched_nms(boxes, order, labels, iou_threshold, limit):
     if order.size == 0:
-        return _aligned(order)
+        return _result(order, 0)
     ranks, starts = group(labels, order)
     ranked = np.empty((order.size, 4), boxes.dtype)
     gather_range(0, order.size, boxes, order[ranks], ranked)
@@ -222,7 +215,7 @@ def _batched_nms(boxes, order, labels, iou_threshold, limit):
         segment = slice(starts[s], starts[s + 1])
         if search_all(ranked[segment], threshold, limit, FEW_KEPT, kept[segment]) < starts[s + 1] - starts[s]:
             return None
-    return _aligned(order[: min(select(order, by_rank(kept, ranks), order), limit)])
+    return _result(order, min(select(order, by_rank(kept, ranks), order), limit))
 
 
 @jit_for(types.Array(types.uint16, 2, "C", readonly=True), types.Array(types.uint16, 1, "C", readonly=True))
@@ -231,7 +224,7 @@ def _widened(boxes, scores):
     wide_boxes, wide_scores = np.empty(boxes.shape, np.float32), np.empty(scores.shape, np.float32)
     widen(boxes.ravel(), wide_boxes.ravel())
     widen(scores, wide_scores)
-    return wide_boxes, wide_scores
+    return result(wide_boxes), result(wide_scores)
 
 
 @jit
@@ -248,14 +241,14 @@ def widen(halves, widened):
 
 
 @jit
-def _aligned(keep):
-    """A copy that starts at a multiple of 64 bytes: JAX shares no other memory."""
-    memory = np.empty(keep.size + 8, np.int64)
-    begin = -memory.ctypes.data % 64 // 8
-    result = memory[begin : begin + keep.size]
-    for i in range(keep.size):
-        result[i] = keep[i]
-    return result
+def _result(order, count):
+    """The first `count` indices as a result: a copy, where more than a little memory would lie idle behind them."""
+    if order.size - count <= _MOST_IDLE and order.ctypes.data % 64 == 0:
+        return result(order[:count])
+    keep = new_indices(count)
+    for i in range(count):
+        keep[i] = order[i]
+    return result(keep)
 
 
 @jit

@@ -7,7 +7,7 @@ counts of a digit's values say where the first element of each value goes, and t
                            first digits: 1 twice, 2 twice  places: 1 from 0, 2 from 2   moved: 11 13 21 23
 
 Counts of all digits are taken in the pass that makes the keys, and a digit that is the same everywhere moves nothing.
-Few elements are moved by one digit alone, the first of those in which they differ, and inserted from there.
+Few elements are inserted instead, and some are inserted when the highest digits are in order.
 Other threads of the caller may change the inputs meanwhile: each is read once, and all that follows works on the copy.
 """
 
@@ -16,9 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import jit
+from ._memory import new_indices
 
-# Up to here insertion beats moving digits, alone, and after one digit of so many values; measured.
-FEW_UNMOVED, _FEW, _SPREAD = 24, 128, 64
+# Up to here insertion beats moving digits, alone, and after the two highest digits; measured.
+FEW_UNMOVED, _FEW = 48, 128
 # Digits of 8 bits where counts of 11 would cost more than a pass (few scores), and where the places of 11 do not fit
 # the processor's nearest caches (many); measured.
 SHORT_DIGITS_UP_TO, _SHORT_DIGITS_FROM = 1500, 1 << 20
@@ -32,31 +33,32 @@ def rank(scores, floor):
     All of them where `floor` is NaN.
     """
     limit = _NOT_RANKED_32 if floor != floor else key_of_float32(np.float32(floor).view(np.int32))
-    elements = np.empty(scores.size, np.int64)  # key, and index in the low half: 64 bits without a sign
+    elements = new_indices(scores.size)  # key, and index in the low half: 64 bits without a sign
     count = np.int64(0)
-    if scores.size <= _FEW:
+    if scores.size <= FEW_UNMOVED:
         for i in range(scores.size):
             key = key_of_float32(np.float32(scores[i]).view(np.int32))
             elements[count] = key << np.uint64(32) | np.uint64(i)
             count += key < limit
-        if count > FEW_UNMOVED:
-            elements = _spread(elements[:count])
         insert(elements, count)
     else:
         digits, width = (3, 11) if SHORT_DIGITS_UP_TO < scores.size < _SHORT_DIGITS_FROM else (4, 8)
-        counts = np.zeros((digits, 1 << width), np.uint32)
+        lowest = 2 if scores.size <= _FEW else 0
+        counts = np.empty(digits << width, np.uint32)  # of each value of each digit
+        for i in range(counts.size):
+            counts[i] = 0
         mask = np.uint64((1 << width) - 1)
         for i in range(scores.size):
             key = key_of_float32(np.float32(scores[i]).view(np.int32))
             elements[count] = key << np.uint64(32) | np.uint64(i)
             takes_part = np.uint32(key < limit)  # added, because a branch would often be foretold wrongly
             count += takes_part
-            for digit in range(digits):
-                counts[digit, key >> np.uint64(digit * width) & mask] += takes_part
+            for digit in range(lowest, digits):
+                counts[np.uint64(digit << width) | key >> np.uint64(digit * width) & mask] += takes_part
         moved = np.empty(count, np.int64)
-        for digit in range(digits):
+        for digit in range(lowest, digits):
             shift = np.uint64(32 + digit * width)
-            places = counts[digit]
+            places = counts[digit << width : (digit + 1) << width]
             if count == 0 or places[np.uint64(elements[0]) >> shift & mask] == count:
                 continue
             make_places(places)
@@ -66,6 +68,8 @@ def rank(scores, floor):
                 moved[np.uint64(places[value])] = element
                 places[value] += np.uint32(1)
             elements, moved = moved, elements
+        if lowest > 0:
+            insert(elements, count)
     for i in range(count):
         elements[i] &= np.int64(0xFFFFFFFF)
     return elements[:count]
@@ -77,19 +81,6 @@ def key_of_float32(bits):
     magnitude = np.uint64(np.int64(bits) & 0x7FFFFFFF)
     key = np.uint64(0x7FFFFFFF) - magnitude if bits >= 0 else np.uint64(0x7FFFFFFF) + magnitude
     return key if magnitude <= np.uint64(0x7F800000) else _NOT_RANKED_32 - np.uint64(1)
-
-
-@jit
-def _spread(elements):
-    """A copy of the elements, sorted by the highest bits in which they differ."""
-    low, shift, places = count_values(elements, _SPREAD)
-    make_places(places)
-    moved = np.empty_like(elements)
-    for i in range(elements.size):
-        value = (np.uint64(elements[i]) - low) >> shift
-        moved[np.uint64(places[value])] = elements[i]
-        places[value] += np.uint32(1)
-    return moved
 
 
 @jit
@@ -132,7 +123,7 @@ def make_places(counts):
 def rank_float64(scores, floor):
     """As `rank`, of any number of float64 scores."""
     limit = _NOT_RANKED_64 if floor != floor else _key_of_float64(np.float64(floor).view(np.int64))
-    keys, order = np.empty(scores.size, np.uint64), np.empty(scores.size, np.int64)
+    keys, order = np.empty(scores.size, np.uint64), new_indices(scores.size)
     if scores.size <= FEW_UNMOVED:
         digits, width = 0, 0
     elif scores.size <= SHORT_DIGITS_UP_TO:

@@ -36,7 +36,7 @@ def check_in_parts(parts: Iterable[Array], number: int, first: int) -> None:
     tell()
 
 
-@jit
+@jit(inline=True)
 def looks_like_xywh(boxes, first):
     """Whether more than half of the boxes are inverted along an axis; False for very few boxes."""
     half = (len(boxes) + 1) // 2
