@@ -15,9 +15,9 @@ from ._checks import (
     check_batches,
     check_boxes,
     check_dtype,
+    check_format,
     image_limits,
     number,
-    one_of,
     working_dtype,
 )
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ._types import Array, ArrayT, Floats, FloatT, Format, Indices, Number, WorkingT
 
 IOU, GENERALIZED, DISTANCE, COMPLETE = range(4)  # pairwise measures, as the kernels of both backends know them
-_FORMATS = ("xyxy", "xywh", "cxcywh")
-_ROTATED_FORMATS = ("xywhr", "cxcywhr", "xyxyxyxy")
 _BLOCK = 1 << 14  # boxes that are converted, or masks that are looked at, at a time
 _MASK_SIDES = 1 << 22  # rows and columns of them, unless one mask has more
 
@@ -68,7 +66,7 @@ def box_area(boxes: Array, fmt: Format = "xyxy") -> Any:
     >>> cvops.box_area(np.array([[0, 0, 2, 3], [1, 1, 2, 2]], np.float32))
     array([6., 1.], dtype=float32)
     """
-    _check_format(fmt, "fmt")
+    check_format(fmt, "fmt")
     with backend_of(boxes=boxes) as backend:
         native = backend.asarray(boxes, "boxes")
         check_batched_boxes(native, "boxes")
@@ -407,7 +405,7 @@ def masks_to_boxes(masks: Array) -> Any:
 
 def _converted(native: Any, in_fmt: str, out_fmt: str, backend: Any) -> Any:
     """`box_convert` of a native array."""
-    working, result_dtype = _dtypes_of_conversion(native, in_fmt, out_fmt)
+    working, result_dtype = dtypes_of_conversion(native, in_fmt, out_fmt)
     if in_fmt == out_fmt:
         return backend.copy(native)
     result = backend.empty(native.shape, result_dtype)
@@ -435,10 +433,10 @@ def _blocks(boxes: Any, result: Any, backend: Any) -> Iterator[tuple[Any, Any]]:
             yield boxes[begin : begin + step], result[begin : begin + step]
 
 
-def _dtypes_of_conversion(native: Any, in_fmt: str, out_fmt: str) -> tuple[Any, Any]:
+def dtypes_of_conversion(native: Any, in_fmt: str, out_fmt: str) -> tuple[Any, Any]:
     """The dtypes in which `box_convert` computes and which its result has, when its arguments fit."""
-    _check_format(in_fmt, "in_fmt")
-    _check_format(out_fmt, "out_fmt")
+    check_format(in_fmt, "in_fmt")
+    check_format(out_fmt, "out_fmt")
     check_batched_boxes(native, "boxes")
     working = working_dtype(native)
     if native.dtype.char not in INTEGERS:
@@ -449,7 +447,7 @@ def _dtypes_of_conversion(native: Any, in_fmt: str, out_fmt: str) -> tuple[Any, 
 
 def _clipped(native: Any, size: Any, backend: Any) -> Any:
     """`clip_boxes_to_image` of a native array."""
-    limits, xp = _limits(native, size), backend.xp
+    limits, xp = limits_of_clipping(native, size), backend.xp
     clipped = backend.empty(native.shape, native.dtype)
     with backend.ignore_fp_errors():
         if backend.current_gpu() is None:
@@ -462,7 +460,7 @@ def _clipped(native: Any, size: Any, backend: Any) -> Any:
         return clipped
 
 
-def _limits(native: Any, size: Any) -> Any:
+def limits_of_clipping(native: Any, size: Any) -> Any:
     """What `clip_boxes_to_image` limits each coordinate to, a NumPy array of the dtype of the boxes."""
     check_batched_boxes(native, "boxes")
     import numpy as np
@@ -531,15 +529,9 @@ def _edges(masks: Any, xp: Any) -> Any:
     return (xp.stack(edges, 1) * rows.any(axis=1)[:, None]).astype("f")
 
 
-def _check_format(fmt: Any, name: str) -> None:
-    if isinstance(fmt, str) and fmt in _ROTATED_FORMATS:
-        raise ValueError(f"`{name}` {fmt!r}: rotated boxes are not supported yet")
-    one_of(fmt, name, _FORMATS)
-
-
 def _checked_sets(backend: Any, boxes1: Any, boxes2: Any, fmt: str) -> tuple[Any, Any]:
     """Both sets as native arrays, with leading dimensions that broadcast."""
-    _check_format(fmt, "fmt")
+    check_format(fmt, "fmt")
     sets = backend.asarray(boxes1, "boxes1"), backend.asarray(boxes2, "boxes2")
     for native, name in zip(sets, ("boxes1", "boxes2"), strict=True):
         check_batched_boxes(native, name)

@@ -85,6 +85,13 @@ def check_grad(array: Any, name: str, rois: int, channels: float, size: tuple[in
     check_dtype(array, name, FLOATS)
 
 
+def check_format(fmt: Any, name: str) -> None:
+    """Raise unless `fmt` is a format of boxes."""
+    if isinstance(fmt, str) and fmt in ("xywhr", "cxcywhr", "xyxyxyxy"):
+        raise ValueError(f"`{name}` {fmt!r}: rotated boxes are not supported yet")
+    one_of(fmt, name, ("xyxy", "xywh", "cxcywh"))
+
+
 def check_length(array: Any, name: str, length: int, of: str) -> None:
     """Raise ValueError unless `array` has shape (length,), the length of the argument named `of`."""
     if array.shape != (length,):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ._types import Array, ArrayT, Floats, FloatT, Gradient, Gradients, Integer, Ints, SomeGradients
 
-_GRADIENTS: tuple[Gradient, ...] = ("input", "offset", "weight", "bias", "mask")
+GRADIENTS: tuple[Gradient, ...] = ("input", "offset", "weight", "bias", "mask")
 _OFFSET = "N, 2 * G * kh * kw, OH, OW"
 
 
@@ -152,7 +152,7 @@ def deform_conv2d_backward(
     dilation: Ints = 1,
     mask: Array | None = None,
     *,
-    wanted: Iterable[Gradient] = _GRADIENTS,
+    wanted: Iterable[Gradient] = GRADIENTS,
 ) -> Any:
     """Gradients of `deform_conv2d` for all of its arrays.
 
@@ -201,7 +201,7 @@ def deform_conv2d_backward(
     >>> gradients[2]
     array([[[[36.]]]], dtype=float32)
     """
-    names = tuple(one_of(name, "wanted", _GRADIENTS) for name in strings(wanted, "wanted", or_one=True))
+    names = tuple(one_of(name, "wanted", GRADIENTS) for name in strings(wanted, "wanted", or_one=True))
     arguments = _given(grad=grad, input=input, offset=offset, weight=weight, bias=bias, mask=mask)
     with backend_of(**arguments) as backend:
         native = {name: backend.asarray(array, name) for name, array in arguments.items()}

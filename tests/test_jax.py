@@ -531,6 +531,23 @@ def test_signatures_are_those_of_cvops(ops):
         assert positional[0] == positional[1], name
 
 
+def test_arguments_are_those_of_the_signature(ops):
+    """What the function of cvops has besides is refused, as Python does, and the first array may be named."""
+    boxes, scores = np.ones((2, 4), "f"), np.ones(2, "f")
+    assert ops.nms(scores=scores, iou_threshold=0.5, boxes=boxes, max_output=1)[1] == 2 - 1
+    assert ops.multiscale_roi_align(boxes=ROIS, output_size=2, scales=[1], features=[MAP]).shape[2:] == (2, 2)
+    for call, text in (
+        (lambda: ops.nms(boxes, scores, 0.5, max_output=1, padded=True), r"nms\(\) got an unexpected .*'padded'"),
+        (lambda: ops.nms(boxes, scores, 0.5), r"nms\(\) missing 1 required keyword-only argument: 'max_output'"),
+        (lambda: ops.roi_pool(MAP, ROIS, 2, return_argmax=True), r"roi_pool\(\) got an unexpected .*'return_argmax'"),
+        (lambda: ops.roi_pool(MAP, ROIS, 2, 1.0, True), r"roi_pool\(\) takes .* 4 positional arguments"),
+        (lambda: ops.box_iou(), r"box_iou\(\) missing 2 required positional arguments"),
+        (lambda: ops.box_iou(boxes, boxes, boxes1=boxes), r"box_iou\(\) got multiple values for argument 'boxes1'"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            call()
+
+
 @pytest.mark.parametrize("real", [np.float64, np.float32, np.asarray])
 @pytest.mark.parametrize("whole", [np.int64, np.uint8, np.asarray])
 @pytest.mark.parametrize("x64", [True, False])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -44,6 +47,25 @@ def test_no_layer_forgets_an_operator(layer):
     adapter = importlib.import_module(f"cvops.{layer}")
     wanted = {name for name, row in OPERATORS.items() if layer not in row.lacks}
     assert wanted <= set(adapter.__all__)
+
+
+def test_a_default_is_written_once_for_each_framework_that_needs_it():
+    """TorchScript reads it in the functions of cvops.torch; schemas and cvops.jax take it from the public functions."""
+    written = []
+    for path in pathlib.Path(cvops.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                args = node.args
+                positional = [*args.posonlyargs, *args.args]
+                defaults = dict(zip(reversed(positional), reversed(args.defaults), strict=False))
+                defaults |= dict(zip(args.kwonlyargs, args.kw_defaults, strict=True))
+                written += [
+                    f"{path.name}:{node.name}" for argument, default in defaults.items()
+                    if argument.arg == "sampling_ratio" and default is not None and ast.unparse(default) != "..."
+                ]  # fmt: skip
+            elif isinstance(node, ast.Constant) and re.search(r"\bint sampling_ratio *=", str(node.value)):
+                written.append(f"{path.name}: a schema")
+    assert 6 <= len(written) <= 9, written
 
 
 @every_operator

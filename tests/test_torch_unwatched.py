@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import cvops
 import cvops.torch as ops
-from cvops.torch import _library
+from cvops.torch import _entry
 from tests import torch_calls
 from tests.torch_calls import tensors
 
@@ -22,20 +24,20 @@ DIRECT = "nms", "batched_nms", "multiclass_nms", *torch_calls.POOLING, *MEASURES
 @pytest.fixture
 def went(monkeypatch):
     """For each call of a function of cvops.torch, whether it went past the dispatcher."""
-    answers, directly = [], _library.directly
+    answers, directly = [], _entry.directly
 
-    def watched(*args, **options):
-        found = directly(*args, **options)
+    def watched(*call):
+        found = directly(*call)
         answers.append(found is not None)
         return found
 
-    monkeypatch.setattr(_library, "directly", watched)
+    monkeypatch.setattr(_entry, "directly", watched)
     return answers
 
 
 def by_the_dispatcher(monkeypatch, call):
     with monkeypatch.context() as patch:
-        patch.setattr(_library, "directly", lambda *args, **options: None)
+        patch.setattr(_entry, "directly", lambda *_: None)
         return call()
 
 
@@ -238,41 +240,79 @@ def test_tensors_that_are_more_than_their_values(went):
         maps.to("meta"), maps.clone().requires_grad_(), maps.to_sparse(), torch.nn.Parameter(maps), maps.numpy(),
         torch._neg_view(maps), torch._to_functional_tensor(maps), maps.half(), maps.cfloat().conj(), [maps, "", [maps]],
     ):  # fmt: skip
-        assert _library.directly(lambda *args: maps.numpy(), other, rois, size) is None
-        assert _library.directly(lambda *args: maps.numpy(), maps, other, size) is None
+        assert _entry.directly(lambda *args: maps.numpy(), (other, rois, size), {}) is None
+        assert _entry.directly(lambda *args: maps.numpy(), (maps, other, size), {}) is None
     assert torch.equal(ops.roi_align(torch._neg_view(-maps), rois, size), ops.roi_align(maps, rois, size))
     assert went == [False] * (len(went) - 1) + [True]
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**64), 1j, np.float64(1), [torch.ones(1)], torch.Size([1])])
 def test_numbers_that_need_a_longer_look(number):
-    assert _library.directly(lambda *args: np.ones(3), torch.ones(1), number) is None
-    assert _library.directly(lambda *args, **_: np.ones(3), torch.ones(1), name=number) is None
+    assert _entry.directly(lambda *args: np.ones(3), (torch.ones(1), number), {}) is None
+    assert _entry.directly(lambda *args, **_: np.ones(3), (torch.ones(1),), {"name": number}) is None
 
 
 def test_plain_tensors_are_known_here():
     """Else every call would go the long way, and nobody would notice."""
-    keys = _library.keys_of_plain_tensors("CPU")
+    keys = _entry.keys_of_plain_tensors("CPU")
     with torch.inference_mode():
         inferred = torch.ones(1)
     assert {torch._C._dispatch_keys(tensor).raw_repr() for tensor in (torch.ones(1), inferred)} == keys
-    assert len(_library.keys_of_plain_tensors("CUDA")) == 2
-    assert len(_library._PROBES) > 1
+    assert len(_entry.keys_of_plain_tensors("CUDA")) == 2
+    assert len(_entry._PROBES) > 1
+
+
+@pytest.mark.parametrize("name", [*DIRECT, "multiscale_roi_align"])
+def test_defaults_are_those_of_cvops(name):
+    """What is not given has the default of cvops on the short way, and that of cvops.torch on the long one."""
+    here, there = (inspect.signature(getattr(module, name)).parameters for module in (ops, cvops))
+    for option, parameter in here.items():
+        long, short = parameter.default, there[option].default
+        assert long == ((short, short) if isinstance(long, tuple) else short), (name, option)
+
+
+def test_calls_that_python_refuses(went):
+    boxes, scores, threshold = tensors("nms")
+    maps, rois, size = tensors("roi_pool")[:3]
+    for call, text in (
+        (lambda: ops.nms(boxes, scores, threshold, 0.5, score_threshold=0.5), "nms.* multiple values.*score_threshold"),
+        (lambda: ops.nms(boxes, scores, threshold, boxes=boxes), "nms.* multiple values for argument 'boxes'"),
+        (lambda: ops.nms(boxes, iou_threshold=threshold), "nms.* missing 1 required positional argument: 'scores'"),
+        (lambda: ops.nms(), "nms.* missing 3 required positional arguments"),
+        (lambda: ops.nms(boxes, scores, threshold, *[None] * 9), "nms.* takes from 3 to 6 positional arguments"),
+        (lambda: ops.roi_pool(maps, rois, size, 1.0, True), "roi_pool.* takes from 3 to 4 positional arguments"),
+        # These the functions of cvops have.
+        (lambda: ops.roi_pool(maps, rois, size, return_argmax=True), "roi_pool.* unexpected .*'return_argmax'"),
+        (lambda: ops.generalized_box_iou(boxes, boxes, fmt="xywh"), "generalized_box_iou.* unexpected .*'fmt'"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            call()
+    assert not any(went)
+
+
+def test_arguments_by_name_and_by_position(went):
+    boxes, scores, threshold = tensors("nms")
+    keep = ops.nms(iou_threshold=threshold, scores=scores, boxes=boxes, max_output=3)
+    assert_same(keep, ops.nms(boxes, scores, threshold, None, 3))
+    assert_same(keep, ops.nms(boxes, scores, threshold, None, 3, False))
+    padded = ops.batched_nms(boxes, scores, scores.long(), threshold, None, 4, True)
+    assert_same(padded, ops.batched_nms(boxes, scores, scores.long(), threshold, max_output=4, padded=True))
+    assert went == [True] * 5
 
 
 SCRIPT = """
 import sys
 import torch
 import cvops.torch as ops
-from cvops.torch import _library
+from cvops.torch import _entry
 
 boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
 scores, maps, rois = torch.tensor([0.8, 0.9, 0.7]), torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 3, 3]])
-went, directly = [], _library.directly
+went, directly = [], _entry.directly
 
 
-def watched(*args, **options):
-    found = directly(*args, **options)
+def watched(*call):
+    found = directly(*call)
     went.append(found is not None)
     return found
 
@@ -283,10 +323,10 @@ def compiled(b, s):
     return keep, ops.roi_align(maps, rois, 2)
 
 
-_library.directly = watched
+_entry.directly = watched
 assert ops.nms(boxes, scores, 0.5).tolist() == [1, 2]
 assert went == [True] and "torch._dynamo" not in sys.modules
-_library.directly = directly
+_entry.directly = directly
 run = torch.compile(compiled, backend="eager")
 for _ in range(2):
     keep, pooled = run(boxes, scores)
@@ -294,7 +334,7 @@ for _ in range(2):
 graphs = []
 torch.compile(compiled, backend=lambda graph, _: graphs.append(graph.code) or graph)(boxes, scores)
 assert "cvops.nms" in graphs[0] and "cvops.roi_align" in graphs[1], graphs
-_library.directly = watched
+_entry.directly = watched
 assert ops.nms(boxes, scores, 0.5).tolist() == [1, 2]
 assert went == [True, True]  # torch.compile has been imported, as torchvision does, but looks on no longer
 """

@@ -207,11 +207,11 @@ def deform_conv2d(
 
 
 def _deform_conv2d_forward(*arrays: Any, **options: Any) -> Any:
-    return cvops.deform_conv2d(**dict(zip(_deform_conv._GRADIENTS, arrays, strict=True)), **options)
+    return cvops.deform_conv2d(**dict(zip(_deform_conv.GRADIENTS, arrays, strict=True)), **options)
 
 
 def _deform_conv2d_backward(grad: Any, *arrays: Any, input_shapes: Shape, **options: Any) -> Any:
-    named = {name: array for name, array in zip(_deform_conv._GRADIENTS, arrays, strict=True) if array is not None}
+    named = {name: array for name, array in zip(_deform_conv.GRADIENTS, arrays, strict=True) if array is not None}
     gradients: Any = cvops.deform_conv2d_backward(grad, **named, **options, wanted=named)
     return tuple(gradient for gradient in gradients if gradient is not None)
 

@@ -1,10 +1,14 @@
-"""The public functions: each marks its arrays as JAX's, and the function of `cvops` does the rest on `_backend.py`.
+"""The public functions: here are their signatures, for type checkers, and what their help adds to that of `cvops`.
 
-A docstring here holds what differs, and an example; `like` puts both into that of the function of `cvops`.
+`of` makes functions of them: each marks its first array as JAX's, and the function of `cvops` does the rest on
+`_backend.py`. A default that is "..." here is the one there.
 """
+# ruff: noqa: PIE790
+# mypy: disable-error-code="empty-body"
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +20,10 @@ import numpy as np
 
 import cvops
 
-from .. import _boxes
 from .._arrays import WithBackend
 from .._box_formulas import area_of, columns
-from .._checks import ADAPTIVE, check_batched_boxes, integer, working_dtype
-from .._decode import CLIP
+from .._boxes import dtypes_of_conversion, limits_of_clipping
+from .._checks import check_batched_boxes, check_format, integer, working_dtype
 from .._multiclass import PaddedSelection
 from . import _backend
 
@@ -31,13 +34,48 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = jax.Array | np.ndarray[Any, Any]
 Rois: TypeAlias = Array | Sequence[Array]
-_Documented = TypeVar("_Documented", bound=Callable[..., Any])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def like(public: Any) -> Callable[[_Documented], _Documented]:
+def _traced(array: Any) -> Any:
+    """The first array of a call, which tells where to compute: `backend_of` looks there."""
+    return WithBackend(array, _backend)
+
+
+def _traced_maps(maps: Any) -> Any:
+    """The same of maps in a list or by name. What is neither is refused later."""
+    if isinstance(maps, Mapping):
+        return {name: _traced(array) for name, array in maps.items()}
+    return [*map(_traced, maps)] if isinstance(maps, (list, tuple)) else maps
+
+
+def of(public: Callable[..., Any], mark: Callable[[Any], Any] = _traced) -> Callable[[_Function], _Function]:
+    """A decorator that makes of a signature the function that calls `public` with its first argument marked."""
+
+    def made(signature: Any) -> Any:
+        own, theirs = inspect.signature(signature), inspect.signature(public).parameters
+        first_name, *_ = own.parameters
+
+        @functools.wraps(signature)
+        def call(*args: Any, **options: Any) -> Any:
+            signature(*args, **options)  # does nothing but refuse what it does not take
+            first, *others = args or [options.pop(first_name)]
+            return public(mark(first), *others, **options)
+
+        parameters = [
+            each.replace(default=theirs[name].default) if each.default is ... else each
+            for name, each in own.parameters.items()
+        ]
+        call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return like(public)(call)
+
+    return made
+
+
+def like(public: Any) -> Callable[[_Function], _Function]:
     """A decorator that puts a docstring into that of `public`: what differs after the summary, and its example."""
 
-    def documented(function: _Documented) -> _Documented:
+    def documented(function: _Function) -> _Function:
         text, own = inspect.getdoc(public), inspect.getdoc(function)
         if text and own:  # python -OO has none
             summary, _, sections = text.partition("\n\n")
@@ -54,17 +92,22 @@ def like(public: Any) -> Callable[[_Documented], _Documented]:
     return documented
 
 
-def _traced(array: Any) -> Any:
-    """The first array of a call, which tells where to compute: `backend_of` looks there."""
-    return WithBackend(array, _backend)
+def _padded(public: Callable[..., Any]) -> Callable[..., Any]:
+    """`public` with results of a length that is known when JAX traces."""
+
+    @functools.wraps(public)
+    def padded(*args: Any, max_output: Any, **options: Any) -> Any:
+        return public(*args, max_output=integer(max_output, "max_output"), padded=True, **options)
+
+    return padded
 
 
 # ------------------------------------------------------------------------------------------------------- suppression
 
 
-@like(cvops.nms)
+@of(_padded(cvops.nms))
 def nms(
-    boxes: Array, scores: Array, iou_threshold: Number, *, max_output: Integer, score_threshold: Number | None = None
+    boxes: Array, scores: Array, iou_threshold: Number, *, max_output: Integer, score_threshold: Number | None = ...
 ) -> tuple[jax.Array, jax.Array]:
     """In JAX always as with ``padded=True``: it returns `keep`, of length `max_output`, and `count`.
 
@@ -73,17 +116,13 @@ def nms(
     >>> keep.tolist(), int(count)
     ([1, 2, -1], 2)
     """
-    size = integer(max_output, "max_output")
-    keep, count = cvops.nms(
-        _traced(boxes), scores, iou_threshold, score_threshold=score_threshold, max_output=size, padded=True
-    )
-    return keep, count
+    ...
 
 
-@like(cvops.batched_nms)
+@of(_padded(cvops.batched_nms))
 def batched_nms(
     boxes: Array, scores: Array, idxs: Array, iou_threshold: Number, *, max_output: Integer,
-    score_threshold: Number | None = None,
+    score_threshold: Number | None = ...,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """In JAX always as with ``padded=True``: it returns `keep`, of length `max_output`, and `count`.
 
@@ -92,19 +131,15 @@ def batched_nms(
     >>> keep.tolist(), int(count)
     ([1, 2, -1], 2)
     """
-    size = integer(max_output, "max_output")
-    keep, count = cvops.batched_nms(
-        _traced(boxes), scores, idxs, iou_threshold, score_threshold=score_threshold, max_output=size, padded=True
-    )
-    return keep, count
+    ...
 
 
-@like(cvops.multiclass_nms)
+@of(_padded(cvops.multiclass_nms))
 def multiclass_nms(
     boxes: Array, scores: Array, iou_threshold: Number, *, max_output: Integer,
-    score_threshold: Number | Array | None = None, max_candidates: Integer | None = None,
-    max_per_class: Integer | None = None, multi_label: bool = True, class_agnostic: bool = False,
-    objectness: Array | None = None, metric: Metric = "iou",
+    score_threshold: Number | Array | None = ..., max_candidates: Integer | None = ...,
+    max_per_class: Integer | None = ..., multi_label: bool = ..., class_agnostic: bool = ...,
+    objectness: Array | None = ..., metric: Metric = ...,
 ) -> PaddedSelection[jax.Array]:  # fmt: skip
     """In JAX always as with ``padded=True``: it returns a PaddedSelection.
 
@@ -114,22 +149,16 @@ def multiclass_nms(
     >>> found.box.tolist(), found.label.tolist(), found.count.tolist()
     ([[1, 2, -1]], [[0, 1, -1]], [2])
     """
-    size = integer(max_output, "max_output")
-    found = cvops.multiclass_nms(
-        _traced(boxes), scores, iou_threshold, score_threshold=score_threshold, max_candidates=max_candidates,
-        max_per_class=max_per_class, max_output=size, multi_label=multi_label, class_agnostic=class_agnostic,
-        objectness=objectness, metric=metric, padded=True,
-    )  # fmt: skip
-    return PaddedSelection(*found)
+    ...
 
 
 # ------------------------------------------------------------------------------------------- pooling and convolution
 
 
-@like(cvops.roi_align)
+@of(cvops.roi_align)
 def roi_align(
-    input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0, sampling_ratio: Integer = ADAPTIVE,
-    aligned: bool = False,
+    input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = ..., sampling_ratio: Integer = ...,
+    aligned: bool = ...,
 ) -> jax.Array:  # fmt: skip
     """Differentiable by `input`; `boxes` have a gradient of 0. A wrong image index shows when the program runs.
 
@@ -137,22 +166,22 @@ def roi_align(
     >>> jax.grad(lambda x: cvops.jax.roi_align(x, boxes, 1, sampling_ratio=1).sum())(jnp.ones((1, 1, 3, 3))).tolist()
     [[[[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]]
     """
-    return cvops.roi_align(_traced(input), boxes, output_size, spatial_scale, sampling_ratio, aligned)
+    ...
 
 
-@like(cvops.roi_pool)
-def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
+@of(cvops.roi_pool)
+def roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = ...) -> jax.Array:
     """Differentiable by `input`; `boxes` have a gradient of 0. It returns no argmax.
 
     >>> cvops.jax.roi_pool(jnp.arange(9.0).reshape(1, 1, 3, 3), jnp.array([[0, 0.0, 0.0, 1.0, 1.0]]), 1).tolist()
     [[[[4.0]]]]
     """
-    return cvops.roi_pool(_traced(input), boxes, output_size, spatial_scale)
+    ...
 
 
-@like(cvops.ps_roi_align)
+@of(cvops.ps_roi_align)
 def ps_roi_align(
-    input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0, sampling_ratio: Integer = ADAPTIVE
+    input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = ..., sampling_ratio: Integer = ...
 ) -> jax.Array:
     """Differentiable by `input`; `boxes` have a gradient of 0.
 
@@ -160,25 +189,25 @@ def ps_roi_align(
     >>> cvops.jax.ps_roi_align(features, jnp.array([[0, 1.0, 1.0, 5.0, 5.0]]), 2).tolist()
     [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
-    return cvops.ps_roi_align(_traced(input), boxes, output_size, spatial_scale, sampling_ratio)
+    ...
 
 
-@like(cvops.ps_roi_pool)
-def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = 1.0) -> jax.Array:
+@of(cvops.ps_roi_pool)
+def ps_roi_pool(input: Array, boxes: Rois, output_size: Ints, spatial_scale: Number = ...) -> jax.Array:
     """Differentiable by `input`; `boxes` have a gradient of 0.
 
     >>> features = jnp.arange(4.0).reshape(1, 4, 1, 1) * jnp.ones((6, 6))
     >>> cvops.jax.ps_roi_pool(features, jnp.array([[0, 1.0, 1.0, 5.0, 5.0]]), 2).tolist()
     [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
-    return cvops.ps_roi_pool(_traced(input), boxes, output_size, spatial_scale)
+    ...
 
 
-@like(cvops.multiscale_roi_align)
+@of(cvops.multiscale_roi_align, _traced_maps)
 def multiscale_roi_align(
     features: Sequence[Array], boxes: Rois, output_size: Ints, *, scales: Sequence[Number],
-    sampling_ratio: Integer = ADAPTIVE, canonical_scale: Number = 224, canonical_level: Integer = 4,
-    aligned: bool = False,
+    sampling_ratio: Integer = ..., canonical_scale: Number = ..., canonical_level: Integer = ...,
+    aligned: bool = ...,
 ) -> jax.Array:  # fmt: skip
     """Differentiable by `features`; `boxes` have a gradient of 0.
 
@@ -186,11 +215,7 @@ def multiscale_roi_align(
     >>> cvops.jax.multiscale_roi_align(maps, boxes, 7, scales=[0.25, 0.125]).shape
     (1, 8, 7, 7)
     """
-    maps: Any = [*map(_traced, features)] if isinstance(features, (list, tuple)) else features
-    return cvops.multiscale_roi_align(
-        maps, boxes, output_size, scales=scales, sampling_ratio=sampling_ratio, canonical_scale=canonical_scale,
-        canonical_level=canonical_level, aligned=aligned,
-    )  # fmt: skip
+    ...
 
 
 @like(cvops.MultiScaleRoIAlign)
@@ -208,15 +233,13 @@ class MultiScaleRoIAlign(cvops.MultiScaleRoIAlign):
         self, features: Mapping[str, Array], boxes: Rois, image_shapes: Sequence[Sequence[Integer]]
     ) -> jax.Array:
         """Differentiable by the maps; `boxes` have a gradient of 0."""
-        marked = isinstance(features, Mapping)
-        maps: Any = {name: _traced(array) for name, array in features.items()} if marked else features
-        return super().__call__(maps, boxes, image_shapes)
+        return super().__call__(_traced_maps(features), boxes, image_shapes)
 
 
-@like(cvops.deform_conv2d)
+@of(cvops.deform_conv2d)
 def deform_conv2d(
-    input: Array, offset: Array, weight: Array, bias: Array | None = None, stride: Ints = 1, padding: Ints = 0,
-    dilation: Ints = 1, mask: Array | None = None,
+    input: Array, offset: Array, weight: Array, bias: Array | None = ..., stride: Ints = ..., padding: Ints = ...,
+    dilation: Ints = ..., mask: Array | None = ...,
 ) -> jax.Array:  # fmt: skip
     """Differentiable by all its arrays.
 
@@ -224,7 +247,7 @@ def deform_conv2d(
     >>> cvops.jax.deform_conv2d(image, offset, jnp.full((2, 1, 1, 1), 3.0)).shape
     (1, 2, 3, 3)
     """
-    return cvops.deform_conv2d(_traced(input), offset, weight, bias, stride, padding, dilation, mask)
+    ...
 
 
 # ----------------------------------------------------------------------- boxes: plain JAX, of any order, on any device
@@ -237,50 +260,50 @@ def box_area(boxes: Array, fmt: Format = "xyxy") -> jax.Array:
     >>> cvops.jax.box_area(jnp.array([[0.0, 0, 2, 3]])).tolist()
     [6.0]
     """
-    _boxes._check_format(fmt, "fmt")
+    check_format(fmt, "fmt")
     native = _backend.asarray(boxes, "boxes")
     check_batched_boxes(native, "boxes")
     return area_of(native.astype(_backend.canonical(working_dtype(native))), fmt)
 
 
-@like(cvops.box_iou)
-def box_iou(boxes1: Array, boxes2: Array, fmt: Format = "xyxy") -> jax.Array:
+@of(cvops.box_iou)
+def box_iou(boxes1: Array, boxes2: Array, fmt: Format = ...) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.box_iou(jnp.array([[0.0, 0, 2, 2]]), jnp.array([[1.0, 0, 2, 2]])).tolist()
     [[0.5]]
     """
-    return cvops.box_iou(_traced(boxes1), boxes2, fmt)
+    ...
 
 
-@like(cvops.generalized_box_iou)
-def generalized_box_iou(boxes1: Array, boxes2: Array, *, fmt: Format = "xyxy") -> jax.Array:
+@of(cvops.generalized_box_iou)
+def generalized_box_iou(boxes1: Array, boxes2: Array, *, fmt: Format = ...) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.generalized_box_iou(jnp.array([[0.0, 0, 1, 1]]), jnp.array([[3.0, 0, 4, 1]])).tolist()
     [[-0.5]]
     """
-    return cvops.generalized_box_iou(_traced(boxes1), boxes2, fmt=fmt)
+    ...
 
 
-@like(cvops.distance_box_iou)
-def distance_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> jax.Array:
+@of(cvops.distance_box_iou)
+def distance_box_iou(boxes1: Array, boxes2: Array, eps: Number = ..., *, fmt: Format = ...) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.distance_box_iou(jnp.array([[0.0, 0, 2, 2]]), jnp.array([[2.0, 0, 4, 2]])).round(3).tolist()
     [[-0.20000000298023224]]
     """
-    return cvops.distance_box_iou(_traced(boxes1), boxes2, eps, fmt=fmt)
+    ...
 
 
-@like(cvops.complete_box_iou)
-def complete_box_iou(boxes1: Array, boxes2: Array, eps: Number = 1e-7, *, fmt: Format = "xyxy") -> jax.Array:
+@of(cvops.complete_box_iou)
+def complete_box_iou(boxes1: Array, boxes2: Array, eps: Number = ..., *, fmt: Format = ...) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.complete_box_iou(jnp.array([[0.0, 0, 2, 2]]), jnp.array([[0.0, 0, 4, 2]])).shape
     (1, 1)
     """
-    return cvops.complete_box_iou(_traced(boxes1), boxes2, eps, fmt=fmt)
+    ...
 
 
 @like(cvops.box_convert)
@@ -291,7 +314,7 @@ def box_convert(boxes: Array, in_fmt: Format, out_fmt: Format) -> jax.Array:
     [[20.5, 40.0, 21.0, 40.0]]
     """
     native = _backend.asarray(boxes, "boxes")
-    working, result = map(_backend.canonical, _boxes._dtypes_of_conversion(native, in_fmt, out_fmt))
+    working, result = map(_backend.canonical, dtypes_of_conversion(native, in_fmt, out_fmt))
     if in_fmt == out_fmt:
         return native
     return jnp.stack(columns(native.astype(working), in_fmt, out_fmt), -1).astype(result)
@@ -305,59 +328,59 @@ def clip_boxes_to_image(boxes: Array, size: Sequence[Number]) -> jax.Array:
     [[0, 10, 640, 90]]
     """
     native = _backend.asarray(boxes, "boxes")
-    limits = _boxes._limits(native, size)
+    limits = limits_of_clipping(native, size)
     return jnp.minimum(jnp.maximum(native, native.dtype.type(0)), limits)
 
 
-@like(cvops.masks_to_boxes)
+@of(cvops.masks_to_boxes)
 def masks_to_boxes(masks: Array) -> jax.Array:
     """Boxes of masks have no gradient.
 
     >>> cvops.jax.masks_to_boxes(jnp.eye(4, dtype=bool)[None, 1:3]).tolist()
     [[1.0, 0.0, 2.0, 1.0]]
     """
-    return cvops.masks_to_boxes(_traced(masks))
+    ...
 
 
-@like(cvops.decode_boxes)
+@of(cvops.decode_boxes)
 def decode_boxes(
-    deltas: Array, anchors: Array, weights: Sequence[Number] = (1, 1, 1, 1), *, clip: Number | None = CLIP
+    deltas: Array, anchors: Array, weights: Sequence[Number] = ..., *, clip: Number | None = ...
 ) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.decode_boxes(jnp.array([[0.5, 0, 0, 0]]), jnp.array([[0.0, 0, 10, 20]])).tolist()
     [[5.0, 0.0, 15.0, 20.0]]
     """
-    return cvops.decode_boxes(_traced(deltas), anchors, weights, clip=clip)
+    ...
 
 
-@like(cvops.encode_boxes)
-def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = (1, 1, 1, 1)) -> jax.Array:
+@of(cvops.encode_boxes)
+def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = ...) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.encode_boxes(jnp.array([[5.0, 0, 15, 20]]), jnp.array([[0.0, 0, 10, 20]])).tolist()
     [[0.5, 0.0, 0.0, 0.0]]
     """
-    return cvops.encode_boxes(_traced(boxes), anchors, weights)
+    ...
 
 
-@like(cvops.distance_to_boxes)
+@of(cvops.distance_to_boxes)
 def distance_to_boxes(points: Array, distances: Array) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.distance_to_boxes(jnp.array([[4.0, 4.0]]), jnp.array([[1.0, 2, 3, 4]])).tolist()
     [[3.0, 2.0, 7.0, 8.0]]
     """
-    return cvops.distance_to_boxes(_traced(points), distances)
+    ...
 
 
-@like(cvops.scale_boxes)
+@of(cvops.scale_boxes)
 def scale_boxes(
-    boxes: Array, from_size: Sequence[Number], to_size: Sequence[Number], *, letterbox: Letterbox = False
+    boxes: Array, from_size: Sequence[Number], to_size: Sequence[Number], *, letterbox: Letterbox = ...
 ) -> jax.Array:
     """Differentiable in any mode and order.
 
     >>> cvops.jax.scale_boxes(jnp.array([[0.0, 80, 640, 560]]), (640, 640), (240, 320), letterbox=True).tolist()
     [[0.0, 0.0, 320.0, 240.0]]
     """
-    return cvops.scale_boxes(_traced(boxes), from_size, to_size, letterbox=letterbox)
+    ...

@@ -13,10 +13,10 @@ import cvops
 
 from .. import _box_formulas
 from .._box_formulas import area_of, columns
-from .._boxes import _check_format
-from .._checks import check_batches
-from . import _checks, _library
+from .._checks import check_batches, check_format
+from . import _checks
 from ._checks import shape_text
+from ._entry import entry
 from ._library import register, require
 from ._types import Format, Number, Size
 
@@ -25,6 +25,7 @@ measures = _box_formulas.measures(torch, torch.detach)
 _box_iou, _generalized_box_iou, _distance_box_iou, _complete_box_iou = measures[:4]
 
 
+@entry()
 def box_area(boxes: Tensor, fmt: Format = "xyxy") -> Tensor:
     """Area of each box: `cvops.box_area` for tensors.
 
@@ -35,15 +36,12 @@ def box_area(boxes: Tensor, fmt: Format = "xyxy") -> Tensor:
     >>> ops.box_area(torch.tensor([[0.0, 0, 2, 3]]))
     tensor([6.])
     """
-    if not torch.jit.is_scripting():
-        node = _checks.traced(box_area, boxes, fmt)
-        if node is not None:
-            return node
     check_boxes(boxes, "boxes")
     _check_fmt(fmt)
-    return area_of(boxes.to(_working_dtype(boxes, boxes)), fmt)
+    return area_of(boxes.to(working_dtype(boxes, boxes)), fmt)
 
 
+@entry(cvops.box_iou)
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
     """Intersection over union of each box of one set with each of another: `cvops.box_iou` for tensors.
 
@@ -56,19 +54,13 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: Format = "xyxy") -> Tensor:
     >>> ops.box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 1]]))
     tensor([[0.5000, 0.5000]])
     """
-    if not torch.jit.is_scripting():
-        found = _library.directly(cvops.box_iou, boxes1, boxes2, fmt)
-        if found is not None:
-            return found
-        node = _checks.traced(box_iou, boxes1, boxes2, fmt)
-        if node is not None:
-            return node
     _check_pair(boxes1, boxes2, fmt)
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.box_iou(boxes1, boxes2, fmt=fmt)
     return _box_iou(*_pair(boxes1, boxes2, fmt))
 
 
+@entry(cvops.generalized_box_iou)
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU less the empty share of the smallest box around both: `cvops.generalized_box_iou` for tensors.
 
@@ -81,19 +73,13 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     >>> ops.generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 4, 1]]))
     tensor([[-0.2500]])
     """
-    if not torch.jit.is_scripting():
-        found = _library.directly(cvops.generalized_box_iou, boxes1, boxes2)
-        if found is not None:
-            return found
-        node = _checks.traced(generalized_box_iou, boxes1, boxes2)
-        if node is not None:
-            return node
     _check_pair(boxes1, boxes2, "xyxy")
     if not _by_formula(boxes1, boxes2):
         return torch.ops.cvops.generalized_box_iou(boxes1, boxes2)
     return _generalized_box_iou(*_pair(boxes1, boxes2, "xyxy"))
 
 
+@entry(cvops.distance_box_iou)
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """IoU less the squared distance of centres over the hull's diagonal: `cvops.distance_box_iou` for tensors.
 
@@ -106,13 +92,6 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     >>> ops.distance_box_iou(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[0.0, 0, 4, 3]]))
     tensor([[1.]])
     """
-    if not torch.jit.is_scripting():
-        found = _library.directly(cvops.distance_box_iou, boxes1, boxes2, eps)
-        if found is not None:
-            return found
-        node = _checks.traced(distance_box_iou, boxes1, boxes2, eps)
-        if node is not None:
-            return node
     _check_pair(boxes1, boxes2, "xyxy")
     if not torch.jit.is_scripting():
         eps = _checks.number(eps, "eps", 0.0)
@@ -121,6 +100,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     return _distance_box_iou(*_pair(boxes1, boxes2, "xyxy"), eps)
 
 
+@entry(cvops.complete_box_iou)
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Distance IoU less a term for the difference of aspect ratios: `cvops.complete_box_iou` for tensors.
 
@@ -134,13 +114,6 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     >>> ops.complete_box_iou(torch.tensor([[0.0, 0, 4, 3]]), torch.tensor([[0.0, 0, 4, 3]]))
     tensor([[1.]])
     """
-    if not torch.jit.is_scripting():
-        found = _library.directly(cvops.complete_box_iou, boxes1, boxes2, eps)
-        if found is not None:
-            return found
-        node = _checks.traced(complete_box_iou, boxes1, boxes2, eps)
-        if node is not None:
-            return node
     _check_pair(boxes1, boxes2, "xyxy")
     if not torch.jit.is_scripting():
         eps = _checks.number(eps, "eps", 0.0)
@@ -149,6 +122,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     return _complete_box_iou(*_pair(boxes1, boxes2, "xyxy"), eps)
 
 
+@entry()
 def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
     """Boxes in another format: `cvops.box_convert` for tensors.
 
@@ -161,21 +135,18 @@ def box_convert(boxes: Tensor, in_fmt: Format, out_fmt: Format) -> Tensor:
     >>> ops.box_convert(torch.tensor([[10.0, 20, 30, 60]]), "xyxy", "cxcywh")
     tensor([[20., 40., 20., 40.]])
     """
-    if not torch.jit.is_scripting():
-        node = _checks.traced(box_convert, boxes, in_fmt, out_fmt)
-        if node is not None:
-            return node
     check_boxes(boxes, "boxes")
     _check_fmt(in_fmt, "in_fmt")
     _check_fmt(out_fmt, "out_fmt")
     if in_fmt == out_fmt:
         return boxes.clone()
     halves = in_fmt == "cxcywh" or out_fmt == "cxcywh"
-    working = boxes.to(_working_dtype(boxes, boxes)) if boxes.is_floating_point() or halves else _signed(boxes)
+    working = boxes.to(working_dtype(boxes, boxes)) if boxes.is_floating_point() or halves else _signed(boxes)
     converted = torch.stack(columns(working, in_fmt, out_fmt), -1)
     return converted if halves and not boxes.is_floating_point() else converted.to(boxes.dtype)
 
 
+@entry()
 def clip_boxes_to_image(boxes: Tensor, size: Size) -> Tensor:
     """Boxes with their corners moved into the image: `cvops.clip_boxes_to_image` for tensors.
 
@@ -188,10 +159,6 @@ def clip_boxes_to_image(boxes: Tensor, size: Size) -> Tensor:
     >>> ops.clip_boxes_to_image(torch.tensor([[-5, 10, 700, 90]]), (480, 640))
     tensor([[  0,  10, 640,  90]])
     """
-    if not torch.jit.is_scripting():
-        node = _checks.traced(clip_boxes_to_image, boxes, size)
-        if node is not None:
-            return node
     check_boxes(boxes, "boxes")
     if not torch.jit.is_scripting():
         size = _checks.limits(size, boxes)
@@ -206,6 +173,7 @@ def clip_boxes_to_image(boxes: Tensor, size: Size) -> Tensor:
     return torch.stack([x, y], -1).reshape(boxes.shape).to(boxes.dtype)
 
 
+@entry()
 def remove_small_boxes(boxes: Tensor, min_size: Number) -> Tensor:
     """Indices of the boxes of which both sides are at least `min_size`: `cvops.remove_small_boxes` for tensors.
 
@@ -216,20 +184,17 @@ def remove_small_boxes(boxes: Tensor, min_size: Number) -> Tensor:
     >>> ops.remove_small_boxes(torch.tensor([[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, 3.0, 2.0]]), 2)
     tensor([1])
     """
-    if not torch.jit.is_scripting():
-        node = _checks.traced(remove_small_boxes, boxes, min_size)
-        if node is not None:
-            return node
     check_boxes(boxes, "boxes")
     if not torch.jit.is_scripting():
         min_size = _checks.number(min_size, "min_size")
     if boxes.dim() != 2:
         raise ValueError(f"`boxes` must have shape (L, 4), got {shape_text(boxes)}")
-    boxes = boxes.to(_working_dtype(boxes, boxes))
+    boxes = boxes.to(working_dtype(boxes, boxes))
     big = (boxes[:, 2] - boxes[:, 0] >= min_size) & (boxes[:, 3] - boxes[:, 1] >= min_size)
     return torch.where(big)[0]
 
 
+@entry()
 def masks_to_boxes(masks: Tensor) -> Tensor:
     """The smallest box around the nonzero pixels of each mask: `cvops.masks_to_boxes` for tensors.
 
@@ -242,10 +207,6 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     >>> ops.masks_to_boxes(masks)
     tensor([[3., 2., 6., 4.]])
     """
-    if not torch.jit.is_scripting():
-        node = _checks.traced(masks_to_boxes, masks)
-        if node is not None:
-            return node
     if not torch.jit.is_scripting():
         _checks.check_tensor(masks, "masks")
     if masks.dim() != 3:
@@ -278,7 +239,7 @@ def _by_formula(boxes1: Tensor, boxes2: Tensor) -> bool:
     return torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
 
 
-def _working_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
+def working_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
     for boxes in (boxes1, boxes2):
         if boxes.dtype == torch.float64 or boxes.dtype == torch.int64 or boxes.dtype == torch.int32:
             return torch.float64
@@ -296,7 +257,7 @@ def _signed(boxes: Tensor) -> Tensor:
 
 def _pair(boxes1: Tensor, boxes2: Tensor, fmt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Corners and areas of both sets, so that they broadcast to each box with each."""
-    dtype = _working_dtype(boxes1, boxes2)
+    dtype = working_dtype(boxes1, boxes2)
     boxes1, boxes2 = boxes1.to(dtype).unsqueeze(-2), boxes2.to(dtype).unsqueeze(-3)
     corners1 = boxes1 if fmt == "xyxy" else torch.stack(columns(boxes1, fmt, "xyxy"), -1)
     corners2 = boxes2 if fmt == "xyxy" else torch.stack(columns(boxes2, fmt, "xyxy"), -1)
@@ -324,7 +285,7 @@ def _check_pair(boxes1: Tensor, boxes2: Tensor, fmt: str) -> None:
 
 def _check_fmt(fmt: str, name: str = "fmt") -> None:
     if not torch.jit.is_scripting():
-        _check_format(fmt, name)
+        check_format(fmt, name)
     elif fmt != "xyxy" and fmt != "xywh" and fmt != "cxcywh":
         raise ValueError(f"`{name}` must be one of xyxy, xywh, cxcywh, got '{fmt}'")
 
@@ -337,7 +298,7 @@ def _measured(boxes1: Tensor, boxes2: Tensor, *eps: float, fmt: str = "xyxy") ->
         require(boxes.dim() >= 2 and boxes.shape[-1] == 4, name, "shape (..., N, 4)", boxes)
     batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     shape = *batch, boxes1.shape[-2], boxes2.shape[-2]
-    return boxes1.new_empty(shape, dtype=_working_dtype(boxes1, boxes2))
+    return boxes1.new_empty(shape, dtype=working_dtype(boxes1, boxes2))
 
 
 for _measure in (cvops.box_iou, cvops.generalized_box_iou, cvops.distance_box_iou, cvops.complete_box_iou):

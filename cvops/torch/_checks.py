@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import has_torch_function
 
 from .. import _checks, _decode, _multiscale_roi_align, _roi
-
-# ------------------------------------------------------------------------------------------------------------ torch.fx
-
-
-def traced(function: Callable[..., Any], *args: Any) -> Any:
-    """The node that torch.fx makes of this call, where an argument is or holds one of its proxies; else None."""
-    if has_torch_function(args) or any(type(arg) in (list, tuple, dict) for arg in args):
-        proxy = _proxy_in(args)
-        if proxy is not None:
-            return proxy.tracer.create_proxy("call_function", function, args, {})
-    return None
-
-
-def _proxy_in(values: Iterable[Any]) -> Any:
-    for value in values:
-        if isinstance(value, fx.Proxy):
-            return value
-        if isinstance(value, (list, tuple, dict)):
-            found = _proxy_in(value.values() if isinstance(value, dict) else value)
-            if found is not None:
-                return found
-    return None
-
 
 # ------------------------------------------------------------------------------------------------------------- numbers
 

@@ -10,13 +10,15 @@ from torch import Tensor
 from .. import _decode
 from .._box_formulas import Fit, decoders, fitted
 from . import _checks
-from ._boxes import _working_dtype, check_boxes
+from ._boxes import check_boxes, working_dtype
 from ._checks import shape_text
+from ._entry import entry
 from ._types import Letterbox, Number, Numbers
 
 _decoded, _encoded, _around, _moved = decoders(torch)
 
 
+@entry()
 def decode_boxes(
     deltas: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1), clip: Number | None = _decode.CLIP
 ) -> Tensor:
@@ -32,17 +34,15 @@ def decode_boxes(
     tensor([[ 5.,  0., 15., 20.]])
     """
     if not torch.jit.is_scripting():
-        node = _checks.traced(decode_boxes, deltas, anchors, weights, clip)
-        if node is not None:
-            return node
         clip = None if clip is None else _checks.number(clip, "clip")
     elif clip is not None and math.isnan(clip):
         raise ValueError(f"`clip` must be a number, got {clip}")
     _check_pair(deltas, "deltas", anchors, "anchors")
-    dtype = _working_dtype(deltas, anchors)
+    dtype = working_dtype(deltas, anchors)
     return _finish(_decoded(deltas.to(dtype), anchors.to(dtype), _weights(weights), clip), deltas)
 
 
+@entry()
 def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1)) -> Tensor:
     """Deltas of boxes relative to anchors: `cvops.encode_boxes` for tensors.
 
@@ -55,15 +55,12 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Numbers = (1, 1, 1, 1)
     >>> ops.encode_boxes(torch.tensor([[5.0, 0, 15, 20]]), torch.tensor([[0.0, 0, 10, 20]]))
     tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
     """
-    if not torch.jit.is_scripting():
-        node = _checks.traced(encode_boxes, boxes, anchors, weights)
-        if node is not None:
-            return node
     _check_pair(boxes, "boxes", anchors, "anchors")
-    dtype = _working_dtype(boxes, anchors)
+    dtype = working_dtype(boxes, anchors)
     return _finish(_encoded(boxes.to(dtype), anchors.to(dtype), _weights(weights)), boxes)
 
 
+@entry()
 def distance_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     """Boxes from the distances of points to the four sides: `cvops.distance_to_boxes` for tensors.
 
@@ -77,18 +74,16 @@ def distance_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     tensor([[3., 2., 7., 8.]])
     """
     if not torch.jit.is_scripting():
-        node = _checks.traced(distance_to_boxes, points, distances)
-        if node is not None:
-            return node
         _checks.check_box_tensor(points, "points")
     check_boxes(distances, "distances")
     if points.dim() != 2 or points.shape[1] != 2 or distances.shape[-2:-1] != points.shape[:1]:
         shapes = f"{shape_text(points)} and {shape_text(distances)}"
         raise ValueError(f"`points` must have shape (L, 2) and `distances` (..., L, 4), got {shapes}")
-    dtype = _working_dtype(points, distances)
+    dtype = working_dtype(points, distances)
     return _finish(_around(points.to(dtype), distances.to(dtype)), distances)
 
 
+@entry()
 def scale_boxes(boxes: Tensor, from_size: Numbers, to_size: Numbers, letterbox: Letterbox = False) -> Tensor:
     """Boxes in the input of a network as boxes in the image: `cvops.scale_boxes` for tensors.
 
@@ -101,17 +96,13 @@ def scale_boxes(boxes: Tensor, from_size: Numbers, to_size: Numbers, letterbox: 
     >>> ops.scale_boxes(torch.tensor([[0.0, 80, 640, 560]]), (640, 640), (240, 320), letterbox=True)
     tensor([[  0.,   0., 320., 240.]])
     """
-    if not torch.jit.is_scripting():
-        node = _checks.traced(scale_boxes, boxes, from_size, to_size, letterbox)
-        if node is not None:
-            return node
     check_boxes(boxes, "boxes")
-    return _finish(_moved(boxes.to(_working_dtype(boxes, boxes)), _fit(from_size, to_size, letterbox)), boxes)
+    return _finish(_moved(boxes.to(working_dtype(boxes, boxes)), _fit(from_size, to_size, letterbox)), boxes)
 
 
 def _finish(values: Tensor, of_dtype: Tensor) -> Tensor:
     """In the dtype of `of_dtype` if that is a float, else in its working precision."""
-    return values.to(of_dtype.dtype if of_dtype.is_floating_point() else _working_dtype(of_dtype, of_dtype))
+    return values.to(of_dtype.dtype if of_dtype.is_floating_point() else working_dtype(of_dtype, of_dtype))
 
 
 def _check_pair(one: Tensor, one_name: str, other: Tensor, other_name: str) -> None:

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 import cvops
 
-from .._deform_conv import _GRADIENTS
-from . import _checks, _library
+from .._deform_conv import GRADIENTS
+from . import _checks
 from ._checks import count, pair
+from ._entry import entry
 from ._library import as_tensor, kernel_of, native, register, require, require_one_dtype
 from ._types import Ints
 
 
+@entry(cvops.deform_conv2d)
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,
@@ -43,12 +45,6 @@ def deform_conv2d(
               [6.5000, 7.5000, 4.0000]]]])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(cvops.deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
-        if found is not None:
-            return found
-        node = _checks.traced(deform_conv2d, input, offset, weight, bias, stride, padding, dilation, mask)
-        if node is not None:
-            return node
         stride, padding = pair(stride, "stride"), pair(padding, "padding", 0)
         dilation = pair(dilation, "dilation")
         _checks.check_convolution(input, offset, weight, bias, mask)
@@ -167,7 +163,7 @@ def deform_conv2d_backward_kernel(grad: Tensor, *args: Any) -> tuple[Tensor, ...
     tensors, like = (input, offset, weight, bias, mask), grad
     if any(tensor is not None and tensor.dtype != grad.dtype for tensor in tensors):
         grad = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
-    names = [name for name, is_wanted in zip(_GRADIENTS, wanted, strict=True) if is_wanted]
+    names = [name for name, is_wanted in zip(GRADIENTS, wanted, strict=True) if is_wanted]
     arguments = map(native, (grad, input, offset, weight, bias, *steps, mask))
     gradients = cvops.deform_conv2d_backward(*arguments, wanted=names)
     return tuple(
@@ -189,6 +185,6 @@ register(
     _convolved,
     kernel=deform_conv2d_kernel,
     gradient=cvops.deform_conv2d_backward,
-    of=_GRADIENTS,
+    of=GRADIENTS,
     mixes_dtypes=True,
 )

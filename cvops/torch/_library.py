@@ -1,4 +1,4 @@
-"""How a function of cvops becomes an operator `torch.ops.cvops.*`: `register`, and what past the dispatcher is safe.
+"""How a function of cvops becomes an operator `torch.ops.cvops.*`: `register`.
 
 A kernel is the plain function of cvops on the same memory, for CPU and CUDA tensors alike. Fake kernels tell shapes to
 torch.compile and torch.export; gradients are operators too, so that both see them.
@@ -14,17 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-import cvops
-
-from .._arrays import compiler_looks_on, keys_of_plain_tensors, name_conversion
+from .._arrays import name_conversion
 from .._checks import rounded
 
 Sizes = Any  # int[] of a schema
 Kernel = Callable[..., Any]
-
-_MOST = 2**63 - 1  # as an int of a schema
 
 # Kept for the life of the process: its end would take the operators away.
 _library = torch.library.Library("cvops", "FRAGMENT")
@@ -69,73 +64,6 @@ def untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return call
-
-
-def _probes() -> tuple[Callable[[], Any], ...]:
-    """What PyTorch answers with something true while a mode, autocast, a transform, a tracer or a profiler looks on."""
-    try:
-        return (
-            torch.compiler.is_compiling,
-            torch._C._len_torch_dispatch_stack,
-            torch._C._len_torch_function_stack,
-            torch._C._functorch.peek_interpreter_stack,
-            torch._C._get_tracing_state,
-            torch._C._is_any_autocast_enabled,
-            torch._C._autograd._profiler_enabled,
-        )
-    except AttributeError:  # another version of PyTorch
-        return (lambda: True,)
-
-
-_PROBES = _probes()
-_ON_CPU, _ON_CUDA = keys_of_plain_tensors("CPU"), keys_of_plain_tensors("CUDA")
-_PLAIN = {int, float, bool, str, type(None)}
-
-
-def directly(function: Callable[..., Any], first: Any, *others: Any, **options: Any) -> Any:
-    """What `function` of cvops makes of these, where PyTorch's dispatcher would do nothing but call it; else None.
-
-    The dispatcher, and checks on both sides of it, take longer than nms of ten boxes. None also where `function`
-    refuses an argument: here as there, checks come before work, and those of cvops.torch know more kinds of numbers.
-    """
-    if _is_watched():
-        return None
-    try:
-        # Boxes in a list are joined by torch, maps are not.
-        native = [*map(_as_it_is, first)] if type(first) is list else _as_it_is(first)
-        for name, value in options.items():
-            if value is not None and type(value) is not bool:
-                options[name] = _as_it_is(value)
-        results = function(native, *map(_as_it_is, others), **options)
-    except (TypeError, ValueError):
-        return None
-    return tuple(map(as_tensor, results)) if isinstance(results, tuple) else as_tensor(results)
-
-
-def _is_watched() -> bool:
-    """Whether somebody looks on, or a second import of cvops has taken the operators."""
-    for looks_on in _PROBES:
-        if looks_on():
-            return True
-    return forward_ad._current_level >= 0 or sys.modules.get("cvops") is not cvops or compiler_looks_on()
-
-
-def _as_it_is(value: Any) -> Any:
-    """`value`, a plain number or text, or the memory of a tensor that hides nothing; TypeError for anything else."""
-    kind = type(value)
-    if kind is Tensor:
-        if not value.requires_grad:
-            keys = torch._C._dispatch_keys(value).raw_repr()
-            if keys in _ON_CPU and value.dtype is not torch.float16:  # which torch converts faster
-                return value.numpy()
-            if keys in _ON_CUDA:
-                return value
-    elif kind in _PLAIN:
-        if kind is not int or -_MOST <= value <= _MOST:
-            return value
-    elif kind in (tuple, list) and all(type(each) in _PLAIN for each in value):
-        return value
-    raise TypeError
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels

@@ -9,11 +9,13 @@ from .._box_formulas import area_of, squared_distance
 from . import _checks
 from ._boxes import check_boxes, measures
 from ._checks import shape_text
+from ._entry import entry
 from ._types import Reduction
 
 _intersection, _hull, _aspect_penalty = measures.intersection, measures.hull, measures.aspect_penalty
 
 
+@entry()
 def generalized_box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7
 ) -> Tensor:
@@ -50,15 +52,13 @@ def generalized_box_iou_loss(
     tensor([1.2500])
     """
     if not torch.jit.is_scripting():
-        node = _checks.traced(generalized_box_iou_loss, boxes1, boxes2, reduction, eps)
-        if node is not None:
-            return node
         eps = _checks.number(eps, "eps")
     inter, union, width, height = _overlap_of_pairs(boxes1, boxes2)
     hull = width * height
     return _reduced(1 - inter / (union + eps) + (hull - union) / (hull + eps), reduction)
 
 
+@entry()
 def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7) -> Tensor:
     """One less the distance IoU of each box with its counterpart [1]_.
 
@@ -89,13 +89,11 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction =
     tensor(1.2192)
     """
     if not torch.jit.is_scripting():
-        node = _checks.traced(distance_box_iou_loss, boxes1, boxes2, reduction, eps)
-        if node is not None:
-            return node
         eps = _checks.number(eps, "eps")
     return _reduced(_distance_loss(boxes1, boxes2, eps)[0], reduction)
 
 
+@entry()
 def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction = "none", eps: float = 1e-7) -> Tensor:
     """One less the complete IoU of each box with its counterpart [1]_.
 
@@ -126,14 +124,12 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: Reduction =
     tensor(1.2192)
     """
     if not torch.jit.is_scripting():
-        node = _checks.traced(complete_box_iou_loss, boxes1, boxes2, reduction, eps)
-        if node is not None:
-            return node
         eps = _checks.number(eps, "eps")
     loss, iou = _distance_loss(boxes1, boxes2, eps)
     return _reduced(loss + _aspect_penalty(_at_least_float32(boxes1), _at_least_float32(boxes2), iou, eps), reduction)
 
 
+@entry()
 def sigmoid_focal_loss(
     inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: Reduction = "none"
 ) -> Tensor:
@@ -174,9 +170,6 @@ def sigmoid_focal_loss(
     tensor([4.3322e-02, 1.4679e-06])
     """
     if not torch.jit.is_scripting():
-        node = _checks.traced(sigmoid_focal_loss, inputs, targets, alpha, gamma, reduction)
-        if node is not None:
-            return node
         alpha, gamma = _checks.number(alpha, "alpha"), _checks.number(gamma, "gamma")
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"`alpha` must be in [0, 1], or -1 for no weights, got {alpha}")

@@ -11,8 +11,9 @@ import cvops
 
 from .._checks import one_of
 from .._multiclass import METRICS, PaddedSelection, Selection, check_form_of_floor
-from . import _checks, _library
+from . import _checks
 from ._checks import count, flag, number
+from ._entry import entry
 from ._library import as_tensor, register, require, rounded_as, to_native
 from ._types import Integer, Metric, Number, Threshold
 
@@ -48,6 +49,7 @@ def multiclass_nms(
     padded: bool,
 ) -> Selection[Tensor] | PaddedSelection[Tensor]: ...
 # fmt: on
+@entry(cvops.multiclass_nms)
 def multiclass_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -78,18 +80,6 @@ def multiclass_nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(
-            cvops.multiclass_nms, boxes, scores, iou_threshold,
-            score_threshold=score_threshold, max_candidates=max_candidates, max_per_class=max_per_class,
-            max_output=max_output, multi_label=multi_label, class_agnostic=class_agnostic, objectness=objectness,
-            metric=metric, padded=padded,
-        )  # fmt: skip
-        if found is not None:
-            return PaddedSelection(*found) if flag(padded, "padded") else Selection(*found)
-        options = max_candidates, max_per_class, max_output, multi_label, class_agnostic, objectness, metric, padded
-        node = _checks.traced(multiclass_nms, boxes, scores, iou_threshold, score_threshold, *options)
-        if node is not None:
-            return node
         _checks.check_tensors(boxes=boxes, scores=scores)
         if objectness is not None:
             _checks.check_tensors(objectness=objectness)

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 import cvops
 
 from .._checks import ADAPTIVE, strings
-from . import _checks, _library
+from . import _checks
 from ._checks import as_sampling_ratio, count, flag, pair, positive
+from ._entry import entry
 from ._library import Sizes, as_tensor, register, require_one_dtype, to_native
 from ._roi import pooled_shape, rois_of, text_of
 from ._types import BroadcastingList2, Integer, Number
 
 
+@entry(cvops.multiscale_roi_align)
 def multiscale_roi_align(
     features: list[Tensor],
     boxes: Tensor | list[Tensor],
@@ -41,16 +43,6 @@ def multiscale_roi_align(
     tensor([2., 3.])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(
-            cvops.multiscale_roi_align, features, boxes, output_size, scales=scales, sampling_ratio=sampling_ratio,
-            canonical_scale=canonical_scale, canonical_level=canonical_level, aligned=aligned,
-        )  # fmt: skip
-        if found is not None:
-            return found
-        options = output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned
-        node = _checks.traced(multiscale_roi_align, features, boxes, *options)
-        if node is not None:
-            return node
         _checks.check_maps(features)
         output_size, scales = pair(output_size, "output_size"), _checks.positives(scales, "scales")
         sampling_ratio, aligned = as_sampling_ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
@@ -154,6 +146,7 @@ class MultiScaleRoIAlign(nn.Module):
         return text_of(self, "featmap_names", "output_size", "sampling_ratio")
 
 
+@entry()
 def _pooled_by_level(
     x: dict[str, Tensor],
     boxes: list[Tensor],
@@ -168,10 +161,6 @@ def _pooled_by_level(
 ) -> Tensor:
     """What `MultiScaleRoIAlign` does: a function, so that torch.fx can make one node of it."""
     if not torch.jit.is_scripting():
-        options = output_size, sampling_ratio, canonical_scale, canonical_level, aligned, scales
-        node = _checks.traced(_pooled_by_level, x, boxes, image_shapes, featmap_names, *options)
-        if node is not None:
-            return node
         _checks.check_maps_have_names(x)
     maps: list[Tensor] = []
     for name in featmap_names:

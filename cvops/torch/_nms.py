@@ -10,8 +10,9 @@ from torch import Tensor
 
 import cvops
 
-from . import _checks, _library
+from . import _checks
 from ._checks import count, flag, number
+from ._entry import entry
 from ._library import Kernel, kernel_of, register, require, rounded_as
 from ._types import Integer, Number
 
@@ -33,6 +34,7 @@ def nms(
     max_output: Integer | None = ..., padded: bool = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 # fmt: on
+@entry(cvops.nms)
 def nms(
     boxes: Tensor,
     scores: Tensor,
@@ -56,15 +58,6 @@ def nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(
-            cvops.nms, boxes, scores, iou_threshold,
-            score_threshold=score_threshold, max_output=max_output, padded=padded,
-        )  # fmt: skip
-        if found is not None:
-            return found
-        node = _checks.traced(nms, boxes, scores, iou_threshold, score_threshold, max_output, padded)
-        if node is not None:
-            return node
         _checks.check_tensors(boxes=boxes, scores=scores)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
         padded = flag(padded, "padded")
@@ -93,6 +86,7 @@ def batched_nms(
     max_output: Integer | None = ..., padded: bool = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 # fmt: on
+@entry(cvops.batched_nms)
 def batched_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -115,15 +109,6 @@ def batched_nms(
     tensor([1, 2])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(
-            cvops.batched_nms, boxes, scores, idxs, iou_threshold,
-            score_threshold=score_threshold, max_output=max_output, padded=padded,
-        )  # fmt: skip
-        if found is not None:
-            return found
-        node = _checks.traced(batched_nms, boxes, scores, idxs, iou_threshold, score_threshold, max_output, padded)
-        if node is not None:
-            return node
         _checks.check_tensors(boxes=boxes, scores=scores, idxs=idxs)
         iou_threshold, score_threshold, max_output = _numbers(iou_threshold, score_threshold, max_output)
         if flag(padded, "padded"):

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 import cvops
 
 from .._checks import ADAPTIVE
-from . import _checks, _library
+from . import _checks
 from ._checks import as_sampling_ratio, flag, pair, positive, shape_text
+from ._entry import entry
 from ._library import Sizes, as_tensor, kernel_of, register, require, to_native
 from ._types import BroadcastingList2, Integer, Number
 
 
+@entry(cvops.roi_align)
 def roi_align(
     input: Tensor,
     boxes: Tensor | list[Tensor],
@@ -39,12 +41,6 @@ def roi_align(
               [26., 28.]]]])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(cvops.roi_align, input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
-        if found is not None:
-            return found
-        node = _checks.traced(roi_align, input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
-        if node is not None:
-            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         sampling_ratio, aligned = as_sampling_ratio(sampling_ratio, "sampling_ratio"), flag(aligned, "aligned")
         _checks.check_tensors(input=input)
@@ -53,6 +49,7 @@ def roi_align(
     return torch.ops.cvops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
 
+@entry(cvops.roi_pool)
 def roi_pool(
     input: Tensor,
     boxes: Tensor | list[Tensor],
@@ -73,12 +70,6 @@ def roi_pool(
               [26., 28.]]]])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(cvops.roi_pool, input, boxes, output_size, spatial_scale)
-        if found is not None:
-            return found
-        node = _checks.traced(roi_pool, input, boxes, output_size, spatial_scale)
-        if node is not None:
-            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
@@ -92,6 +83,7 @@ def roi_pool(
     return pooled
 
 
+@entry(cvops.ps_roi_align)
 def ps_roi_align(
     input: Tensor,
     boxes: Tensor | list[Tensor],
@@ -113,12 +105,6 @@ def ps_roi_align(
               [2., 3.]]]])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(cvops.ps_roi_align, input, boxes, output_size, spatial_scale, sampling_ratio)
-        if found is not None:
-            return found
-        node = _checks.traced(ps_roi_align, input, boxes, output_size, spatial_scale, sampling_ratio)
-        if node is not None:
-            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         sampling_ratio = as_sampling_ratio(sampling_ratio, "sampling_ratio")
         _checks.check_tensors(input=input)
@@ -126,6 +112,7 @@ def ps_roi_align(
     return torch.ops.cvops.ps_roi_align(input, rois_of(boxes, input), output_size, spatial_scale, sampling_ratio)
 
 
+@entry(cvops.ps_roi_pool)
 def ps_roi_pool(
     input: Tensor,
     boxes: Tensor | list[Tensor],
@@ -146,12 +133,6 @@ def ps_roi_pool(
               [2., 3.]]]])
     """
     if not torch.jit.is_scripting():
-        found = _library.directly(cvops.ps_roi_pool, input, boxes, output_size, spatial_scale)
-        if found is not None:
-            return found
-        node = _checks.traced(ps_roi_pool, input, boxes, output_size, spatial_scale)
-        if node is not None:
-            return node
         output_size, spatial_scale = pair(output_size, "output_size"), positive(spatial_scale, "spatial_scale")
         _checks.check_tensors(input=input)
         _checks.refuse_transforms(input)
