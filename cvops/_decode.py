@@ -65,8 +65,8 @@ def decode_boxes(
     deltas : array of shape (..., L, 4), float64 | float32 | float16 | integer
         ``dx, dy, dw, dh``: the shift of the centre in sizes of the anchor, and the logarithm of the ratio of the sizes.
     anchors : array of shape (..., L, 4), float64 | float32 | float16 | integer
-        Corners ``x1, y1, x2, y2``. The shapes broadcast. For deltas of shape (L, C * 4), a box for each class, give
-        ``deltas.reshape(L, C, 4)`` and ``anchors[:, None]``.
+        Corners ``x1, y1, x2, y2``, in any unit. The shapes broadcast. For deltas of shape (L, C * 4), a box for each
+        class, give ``deltas.reshape(L, C, 4)`` and ``anchors[:, None]``.
     weights : four numbers > 0
         The deltas are divided by these. Those of detectors with two stages are often (10, 10, 5, 5).
     clip : float, optional
@@ -75,7 +75,8 @@ def decode_boxes(
     Returns
     -------
     boxes : array of shape (..., L, 4), dtype of `deltas`
-        Corners ``x1, y1, x2, y2``. Integers become float64 if they have 32 or 64 bits, else float32.
+        Corners ``x1, y1, x2, y2`` in the unit of `anchors`. Integers become float64 if they have 32 or 64 bits, else
+        float32.
 
     Raises
     ------
@@ -124,14 +125,14 @@ def encode_boxes(boxes: NDArray[Any], anchors: Array, weights: Sequence[Number] 
 def encode_boxes(boxes: ArrayT, anchors: Array, weights: Sequence[Number] = ...) -> ArrayT: ...
 # fmt: on
 def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = _WEIGHTS) -> Any:
-    """Deltas of boxes relative to anchors, which a head is trained to predict: the inverse of `decode_boxes`.
+    """Deltas of boxes relative to anchors, which a head is trained to predict [1]_: the inverse of `decode_boxes`.
 
     Parameters
     ----------
     boxes : array of shape (..., L, 4), float64 | float32 | float16 | integer
         Corners ``x1, y1, x2, y2``.
     anchors : array of shape (..., L, 4), float64 | float32 | float16 | integer
-        Corners ``x1, y1, x2, y2``. The shapes broadcast.
+        Corners ``x1, y1, x2, y2``, in the unit of `boxes`. The shapes broadcast.
     weights : four numbers > 0
         The deltas are multiplied by these.
 
@@ -150,6 +151,10 @@ def encode_boxes(boxes: Array, anchors: Array, weights: Sequence[Number] = _WEIG
     ``dx = wx * (x - x_anchor) / w_anchor`` of the centres, ``dw = ww * log(w / w_anchor)``. Anchors without width or
     height give infinities or NaN, without a warning. The logarithms of the CPU backend are off by at most three units
     in the last place.
+
+    References
+    ----------
+    .. [1] S. Ren et al., "Faster R-CNN", NeurIPS 2015.
 
     Examples
     --------

@@ -114,7 +114,7 @@ def multiclass_nms(
     Parameters
     ----------
     boxes : array of shape (N, L, 4) or (N, L, C, 4), float64 | float32 | float16 | integer
-        Corners ``x1, y1, x2, y2``, of each box, or of each box and class.
+        Corners ``x1, y1, x2, y2``, in any unit, of each box, or of each box and class.
     scores : array of shape (N, L, C), float64 | float32 | float16
         Of each box and class, of any strides: a head (N, C, L) enters as ``scores.transpose(0, 2, 1)``, without a copy.
     iou_threshold : float from 0 to 1
@@ -133,7 +133,8 @@ def multiclass_nms(
     class_agnostic : bool
         Whether boxes suppress those of other classes too.
     objectness : array of shape (N, L), float64 | float32 | float16, optional
-        Scores are multiplied by this (YOLOv5, YOLOX), in float64 if any array is float64, else in float32.
+        Scores are multiplied by this (YOLOv5, YOLOX): in float64 if `boxes`, `scores` or `objectness` is float64, or
+        `boxes` has integers of 32 or 64 bits, else in float32.
     metric : {"iou"}
         How the overlap of two boxes is measured.
     padded : bool
