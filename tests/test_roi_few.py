@@ -116,19 +116,48 @@ def test_every_other_call_goes_the_general_way(change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"sampling_ratio": 1 << 20}, {"sampling_ratio": True}, {"aligned": 1}, {"aligned": np.True_}]
+    "change",
+    [
+        {"sampling_ratio": 1 << 20},
+        {"sampling_ratio": -(1 << 80)},
+        {"sampling_ratio": 1 << 80},
+        {"sampling_ratio": True},
+        {"aligned": 1},
+        {"aligned": np.True_},
+    ],
 )
 def test_other_samples_go_the_general_way(change):
     arguments = {"input": MAPS, "boxes": BOXES, "output_size": 2, "spatial_scale": 1.0}
     assert lean_roi_align(**arguments | {"sampling_ratio": 2, "aligned": True} | change) is None
 
 
-def test_rois_that_are_no_one_chunk_go_the_general_way():
-    """Their table takes more than 10 MB: samples of bins that are as large as the map."""
-    maps = np.ones((1, 1, 2, 40_000), np.float32)
-    boxes = np.repeat(np.array([[0, 0, 0, 40_000, 2]], np.float32), 40, 0)
-    assert lean_roi_align(maps, boxes, 1, 1.0, 0, False) is None
-    assert lean_roi_pool(maps, boxes, 1, 1.0) is not None
+def test_a_roi_that_would_take_much_memory_goes_the_general_way():
+    """Its taps, or sums of each row for each bin column, would take more than 10 MB."""
+    for channels in (1, 4):
+        wide = np.ones((1, channels, 2, 900_000), np.float32)
+        box = np.array([[0, 0, 0, 900_000, 2]], np.float32)
+        assert lean_roi_align(wide, box, (1, 30), 1.0, 0, True) is None
+        assert lean_roi_align(wide, box, (1, 30), 1.0, 2, True) is not None
+        high = np.ones((1, channels, 2_000, 3), np.float32)
+        for x in (0, 100):  # or without taps along x
+            box = np.array([[0, x, 0, x + 3, 2_000]], np.float32)
+            assert lean_roi_align(high, box, (1, 7_000), 1.0, 0, True) is None
+            assert lean_roi_align(high, box, (1, 70), 1.0, 0, True) is not None
+
+
+@pytest.mark.parametrize("channels", [2, 5, 20])
+@pytest.mark.parametrize("size", [(3, 18), (18, 3), (1, 40)], ids=str)
+def test_bits_with_many_bins(channels, size, monkeypatch):
+    """Bin rows wider than a vector, bins smaller than a cell, and bins of several units of taps."""
+    shape = (2, channels, 40, 50)
+    maps = strategies.normal(shape, "f4")
+    boxes = np.array(
+        [[1, 2, 3, 4, 5], [0, 0, 0, 50, 40], [1, 30, 20, 10, 5], [0, -9, -9, 70, 60], [1, 60, 60, 70, 70]], "f4"
+    )
+    for ratio in (0, 1, 2, 9):
+        for aligned in (False, True):
+            want = in_general(monkeypatch, cvops.roi_align, maps, boxes, size, 1.0, ratio, aligned)
+            same(lean_roi_align(maps, boxes, size, 1.0, ratio, aligned), want)
 
 
 def test_the_public_functions_take_it(monkeypatch):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import jit
-from ._simd import WIDTH, full, keep_first_maximum, load, madd, maximum, read_once, store, transpose_square
+from ._simd import WIDTH, full, keep_first_maximum, load, load_one, madd, maximum, read_once, store, transpose_square
 
 FEW_CHANNELS = 4  # with fewer, pixel by pixel is faster
 UNIT = 4  # taps along x that `forward` takes at a time
@@ -306,6 +306,119 @@ def forward_direct(
                         total += weight[y] * row
                     pooled[at] = total
                     at += 1
+
+
+@jit
+def _distinct_rows(first, offset, rows):
+    """(slots, ys): tap t along y, of the RoI whose taps begin the table, is for the row of pixels at ys[slots[t]].
+
+    Neighbouring bins share rows, at most two in their ascending order: a kernel sums each along x once for all bins.
+    """
+    slots, ys = np.empty((2, np.int64(first[rows])), np.int64)
+    count = 0
+    for t in range(len(slots)):
+        slot = count
+        for earlier in range(max(count - 2, 0), count):
+            if ys[earlier] == offset[t]:
+                slot = earlier
+        if slot == count:
+            ys[count] = offset[t]
+            count += 1
+        slots[t] = slot
+    return slots, ys[:count]
+
+
+@jit(contract=True)
+def forward_one(flat, start, shape, first, offset, weight, bins, pooled, at):
+    """As `forward`, for one RoI, whose map begins at flat[start] and whose values begin at pooled[at].
+
+    Row by row, the part that the RoI reads is transposed, and the units along x are summed. The sums of all rows are
+    kept until those of a bin are added up.
+    """
+    _, channels, height, width = shape
+    rows, columns = bins
+    pixels, count, zero = height * width, rows * columns, weight.dtype.type(0)
+    slots, ys = _distinct_rows(first, offset, rows)
+    x_first = np.int64(first[rows + 1])
+    units = (np.int64(first[rows + 1 + columns]) - x_first) // UNIT
+    left, right = width, np.int64(0)
+    for x in range(x_first, x_first + units * UNIT):
+        left, right = min(left, offset[x]), max(right, offset[x] + 1)
+    span = min(-(-max(right - left, 1) // WIDTH) * WIDTH, pixels)
+    block, sums, values = lines(span, weight), lines(len(ys) * units, weight), lines(count, weight)
+    lanes = min(channels, WIDTH)
+    if lanes < WIDTH:  # arithmetic on what is in memory by chance may be slow
+        block[:] = 0
+    for item in range(-(-channels // WIDTH)):
+        channel = max(min(item * WIDTH, channels - WIDTH), 0)
+        i = 0
+        for s in range(len(ys)):
+            begin = max(min(ys[s] + left, pixels - span), 0)
+            _transpose(flat, start + channel * pixels + begin, pixels, lanes, span, block, 0, WIDTH)
+            to_row = ys[s] - begin
+            for x in range(x_first, x_first + units * UNIT, UNIT):
+                row = madd(weight[x], load(block, (to_row + offset[x]) * WIDTH), full(zero))
+                row = madd(weight[x + 1], load(block, (to_row + offset[x + 1]) * WIDTH), row)
+                row = madd(weight[x + 2], load(block, (to_row + offset[x + 2]) * WIDTH), row)
+                row = madd(weight[x + 3], load(block, (to_row + offset[x + 3]) * WIDTH), row)
+                store(sums, i, row)
+                i += WIDTH
+        for q in range(columns):
+            begin, end = np.int64(first[rows + 1 + q]), np.int64(first[rows + 2 + q])
+            if begin == end:
+                for i in range(q * WIDTH, count * WIDTH, columns * WIDTH):
+                    store(values, i, full(zero))
+            for x in range(begin, end, UNIT):
+                of_unit = (x - x_first) // UNIT * WIDTH
+                i, y_end = q * WIDTH, first[0]
+                for p in range(rows):
+                    total = full(zero)
+                    if x > begin:
+                        total = load(values, i)
+                    y_begin, y_end = y_end, first[p + 1]
+                    for y in range(y_begin, y_end):
+                        total = madd(weight[y], load(sums, slots[y] * units * WIDTH + of_unit), total)
+                    store(values, i, total)
+                    i += columns * WIDTH
+        _transpose(values, 0, WIDTH, count, lanes, pooled, at + channel * count, count)
+
+
+@jit(contract=True)
+def forward_one_direct(flat, start, shape, first, offset, weight, bins, pooled, at):
+    """As `forward_one`, pixel by pixel, and as `forward_direct`.
+
+    Values are computed by 16: those beyond a bin row are overwritten by the next, and `pooled` needs 15 elements more.
+    """
+    _, channels, height, width = shape
+    rows, columns = bins
+    zero = weight.dtype.type(0)
+    slots, ys = _distinct_rows(first, offset, rows)
+    line, last = -(-columns // WIDTH) * WIDTH, len(ys) - 1
+    sums = np.empty(len(ys) * line, weight.dtype)
+    for i in range(line - WIDTH, len(sums), line):
+        store(sums, i, full(zero))
+    for _ in range(channels):
+        for s in range(0, len(ys), 4):  # four rows at a time; beyond the last it is the last again
+            s1, s2, s3 = min(s + 1, last), min(s + 2, last), min(s + 3, last)
+            i0, i1, i2, i3 = start + ys[s], start + ys[s1], start + ys[s2], start + ys[s3]
+            for q in range(columns):
+                r0 = r1 = r2 = r3 = zero
+                for x in range(first[rows + 1 + q], first[rows + 2 + q]):
+                    w, i = weight[x], offset[x]
+                    r0 += w * load_one(flat, i0 + i)
+                    r1 += w * load_one(flat, i1 + i)
+                    r2 += w * load_one(flat, i2 + i)
+                    r3 += w * load_one(flat, i3 + i)
+                sums[s * line + q], sums[s1 * line + q] = r0, r1
+                sums[s2 * line + q], sums[s3 * line + q] = r2, r3
+        for p in range(rows):
+            for q in range(0, columns, WIDTH):
+                total = full(zero)
+                for y in range(first[p], first[p + 1]):
+                    total = madd(weight[y], load(sums, slots[y] * line + q), total)
+                store(pooled, at + q, total)
+            at += columns
+        start += height * width
 
 
 @jit(contract=True)

@@ -47,7 +47,7 @@ def _rounded(number):
 
 
 @jit
-def _axis_of(low, high, scale, layout, bins, ratio):
+def axis_of(low, high, scale, layout, bins, ratio):
     """How the bins of a RoI lie along one axis: (start of the first, size of each, samples or cells in each).
 
     -1 samples mean that the RoI is invalid: a corner is NaN or infinite, or there would be too many samples.
@@ -78,7 +78,7 @@ _STRIPS = 64
 
 
 @jit
-def _roi_of(rois, k):
+def roi_of(rois, k):
     """(image, x1, y1, x2, y2) of RoI k. Each is read once, because a thread of the caller may be changing them."""
     at = 5 * k
     return (
@@ -90,14 +90,14 @@ def _roi_of(rois, k):
 @jit
 def _strip(rois, k, images, levels, area_limits, layout, rows, ratio):
     """The strip in which RoI k begins, m * _STRIPS + strip of map m; -1 if its image index is wrong."""
-    image, x1, y1, x2, y2 = _roi_of(rois, k)
+    image, x1, y1, x2, y2 = roi_of(rois, k)
     if not 0 <= image < images or image != np.floor(image):
         return -1
     area = (x2 - x1) * (y2 - y1)
     level = 0
     for limit in area_limits:
         level += area >= limit
-    start, _, _ = _axis_of(y1, y2, type(y1)(levels[level, 2]), layout, rows, ratio)
+    start, _, _ = axis_of(y1, y2, type(y1)(levels[level, 2]), layout, rows, ratio)
     strip = start / levels[level, 0] * _STRIPS
     return (level * images + np.int64(image)) * _STRIPS + (np.int64(min(strip, _STRIPS - 1)) if strip >= 0 else 0)
 
@@ -187,9 +187,9 @@ def _part_of(starts, begin, count):
 
 @jit
 def _fill_up(begin, at, multiple_of, offset, weight):
-    """Split the last of the taps begin, ..., at - 1 until their number is a `multiple_of`; returns their end."""
+    """Split the last of the taps begin, ..., at - 1 until their number is a `multiple_of` 1 or 4; returns their end."""
     if begin < at:
-        while (at - begin) % multiple_of:
+        while (at - begin) & (multiple_of - 1):
             weight[at - 1] /= 2
             offset[at], weight[at] = offset[at - 1], weight[at - 1]
             at += 1
@@ -255,6 +255,37 @@ def _bilinear_taps(start, bin_size, samples, bins, length, stride, multiple_of, 
 
 
 @jit
+def room_of_taps(samples, sides, bins, multiple_of):
+    """No fewer taps than a RoI has, with so many samples in a bin along each axis.
+
+    A bin has at most two taps a sample, and one a cell before it is filled up; neighbours share two cells.
+    """
+    y_taps = min(2 * bins[0] * max(samples[0], 1), sides[0] + 2 * bins[0])
+    x_taps = min(2 * bins[1] * max(samples[1], 1), sides[1] + 2 * bins[1])
+    return y_taps + x_taps + multiple_of * (bins[0] + bins[1])
+
+
+@jit
+def taps_of(y_axis, x_axis, sides, bins, multiple_of, emit_nan, at, first, f, offset, weight):
+    """Write the taps of a RoI with these axes (see `axis_of`), as in `table_of_samples`.
+
+    Returns where those along x begin, and the end.
+    """
+    (y_start, y_size, y_samples), (x_start, x_size, x_samples) = y_axis, x_axis
+    (height, width), (rows, columns) = sides, bins
+    x_first, one = f + rows + 1, np.int64(1)  # not a literal, which would be compiled apart
+    if y_samples < 0 or x_samples < 0:
+        end = _invalid_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
+        return np.int64(first[x_first]), end
+    middle = _bilinear_taps(
+        y_start, y_size, y_samples, rows, height, width, one, at, first, f, offset, weight
+    )  # fmt: skip
+    return middle, _bilinear_taps(
+        x_start, x_size, x_samples, columns, width, one, multiple_of, middle, first, x_first, offset, weight
+    )  # fmt: skip
+
+
+@jit
 def _mark(marks, low, high):
     """Mark the runs that hold the pixels low to high."""
     for run in range(low // WIDTH, min(high // WIDTH + 1, len(marks))):
@@ -306,13 +337,10 @@ def table_of_samples(
             m += 1
         height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
         scale = real(levels[m // images, 2])
-        _, x1, y1, x2, y2 = _roi_of(rois, order[r])
-        axes[count, 0], axes[count, 1], samples[count, 0] = _axis_of(y1, y2, scale, layout, rows, ratio)
-        axes[count, 2], axes[count, 3], samples[count, 1] = _axis_of(x1, x2, scale, layout, columns, ratio)
-        # A bin has at most two taps a sample, and one a cell before it is filled up; neighbours share two cells.
-        taps = min(2 * rows * max(samples[count, 0], 1), height + 2 * rows)
-        taps += min(2 * columns * max(samples[count, 1], 1), width + 2 * columns)
-        taps += multiple_of * (rows + columns)
+        _, x1, y1, x2, y2 = roi_of(rois, order[r])
+        axes[count, 0], axes[count, 1], samples[count, 0] = axis_of(y1, y2, scale, layout, rows, ratio)
+        axes[count, 2], axes[count, 3], samples[count, 1] = axis_of(x1, x2, scale, layout, columns, ratio)
+        taps = room_of_taps(samples[count], (height, width), (rows, columns), multiple_of)
         if count > 0 and (room + taps) * (8 + rois.itemsize) + (count + 1) * roi_bytes > most_bytes:
             break
         room += taps
@@ -324,24 +352,16 @@ def table_of_samples(
     marks = np.zeros(runs_of_map, np.bool_)
     runs, run_starts = np.empty((len(starts) - 1) * runs_of_map, np.int64), np.zeros(len(starts), np.int64)
     at, f = np.int64(0), np.int64(0)
-    one = np.int64(1)  # not a literal, which would be compiled apart
     for m in range(len(starts) - 1):
         height, width = np.int64(levels[m // images, 0]), np.int64(levels[m // images, 1])
         for r in range(starts_of_chunk[m], starts_of_chunk[m + 1]):
-            begin, x_first = at, f + rows + 1
-            if samples[r, 0] < 0 or samples[r, 1] < 0:
-                at = _invalid_taps(rows + columns + 2, multiple_of if emit_nan else 0, at, first, f, offset, weight)
-                middle = np.int64(first[x_first])
-            else:
-                middle = _bilinear_taps(
-                    axes[r, 0], axes[r, 1], samples[r, 0], rows, height, width, one,
-                    at, first, f, offset, weight,
-                )  # fmt: skip
-                at = _bilinear_taps(
-                    axes[r, 2], axes[r, 3], samples[r, 1], columns, width, one, multiple_of,
-                    middle, first, x_first, offset, weight,
-                )  # fmt: skip
-            f = x_first + columns + 1
+            begin = at
+            y_axis, x_axis = (axes[r, 0], axes[r, 1], samples[r, 0]), (axes[r, 2], axes[r, 3], samples[r, 1])
+            middle, at = taps_of(
+                y_axis, x_axis, (height, width), (rows, columns), multiple_of, emit_nan,
+                at, first, f, offset, weight,
+            )  # fmt: skip
+            f += rows + columns + 2
             if middle < at and runs_of_map > 0:
                 low = high = offset[middle]
                 for x in range(middle, at):
@@ -395,9 +415,9 @@ def table_of_windows(
         for r in range(max(starts[m], begin), min(starts[m + 1], begin + most)):
             if full:
                 break
-            _, x1, y1, x2, y2 = _roi_of(rois, order[r])
-            top, bin_height, row_cells = _axis_of(y1, y2, scale, layout, rows, 0)
-            left, bin_width, column_cells = _axis_of(x1, x2, scale, layout, columns, 0)
+            _, x1, y1, x2, y2 = roi_of(rois, order[r])
+            top, bin_height, row_cells = axis_of(y1, y2, scale, layout, rows, 0)
+            left, bin_width, column_cells = axis_of(x1, x2, scale, layout, columns, 0)
             if row_cells < 0 or column_cells < 0:
                 for p in range(rows + columns):
                     windows[count, p, 0], windows[count, p, 1] = 0, -1

@@ -16,7 +16,9 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.codegen import get_host_cpu_features
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import models, register_model
+from numba.np.arrayobj import populate_array
 
 from ._jit import intrinsic, jit
 
@@ -98,6 +100,28 @@ def load_one(typingctx: Any, array: Any, index: Any) -> Any:
         return builder.load(builder.gep(data, [arguments[1]]))
 
     return array.dtype(array, types.int64), generate
+
+
+@intrinsic
+def flattened(typingctx: Any, array: Any) -> Any:
+    """The elements of a C-contiguous array, of whose type no layout is known, as an array of one dimension."""
+    flat = types.Array(array.dtype, 1, "C", readonly=not array.mutable)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source = context.make_array(array)(context, builder, arguments[0])
+        target = context.make_array(flat)(context, builder)
+        populate_array(
+            target,
+            data=source.data,
+            shape=[source.nitems],
+            strides=[source.itemsize],
+            itemsize=source.itemsize,
+            meminfo=source.meminfo,
+            parent=source.parent,
+        )
+        return impl_ret_borrowed(context, builder, flat, target._getvalue())
+
+    return flat(array), generate
 
 
 @intrinsic
