@@ -14,7 +14,7 @@ from numba import types
 
 from . import _roi_kernels, _roi_tables
 from ._jit import jit, jit_for
-from ._memory import Array
+from ._memory import Array, result
 from ._roi import CHUNK_BYTES
 from ._roi_kernels import FEW_CHANNELS
 from ._roi_tables import ALIGN, ALIGN_CENTRES, MAXIMUM
@@ -141,7 +141,7 @@ def align_few(features, rois, rows, columns, scale, ratio, layout):
             )  # fmt: skip
         else:
             _roi_kernels.forward_one(flat, start, features.shape, first, offset, weight, bins, pooled, k * values)
-    return pooled[: len(rois) * values].reshape((len(rois), channels, rows, columns))
+    return result(pooled[: len(rois) * values].reshape((len(rois), channels, rows, columns)))
 
 
 @jit
@@ -181,4 +181,4 @@ def pool_few(features, rois, rows, columns, scale):
             none, images * -(-channels // WIDTH), features.shape, strides, flat,
             order, starts, runs, run_starts, windows, bins, pooled, argmax,
         )  # fmt: skip
-    return pooled[: len(rois) * channels * rows * columns].reshape((len(rois), channels, rows, columns))
+    return result(pooled[: len(rois) * channels * rows * columns].reshape((len(rois), channels, rows, columns)))
