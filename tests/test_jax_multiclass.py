@@ -62,3 +62,14 @@ def test_refused_as_in_cvops(jax):
     for size, got in ((2.5, "float"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"`max_output` must be an integer, got {got}"):
             cvops.jax.multiclass_nms(boxes, scores, 0.5, max_output=size)
+
+
+def test_floors_are_rounded_to_bfloat16(jax):
+    import cvops.jax
+
+    boxes, scores = np.float32([[[0, 0, 1, 1]]]), jax.numpy.full((1, 1, 1), 0.3, "bfloat16")
+    for dtype in ("float32", "float16", "bfloat16"):  # 0.3 of either is below that of bfloat16
+        floors = jax.numpy.full(1, 0.3, dtype)
+        assert cvops.jax.multiclass_nms(boxes, scores, 0.5, max_output=1, score_threshold=floors).count.tolist() == [0]
+        floors = jax.numpy.full(1, 0.29, dtype)
+        assert cvops.jax.multiclass_nms(boxes, scores, 0.5, max_output=1, score_threshold=floors).count.tolist() == [1]

@@ -126,6 +126,8 @@ batched_nms = _suppression("cvops.batched_nms", cvops.batched_nms)
 def multiclass_nms(boxes: Array, scores: Array, objectness: Array | None, *args: Any) -> Any:
     options = _multiclass.Options(*args)._asdict()
     floors = options.pop("score_threshold") if isinstance(options["score_threshold"], jax.Array) else None
+    if floors is not None and scores.dtype == jnp.bfloat16:  # computed in float32, where nobody would round them
+        floors = jax.lax.reduce_precision(floors, exponent_bits=8, mantissa_bits=7)
     options["metric"] = _multiclass.METRICS.index(options["metric"])  # XLA has numbers alone
     shape = len(boxes), options["max_output"]
     return _indices(_multiclass_nms, [shape, shape, shape[:1]], boxes, scores, objectness, floors, **options)
