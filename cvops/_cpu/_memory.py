@@ -116,9 +116,12 @@ def _box(result: _Result, value: Any, context: Any) -> Any:
 numba.extending.box(_Result)(_box)
 
 
-@intrinsic
-def result(typingctx: Any, array: Any) -> Any:
+def result(array: Any) -> Any:
     """`array`, which the kernel has allocated, to be returned to Python and nothing else."""
+    return array  # where nothing is compiled
+
+
+def _typed_result(typingctx: Any, array: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         struct = cgutils.create_struct_proxy(signature.return_type)(context, builder)
@@ -127,3 +130,7 @@ def result(typingctx: Any, array: Any) -> Any:
         return struct._getvalue()
 
     return _Result(array)(array), generate
+
+
+if not numba.config.DISABLE_JIT:
+    result = intrinsic(_typed_result)
