@@ -395,6 +395,7 @@ for dtype in DTYPES:
         answer(f"nms {threshold} {dtype}", lambda: cvops.nms(boxes, array(60), threshold))
         of_classes = lambda: cvops.batched_nms(boxes, array(60), np.arange(60) % 3, threshold)
         answer(f"batched_nms {threshold} {dtype}", of_classes)
+    answer(f"multiclass_nms {dtype}", lambda: cvops.multiclass_nms(boxes[None], array(1, 60, 3), 0.5))
     for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
         answer(f"{name} {dtype}", lambda: getattr(cvops, name)(boxes, boxes))
     for channels in (4, 32):
@@ -456,6 +457,12 @@ def test_a_kernel_of_one_signature_refuses_other_dimensions_without_a_compiler_t
     for wrong in ((np.ones((1, 1), np.float32), 2.0), (np.ones(1, np.float32), np.ones(1))):
         with pytest.raises(TypeError):
             kernel(*wrong)
+
+
+def test_a_kernel_of_one_signature_takes_tuples_without_a_compiler_too(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    pair = numba.types.UniTuple(numba.types.int64, 2)
+    assert _jit.jit_for(pair, numba.types.int64)(lambda strides, k: strides[k])((3, 4), 1) == 4
 
 
 def test_what_a_kernel_calls_is_compiled_without_an_entry_for_python(folder):

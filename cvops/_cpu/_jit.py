@@ -109,7 +109,7 @@ def _with_dimensions(function: Callable[..., Any], arguments: tuple[Any, ...]) -
     @functools.wraps(function)
     def call(*values: Any) -> Any:
         for value, wanted in zip(values, arguments, strict=True):
-            if np.ndim(value) != getattr(wanted, "ndim", 0):
+            if not isinstance(value, tuple) and np.ndim(value) != getattr(wanted, "ndim", 0):
                 raise TypeError(f"{function.__name__} takes {wanted}, got {np.ndim(value)} dimensions")
         return function(*values)
 
