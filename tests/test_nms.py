@@ -504,6 +504,24 @@ def test_options_are_keywords():
         cvops.batched_nms(PAIR, scores(2, 1), np.array([0, 0]), 0.5, 0.1)
 
 
+@pytest.mark.parametrize("size", [2000, 20_000, 40_000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_result_holds_little_memory_beside_its_own(dtype, size):
+    corners = np.random.default_rng(0).uniform(0, 1000, (size, 2)).astype(dtype)
+    boxes, idxs = np.concatenate([corners, corners + dtype(50)], 1), np.arange(size) % 3
+    ranks = (np.arange(size, dtype=dtype) + 1) / dtype(size)
+    for threshold in (0.0, 0.99):
+        for keep in (
+            cvops.nms(boxes, ranks, 0.5, score_threshold=threshold),
+            cvops.batched_nms(boxes, ranks, idxs, 0.5, score_threshold=threshold),
+        ):
+            owner = keep
+            while getattr(owner, "base", None) is not None:
+                owner = owner.base
+            assert len(keep) > 0
+            assert memoryview(owner).nbytes <= keep.nbytes + 1000
+
+
 # --------------------------------------------------------------------------------------------------- unusual boxes
 
 

@@ -42,7 +42,7 @@ def nms(
         _xywh.check(boxes)
         order = _rank(scores, score_threshold)
         kept = suppress(gather(boxes, order), np.array([0, len(order)]), iou_threshold, limit)
-        keep = _select(order, kept)[:limit]
+        keep = copy(_select(order, kept)[:limit])  # else it would hold the memory of all
     return _result(keep, length if padded else None)
 
 
@@ -68,6 +68,7 @@ def batched_nms(
             ranks, starts = group(labels, order)
             kept = suppress(gather(boxes, order[ranks]), starts, iou_threshold, limit)
             keep = _select(order, _nms_few.by_rank(kept, ranks))[:limit]
+        keep = copy(keep)
     return _result(keep, length if padded else None)
 
 
@@ -91,7 +92,7 @@ def _as_real(array: Array, dtype: str) -> Array:
 
 def _result(keep: Array, padded_length: int | None) -> Array | tuple[Array, Array]:
     if padded_length is None:
-        return keep if keep.__array_interface__["data"][0] % 64 == 0 else copy(keep)
+        return keep
     indices, count = empty((padded_length,), "int64"), empty((), "int64")
     indices[: len(keep)] = keep
     indices[len(keep) :] = -1

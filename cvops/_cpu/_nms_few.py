@@ -159,7 +159,7 @@ def _nms(boxes, order, iou_threshold, limit):
             break
         order[count] = index
         count += 1
-    return _result(order, count)
+    return _result(order, count, len(boxes))
 
 
 @jit_for(*_arrays_of(types.float32), types.float64, types.float64, types.int64)
@@ -184,7 +184,7 @@ def _nms_on_grid(boxes, order, iou_threshold, limit):
     gather_range(0, order.size, boxes, order, ranked)
     kept, threshold = np.empty(order.size, np.bool_), lowered(iou_threshold, boxes)
     settled = search_grid(ranked, threshold, geometric(iou_threshold), limit, kept, np.int64(0))
-    return _result(order, select(order, kept, order)) if settled == order.size else None
+    return _result(order, select(order, kept, order), len(boxes)) if settled == order.size else None
 
 
 @jit_for(*_arrays_of(types.float32), _LABELS, types.float64, types.float64, types.int64)
@@ -205,7 +205,7 @@ def batched_nms_of_few_float64(boxes, scores, labels, iou_threshold, floor, limi
 @jit
 def _batched_nms(boxes, order, labels, iou_threshold, limit):
     if order.size == 0:
-        return _result(order, 0)
+        return _result(order, 0, len(boxes))
     ranks, starts = group(labels, order)
     ranked = np.empty((order.size, 4), boxes.dtype)
     gather_range(0, order.size, boxes, order[ranks], ranked)
@@ -215,7 +215,8 @@ def _batched_nms(boxes, order, labels, iou_threshold, limit):
         segment = slice(starts[s], starts[s + 1])
         if search_all(ranked[segment], threshold, limit, FEW_KEPT, kept[segment]) < starts[s + 1] - starts[s]:
             return None
-    return _result(order, min(select(order, by_rank(kept, ranks), order), limit))
+    count = min(select(order, by_rank(kept, ranks), order), limit)
+    return _result(order, count, len(boxes))
 
 
 @jit_for(types.Array(types.uint16, 2, "C", readonly=True), types.Array(types.uint16, 1, "C", readonly=True))
@@ -241,9 +242,12 @@ def widen(halves, widened):
 
 
 @jit
-def _result(order, count):
-    """The first `count` indices as a result: a copy, where more than a little memory would lie idle behind them."""
-    if order.size - count <= _MOST_IDLE and order.ctypes.data % 64 == 0:
+def _result(order, count, most):
+    """The first `count` indices as a result: a copy, where more than a little memory would lie idle behind them.
+
+    There is memory for `most`, of which `order` may show a part: those above a score threshold.
+    """
+    if most - count <= _MOST_IDLE and order.ctypes.data % 64 == 0:
         return result(order[:count])
     keep = new_indices(count)
     for i in range(count):
