@@ -11,7 +11,7 @@ import cvops
 from cvops._cpu import _roi_few, lean_roi_align, lean_roi_pool
 from tests import strategies_roi as strategies
 
-SHAPES = [(1, 1, 50, 50), (1, 50, 20, 30), (2, 3, 20, 30), (2, 4, 5, 6), (3, 17, 13, 9), (1, 64, 1, 1), (1, 2, 1, 40)]
+SHAPES = [(1, 1, 50, 50), (1, 20, 19, 30), (2, 3, 20, 30), (2, 4, 5, 6), (3, 17, 13, 9), (1, 64, 1, 1), (1, 2, 1, 40)]
 
 
 def in_general(monkeypatch, operator, *arguments):
@@ -129,6 +129,15 @@ def test_every_other_call_goes_the_general_way(change):
 def test_other_samples_go_the_general_way(change):
     arguments = {"input": MAPS, "boxes": BOXES, "output_size": 2, "spatial_scale": 1.0}
     assert lean_roi_align(**arguments | {"sampling_ratio": 2, "aligned": True} | change) is None
+
+
+def test_rois_that_read_the_same_pixels_many_times_go_the_general_way():
+    """It transposes the maps once: for 38 RoIs as large as a map that was three times as fast."""
+    maps, size = np.ones((1, 16, 50, 50), np.float32), 7
+    large, small = (np.array([[0, 2, 2, end, end]], np.float32) for end in (47, 9))
+    for box, count, taken in ((large, 2, True), (large, 38, False), (small, 38, True)):
+        pooled = lean_roi_align(maps, np.repeat(box, count, 0), size, 1.0, -1, True)
+        assert (pooled is not None) == taken
 
 
 def test_a_roi_that_would_take_much_memory_goes_the_general_way():

@@ -24,6 +24,8 @@ from ._xywh import looks_like_xywh
 # Values of a result up to which one dispatch takes the call: workers would not pay yet.
 _MOST_VALUES = 30_000
 _MOST_SAMPLES = 1 << 16
+# Pixels, of 16 channels each, that take as long as the general way takes to begin; measured.
+_SOME_PIXELS = 4096
 
 _FLOAT32 = np.dtype(np.float32)
 _ndarray = np.ndarray
@@ -106,13 +108,31 @@ def _is_contiguous(array):
     return True
 
 
+@jit
+def _read_much(shape, rois, rows, columns, scale, ratio, layout):
+    """Whether RoIs read the same pixels so often that transposing the maps once, as the general way does, is faster."""
+    images, channels, height, width = shape
+    read = np.float64(0)
+    for k in range(len(rois)):
+        _, x1, y1, x2, y2 = _roi_tables.roi_of(rois, k)
+        y_axis = _roi_tables.axis_of(y1, y2, np.float32(scale), layout, rows, ratio)
+        x_axis = _roi_tables.axis_of(x1, x2, np.float32(scale), layout, columns, ratio)
+        if y_axis[2] > 0 and x_axis[2] > 0:
+            row_count = min(min(abs(y_axis[1]) * rows, np.float64(2 * rows * y_axis[2])), np.float64(height))
+            read += row_count * min(abs(x_axis[1]) * columns, np.float64(width))
+    blocks = -(-channels // WIDTH)
+    return read * blocks > 1.5 * images * height * width * blocks + _SOME_PIXELS
+
+
 @jit_for(_MAPS, _ROIS, types.int64, types.int64, types.float64, types.int64, types.int64)
 def align_few(features, rois, rows, columns, scale, ratio, layout):
-    """The result of roi_align, or None if a value is wrong, RoIs look like xywh, or much memory would be needed."""
+    """The result of roi_align, or None if a value is wrong, RoIs look like xywh, or much would be read or needed."""
     if not _is_simple(features, rois, rows, columns, scale):
         return None
     images, channels, height, width = features.shape
     few, sides, bins, zero = channels < FEW_CHANNELS, (height, width), (rows, columns), np.int64(0)
+    if not few and len(rois) > 1 and _read_much(features.shape, rois, rows, columns, scale, ratio, layout):
+        return None
     multiple_of = np.int64(1 if few else _roi_kernels.UNIT)
     flat, values = flattened(features), channels * rows * columns
     pooled = _roi_kernels.lines(-(-len(rois) * values // WIDTH) + 1, rois)
