@@ -152,6 +152,8 @@ def test_a_roi_that_would_take_much_memory_goes_the_general_way():
             box = np.array([[0, x, 0, x + 3, 2_000]], np.float32)
             assert lean_roi_align(high, box, (1, 7_000), 1.0, 0, True) is None
             assert lean_roi_align(high, box, (1, 70), 1.0, 0, True) is not None
+    tall = np.ones((1, 1, 600_000, 1), np.float32)
+    assert lean_roi_align(tall, np.array([[0, 0, 0, 1, 600_000]], np.float32), (16, 1), 1.0, 0, True) is None
 
 
 @pytest.mark.parametrize("channels", [2, 5, 20])

@@ -152,7 +152,7 @@ def align_few(features, rois, rows, columns, scale, ratio, layout):
             offset, weight = np.empty(room, np.int64), np.empty(room, rois.dtype)
         _roi_tables.taps_of(y_axis, x_axis, sides, bins, multiple_of, True, zero, first, zero, offset, weight)
         y_taps, x_taps = np.int64(first[rows]), np.int64(first[rows + 1 + columns] - first[rows + 1])
-        if y_taps * max(x_taps, columns) * WIDTH > CHUNK_BYTES:  # no fewer bytes than sums of rows
+        if y_taps * max(x_taps, columns, 4) * WIDTH > CHUNK_BYTES:  # no fewer bytes than sums of rows
             return None
         start = np.int64(image) * channels * height * width
         if few:
