@@ -459,6 +459,13 @@ def test_a_kernel_of_one_signature_refuses_other_dimensions_without_a_compiler_t
             kernel(*wrong)
 
 
+def test_a_kernel_of_one_signature_refuses_other_dimensions_before_it_is_compiled():
+    kernel = _jit.jit_for(numba.types.Array(numba.types.float32, 1, "A", readonly=True), numba.types.float64)(add)
+    with pytest.raises(TypeError):
+        kernel(np.ones((1, 1), np.float32), 2.0)
+    assert not kernel.signatures
+
+
 def test_a_kernel_of_one_signature_takes_tuples_without_a_compiler_too(monkeypatch):
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
     pair = numba.types.UniTuple(numba.types.int64, 2)

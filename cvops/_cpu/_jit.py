@@ -93,7 +93,8 @@ def jit_for(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
                 dispatcher.compile(arguments)
             dispatcher.disable_compile()  # from now on Numba looks for a conversion where types differ
 
-        def compile_for_args(*_: Any) -> Any:
+        def compile_for_args(*values: Any) -> Any:
+            _check_dimensions(function, values, arguments)  # a wrong call shall not wait for a compilation
             _process.apart(compile_once)
             return dispatcher  # which is called then
 
@@ -108,12 +109,16 @@ def _with_dimensions(function: Callable[..., Any], arguments: tuple[Any, ...]) -
 
     @functools.wraps(function)
     def call(*values: Any) -> Any:
-        for value, wanted in zip(values, arguments, strict=True):
-            if not isinstance(value, tuple) and np.ndim(value) != getattr(wanted, "ndim", 0):
-                raise TypeError(f"{function.__name__} takes {wanted}, got {np.ndim(value)} dimensions")
+        _check_dimensions(function, values, arguments)
         return function(*values)
 
     return call
+
+
+def _check_dimensions(function: Callable[..., Any], values: tuple[Any, ...], arguments: tuple[Any, ...]) -> None:
+    for value, wanted in zip(values, arguments, strict=True):
+        if not isinstance(value, tuple) and np.ndim(value) != getattr(wanted, "ndim", 0):
+            raise TypeError(f"{function.__name__} takes {wanted}, got {np.ndim(value)} dimensions")
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
