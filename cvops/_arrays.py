@@ -269,6 +269,8 @@ def _gpu_of_plain_tensors(arrays: dict[str, Any]) -> int | None:
             plain = keys_of_plain_tensors("CUDA")
         if not plain or torch._C._dispatch_keys(array).raw_repr() not in plain:
             return None
+        if not array.data_ptr() and array.numel():  # freed: a kernel that reads it takes the whole CUDA context along
+            return None
         before, number = number, array.get_device()
         if before not in (-1, number):
             return None

@@ -127,12 +127,15 @@ def test_tensors_that_hide_nothing_take_one_look(on_gpu, monkeypatch):
     with torch.inference_mode():
         cvops.nms(boxes, scores, 0.5)
     assert (on_gpu[1:], looked) == ([(1, 71, False)], [])
+    freed = scores.clone()
+    freed.untyped_storage().resize_(0)
     others = {
         "requires grad": scores.clone().requires_grad_(),
         "of a subclass": torch.nn.Parameter(scores, requires_grad=False),
         "of another device": torch.rand(4),
         "a sign put off": torch._neg_view(scores),
         "without values": scores.to("meta"),
+        "without memory": freed,
         "an array": scores.numpy(),
     }
     for kind, other in others.items():
