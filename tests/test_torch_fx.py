@@ -52,6 +52,18 @@ def test_a_function_of_its_own(torch_ops, torch, name):
     same(torch, traced(*args), function(*args))
 
 
+def test_calls_that_python_refuses(torch_ops, torch):
+    """At once, and not when the graph runs."""
+    for call, text in (
+        (lambda boxes: torch_ops.nms(boxes), "'scores'"),
+        (lambda boxes: torch_ops.box_area(boxes, "xyxy", boxes), "too many positional arguments"),
+        (lambda boxes: torch_ops.box_area([boxes], format="xyxy"), "'format'"),
+        (lambda boxes: torch_ops.box_iou(boxes, boxes, boxes1=boxes), "'boxes1'"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            torch.fx.symbolic_trace(call)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("unknown", ["the first", "the tensors", "each in turn"])
 def test_within_a_module(torch_ops, torch, name, unknown):

@@ -145,6 +145,7 @@ def _node(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str
     if has_torch_function(values) or any(type(value) in (list, tuple, dict) for value in values):
         proxy = _proxy_in(values)
         if proxy is not None:
+            inspect.signature(function).bind(*args, **options)  # a wrong call is refused here, not where the graph runs
             return proxy.tracer.create_proxy("call_function", function, args, options)
     return None
 
