@@ -153,3 +153,14 @@ def test_maxima(torch):
         for recorded in (False, True):
             same_as_fake(torch, "roi_pool", [given, rois, [2, 3], 0.5, recorded])
             same_as_fake(torch, "roi_pool", [given, rois[:0], [2, 3], 0.5, recorded])
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_one_tensor_on_meta(torch, name):
+    """PyTorch asks the fake kernel then, whose result nobody would fill."""
+    args = registered_call(name)
+    tensors = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
+    for place in tensors[1:] or tensors:
+        given = [arg.to("meta") if i == place else arg for i, arg in enumerate(args)]
+        with pytest.raises(ValueError, match=r"` is on cpu and `\w+` is on meta: move them to one device"):
+            getattr(torch.ops.cvops, name)(*given)

@@ -173,7 +173,7 @@ def register(
         with warnings.catch_warnings():  # PyTorch 2.13 warns of the first kernel that takes the place of another
             warnings.simplefilter("ignore")
             _library.impl(name, untraced(kernel), device)
-    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_fake(qualified, _of_one_device(operator, fake), lib=_library)
     torch.library.register_vmap(qualified, _ragged(name) if ragged else _one_by_one(operator), lib=_library)
     if mixes_dtypes:
         for device, keys in _AUTOCAST.items():
@@ -209,6 +209,28 @@ def _define(name: str, schema: str) -> Any:
     if operator._schema != torch._C.parse_schema(f"cvops::{schema}"):
         raise ImportError(f"another version of cvops.torch has registered cvops::{name} in this process: restart it")
     return operator
+
+
+def _of_one_device(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """`fake` of tensors on one device. PyTorch calls it too where one of several tensors is on the device meta.
+
+    Their result would be on the device of the first, and hold what its memory held before.
+    """
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def checked(*args: Any, **options: Any) -> Any:
+        devices: dict[str, Any] = {}
+        for name, value in [*zip(names, args, strict=False), *options.items()]:
+            for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(tensor, Tensor):
+                    devices.setdefault(name, tensor.device)
+                    first_name, device = next(iter(devices.items()))
+                    if tensor.device != device:
+                        text = f"`{first_name}` is on {device} and `{name}` is on {tensor.device}"
+                        raise ValueError(f"{text}: move them to one device")
+        return fake(*args, **options)
+
+    return checked
 
 
 def _differentiated(
