@@ -285,6 +285,12 @@ def test_sigmoid_focal_loss(torch_ops, torch, alpha, gamma):
 def test_sigmoid_focal_loss_refuses(torch_ops, torch):
     with pytest.raises(ValueError, match=r"`alpha` must be in \[0, 1\], or -1 for no weights, got 1.5"):
         torch_ops.sigmoid_focal_loss(torch.zeros(2), torch.zeros(2), 1.5)
+    for shape in ((1,), (3,), (2, 2)):
+        with pytest.raises(ValueError, match=r"`targets` must have the shape of `inputs`, \(2,\), got \("):
+            torch_ops.sigmoid_focal_loss(torch.zeros(2), torch.zeros(shape))
+    for inputs, targets, name in (([0.0], torch.zeros(1), "inputs"), (torch.zeros(1), np.zeros(1), "targets")):
+        with pytest.raises(TypeError, match=f"`{name}` must be a tensor, got "):
+            torch_ops.sigmoid_focal_loss(inputs, targets)
 
 
 # ------------------------------------------------------------------------------------------------------ torchvision

@@ -156,7 +156,7 @@ def sigmoid_focal_loss(
     Raises
     ------
     ValueError
-        `alpha` is neither in [0, 1] nor -1, or `reduction` is unknown.
+        The shapes differ, `alpha` is neither in [0, 1] nor -1, or `reduction` is unknown.
 
     References
     ----------
@@ -170,9 +170,12 @@ def sigmoid_focal_loss(
     tensor([4.3322e-02, 1.4679e-06])
     """
     if not torch.jit.is_scripting():
+        _checks.check_tensors(inputs=inputs, targets=targets)
         alpha, gamma = _checks.number(alpha, "alpha"), _checks.number(gamma, "gamma")
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"`alpha` must be in [0, 1], or -1 for no weights, got {alpha}")
+    if targets.shape != inputs.shape:
+        raise ValueError(f"`targets` must have the shape of `inputs`, {shape_text(inputs)}, got {shape_text(targets)}")
     mixed = targets.is_floating_point() and targets.dtype != inputs.dtype
     dtype = torch.promote_types(inputs.dtype, targets.dtype) if mixed else inputs.dtype
     inputs, targets = _at_least_float32(inputs), _at_least_float32(targets)
