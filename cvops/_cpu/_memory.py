@@ -105,6 +105,7 @@ class _ResultModel(models.StructModel):
 
 def _box(result: _Result, value: Any, context: Any) -> Any:
     api, constants = context.pyapi, context.env_manager
+    # Numba asks these two for the class; their other forms do the same for what is a constant already.
     array = cgutils.create_struct_proxy(result)(context.context, context.builder, value=value).array
     api.serialize_object, api.unserialize = constants.add_const, constants.read_const
     try:
@@ -122,7 +123,6 @@ def result(array: Any) -> Any:
 
 
 def _typed_result(typingctx: Any, array: Any) -> Any:
-
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         struct = cgutils.create_struct_proxy(signature.return_type)(context, builder)
         struct.array = arguments[0]

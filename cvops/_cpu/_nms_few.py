@@ -25,6 +25,7 @@ MOST = 2048
 FEW_KEPT = 256
 # Boxes up to which threads do not pay.
 SOME = 1 << 15
+# Indices behind those that are kept for which a result keeps the memory of all: to copy it would take longer.
 _MOST_IDLE = 48
 
 _FLOAT64, _FLOAT32, _FLOAT16 = map(np.dtype, ("float64", "float32", "float16"))
